@@ -45,7 +45,9 @@ impl PageBuf {
     pub fn new(len: usize) -> PageBuf {
         let class = class_of(len.div_ceil(PAGE));
         let recycled = if class < CLASSES {
-            POOL.try_with(|p| p.try_borrow_mut().ok().and_then(|mut p| p[class].pop())).ok().flatten()
+            POOL.try_with(|p| p.try_borrow_mut().ok().and_then(|mut p| p[class].pop()))
+                .ok()
+                .flatten()
         } else {
             None
         };
@@ -149,7 +151,11 @@ mod tests {
         let p = b.as_ptr();
         drop(b);
         let c = PageBuf::new(12_000);
-        assert_eq!(c.as_ptr(), p, "same thread, same class: the buffer comes back");
+        assert_eq!(
+            c.as_ptr(),
+            p,
+            "same thread, same class: the buffer comes back"
+        );
         assert_eq!(c[0], 7, "recycled content is not cleared");
         assert!(PageBuf::zeroed(12_000).iter().all(|&x| x == 0));
     }

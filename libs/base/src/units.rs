@@ -5,7 +5,10 @@
 /// Errors are one sentence that says what would be accepted.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let t = text.trim();
-    let digits = t.chars().take_while(|c| c.is_ascii_digit() || *c == '.').count();
+    let digits = t
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .count();
     let (number, unit) = t.split_at(digits);
     let shift = match unit.trim() {
         "" | "B" => 0,
@@ -16,7 +19,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(bad(text)),
     };
     if let Ok(n) = number.parse::<u64>() {
-        return n.checked_mul(1 << shift).ok_or_else(|| format!("size '{text}' is too large"));
+        return n
+            .checked_mul(1 << shift)
+            .ok_or_else(|| format!("size '{text}' is too large"));
     }
     match number.parse::<f64>() {
         Ok(n) if shift > 0 && n.is_finite() && n * ((1u64 << shift) as f64) < 9.0e18 => {
@@ -27,7 +32,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 fn bad(text: &str) -> String {
-    format!("'{text}' is not a size: give bytes, or a number with MiB, GiB or TiB, for example 10GiB")
+    format!(
+        "'{text}' is not a size: give bytes, or a number with MiB, GiB or TiB, for example 10GiB"
+    )
 }
 
 /// A size for people: the largest unit that leaves at least 1, with up to two decimals.

@@ -1,0 +1,163 @@
+//! A daemon's side of the control session: dials, registers, keeps the session, dials again when it breaks.
+//!
+//! The daemon goes on serving I/O while the session is away (no MDM at all: I/O goes on).
+
+use crate::{read_message, write_message, ControlError, FromNode, Hello, ToNode};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// Waits between attempts to reach an MDM.
+const REDIAL: Duration = Duration::from_millis(200);
+/// Longest silence of the MDM before the session counts as broken.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a TCP connection.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Messages waiting to be sent; when full, the sender waits.
+const QUEUE: usize = 1024;
+
+/// How to reach the MDM.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// `host:port` of each member; tried in turn.
+    pub mdms: Vec<String>,
+}
+
+/// What the session tells the daemon.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A session stands; `Registered` and `Snapshot` follow as messages.
+    Up {
+        mdm: String,
+    },
+    /// The session broke; it is dialled again. `registered` messages sent meanwhile are dropped.
+    Down {
+        reason: String,
+    },
+    Message(ToNode),
+    /// The MDM will not have this node: say it and end.
+    Refused(ControlError),
+}
+
+/// Handle of a running session. Dropping it ends the session.
+pub struct Session {
+    out: mpsc::Sender<FromNode>,
+    pub events: mpsc::Receiver<SessionEvent>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Session {
+    /// Starts the session's task. `hello` is asked for at every (re-)registration, as positions move.
+    pub fn start<F>(cfg: SessionConfig, hello: F) -> Session
+    where
+        F: Fn() -> Hello + Send + Sync + 'static,
+    {
+        let (out, rx) = mpsc::channel(QUEUE);
+        let (tx, events) = mpsc::channel(QUEUE);
+        let task = tokio::spawn(run(cfg, hello, rx, tx));
+        Session { out, events, task }
+    }
+
+    /// A sender for messages to the MDM. While no session stands they are dropped: state is reported again.
+    pub fn sender(&self) -> mpsc::Sender<FromNode> {
+        self.out.clone()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run<F: Fn() -> Hello>(
+    cfg: SessionConfig,
+    hello: F,
+    mut out: mpsc::Receiver<FromNode>,
+    tx: mpsc::Sender<SessionEvent>,
+) {
+    let mut n = 0;
+    loop {
+        let Some(addr) = cfg.mdms.get(n % cfg.mdms.len().max(1)).cloned() else {
+            return;
+        };
+        n += 1;
+        let reason = match one(&addr, hello(), &mut out, &tx).await {
+            Ok(()) => return,
+            Err(e @ ControlError::Refused { .. }) => {
+                // The receiver may be gone already; then nobody needs to know.
+                tx.send(SessionEvent::Refused(e)).await.ok();
+                return;
+            }
+            Err(e) => e.to_string(),
+        };
+        if tx.send(SessionEvent::Down { reason }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(REDIAL).await;
+        while out.try_recv().is_ok() {}
+    }
+}
+
+/// One session, until it breaks. `Ok` when the daemon dropped its handle.
+async fn one(
+    addr: &str,
+    hello: Hello,
+    out: &mut mpsc::Receiver<FromNode>,
+    tx: &mpsc::Sender<SessionEvent>,
+) -> Result<(), ControlError> {
+    let s = tokio::time::timeout(CONNECT, TcpStream::connect(addr))
+        .await
+        .map_err(|_| ControlError::Protocol("connecting took too long"))??;
+    s.set_nodelay(true)?;
+    let (mut r, mut w) = s.into_split();
+    write_message(&mut w, &FromNode::Hello(hello)).await?;
+    if tx
+        .send(SessionEvent::Up {
+            mdm: addr.to_string(),
+        })
+        .await
+        .is_err()
+    {
+        return Ok(());
+    }
+    let (in_tx, mut incoming) = mpsc::channel(64);
+    let reader = tokio::spawn(async move {
+        loop {
+            let m = read_message::<ToNode>(&mut r).await;
+            let end = m.is_err();
+            if in_tx.send(m).await.is_err() || end {
+                return;
+            }
+        }
+    });
+    let result = pump(&mut incoming, &mut w, out, tx).await;
+    reader.abort();
+    result
+}
+
+async fn pump(
+    incoming: &mut mpsc::Receiver<Result<ToNode, ControlError>>,
+    w: &mut tokio::net::tcp::OwnedWriteHalf,
+    out: &mut mpsc::Receiver<FromNode>,
+    tx: &mpsc::Sender<SessionEvent>,
+) -> Result<(), ControlError> {
+    loop {
+        tokio::select! {
+            m = tokio::time::timeout(SILENCE, incoming.recv()) => {
+                let m = m.map_err(|_| ControlError::Protocol("the MDM is silent"))?
+                    .ok_or(ControlError::Protocol("reader ended"))??;
+                if let ToNode::Refused { code, message, hint } = m {
+                    return Err(ControlError::Refused { code, message, hint });
+                }
+                if tx.send(SessionEvent::Message(m)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            m = out.recv() => match m {
+                Some(m) => write_message(w, &m).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The cluster as the MDM pushes it: a snapshot, then every change in order of its log index (R3).
+
+use quarry_base::{
+    ConfigIndex, DeviceId, Epoch, Extent, Generation, Instance, PgId, PoolId, SdcId, SdsId,
+    StartNo, VolumeId, VtreeId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where a shard of a daemon listens.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Unix socket, good on the same host only.
+    pub unix: Option<PathBuf>,
+    pub tcp: Option<SocketAddr>,
+}
+
+/// A replica of a placement group: a device, and the start of the SDS that may play it (R1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
+pub struct Member {
+    pub device: DeviceId,
+    pub sds: SdsId,
+    /// The process start this role belongs to. [`StartNo::ZERO`]: known, but not running now.
+    pub start: StartNo,
+}
+
+/// Configuration of a placement group (R1). Changed only through the MDM's log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PgConfig {
+    pub pg: PgId,
+    pub epoch: Epoch,
+    /// MDM log index that made it.
+    pub index: ConfigIndex,
+    /// Device of the primary; one of `in_sync`. `None`: the group is unavailable until one is chosen.
+    pub primary: Option<DeviceId>,
+    /// Members that have every acknowledged write.
+    pub in_sync: Vec<Member>,
+    /// Members being brought up to date.
+    pub syncing: Vec<Member>,
+    /// Devices that are meant to hold the group, in order of placement.
+    pub listed: Vec<DeviceId>,
+    /// Copies asked for.
+    pub copies: u8,
+    /// Fewest in-sync members that take new writes (R25).
+    pub min_copies: u8,
+}
+
+impl PgConfig {
+    /// The primary's member entry.
+    pub fn primary_member(&self) -> Option<&Member> {
+        let d = self.primary?;
+        self.in_sync.iter().find(|m| m.device == d)
+    }
+    /// In-sync and syncing members.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.in_sync.iter().chain(&self.syncing)
+    }
+    /// The entry of `device`, whichever role it has.
+    pub fn member(&self, device: DeviceId) -> Option<&Member> {
+        self.members().find(|m| m.device == device)
+    }
+    /// True if `device` is in the in-sync set.
+    pub fn is_in_sync(&self, device: DeviceId) -> bool {
+        self.in_sync.iter().any(|m| m.device == device)
+    }
+    /// True if every listed device is in sync and there are as many as asked for.
+    pub fn is_complete(&self) -> bool {
+        self.in_sync.len() >= self.copies as usize
+            && self.listed.iter().all(|d| self.is_in_sync(*d))
+    }
+}
+
+/// A data server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SdsInfo {
+    pub id: SdsId,
+    pub name: String,
+    /// Newest start; [`StartNo::ZERO`] if it never registered.
+    pub start: StartNo,
+    /// False once the MDM has logged its failure.
+    pub up: bool,
+    /// Same text on two daemons: same host, Unix sockets reach.
+    pub host: String,
+    /// One a shard.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A device of a data server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    pub id: DeviceId,
+    pub sds: SdsId,
+    pub pool: PoolId,
+    /// Index in the server's endpoints.
+    pub shard: u16,
+}
+
+/// A data client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SdcInfo {
+    pub id: SdcId,
+    pub name: String,
+    /// Newest instance; requests of an older one are refused everywhere (R19).
+    pub instance: Instance,
+    pub host: String,
+}
+
+/// A storage pool as data paths need it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolInfo {
+    pub id: PoolId,
+    pub name: String,
+    pub pg_count: u32,
+    /// False: `ack = durable`. True: `ack = cached`.
+    pub cached: bool,
+    /// Bytes a second of sync traffic a primary may send (0: no limit).
+    #[serde(default)]
+    pub rebuild_bytes_per_second: u64,
+}
+
+/// A mapping of a volume to a client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MapEntry {
+    pub sdc: SdcId,
+    pub read_only: bool,
+    /// The client should attach a kernel device.
+    pub device: bool,
+}
+
+/// A volume as data paths need it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    pub id: VolumeId,
+    pub name: String,
+    pub vtree: VtreeId,
+    pub pool: PoolId,
+    pub size_bytes: u64,
+    /// Raised whenever a mapping is added or removed (R21).
+    pub generation: Generation,
+    pub mappings: Vec<MapEntry>,
+}
+
+/// One change of the view.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    Pg(PgConfig),
+    PgGone(PgId),
+    Sds(SdsInfo),
+    SdsGone(SdsId),
+    Device(DeviceInfo),
+    DeviceGone(DeviceId),
+    Sdc(SdcInfo),
+    SdcGone(SdcId),
+    Pool(PoolInfo),
+    PoolGone(PoolId),
+    Volume(VolumeInfo),
+    /// Deleted: primaries log a DropVtree for it.
+    VolumeGone {
+        id: VolumeId,
+        vtree: VtreeId,
+        pool: PoolId,
+    },
+}
+
+/// Everything a data path knows of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Log index of the newest change in it.
+    pub index: ConfigIndex,
+    pub pgs: BTreeMap<PgId, PgConfig>,
+    pub sds: BTreeMap<SdsId, SdsInfo>,
+    pub devices: BTreeMap<DeviceId, DeviceInfo>,
+    pub sdcs: BTreeMap<SdcId, SdcInfo>,
+    pub pools: BTreeMap<PoolId, PoolInfo>,
+    pub volumes: BTreeMap<VolumeId, VolumeInfo>,
+    /// Deleted vTrees whose groups may still hold blocks, with their pool.
+    #[serde(default)]
+    pub deleted: BTreeMap<VtreeId, PoolId>,
+}
+
+impl ClusterView {
+    /// Applies one change. A configuration never goes back to an older epoch (R2).
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Pg(c) => match self.pgs.get_mut(&c.pg) {
+                Some(have) if have.epoch > c.epoch => {}
+                Some(have) => *have = c,
+                None => {
+                    self.pgs.insert(c.pg, c);
+                }
+            },
+            Change::PgGone(id) => drop(self.pgs.remove(&id)),
+            Change::Sds(s) => drop(self.sds.insert(s.id, s)),
+            Change::SdsGone(id) => drop(self.sds.remove(&id)),
+            Change::Device(d) => drop(self.devices.insert(d.id, d)),
+            Change::DeviceGone(id) => drop(self.devices.remove(&id)),
+            Change::Sdc(s) => drop(self.sdcs.insert(s.id, s)),
+            Change::SdcGone(id) => drop(self.sdcs.remove(&id)),
+            Change::Pool(p) => drop(self.pools.insert(p.id, p)),
+            Change::PoolGone(id) => drop(self.pools.remove(&id)),
+            Change::Volume(v) => drop(self.volumes.insert(v.id, v)),
+            Change::VolumeGone { id, vtree, pool } => {
+                self.volumes.remove(&id);
+                self.deleted.insert(vtree, pool);
+            }
+        }
+    }
+
+    /// The group that holds an extent of a volume.
+    pub fn pg_of(&self, volume: &VolumeInfo, extent: Extent) -> Option<PgId> {
+        let pool = self.pools.get(&volume.pool)?;
+        Some(quarry_base::pg_of(
+            pool.id,
+            pool.pg_count,
+            volume.vtree,
+            extent,
+        ))
+    }
+
+    /// Where to reach a member's device, and the host it is on.
+    pub fn endpoint(&self, device: DeviceId) -> Option<(&SdsInfo, &Endpoint)> {
+        let d = self.devices.get(&device)?;
+        let s = self.sds.get(&d.sds)?;
+        Some((s, s.endpoints.get(d.shard as usize)?))
+    }
+}
