@@ -1,0 +1,122 @@
+//! `scli status`: what a tired person needs first. Is everything all right; if not, what is at risk,
+//! why, and how long it takes.
+
+use super::Context;
+use crate::args::StatusArgs;
+use crate::error::{CliError, Exit};
+use crate::table::duration;
+use quarry_base::units::show_size;
+use serde_json::{json, Value};
+
+/// Reasons shown to people; programs get all.
+const MAX_REASONS: usize = 12;
+
+pub fn run(cx: &Context<'_>, args: &StatusArgs) -> Result<u8, CliError> {
+    let status = status(cx)?;
+    let health = status.get("health").and_then(Value::as_str).unwrap_or("unavailable");
+    if cx.out.json {
+        cx.out.text(&status.to_string())?;
+    } else {
+        let nodes = cx.client.get("/cluster/nodes").unwrap_or(Value::Null);
+        cx.out.text(&text(&status, health, &nodes))?;
+    }
+    let code = match health {
+        "ok" => 0,
+        "degraded" => 10,
+        _ => 20,
+    };
+    Ok(if args.exit_code { code } else { 0 })
+}
+
+/// The API's answer. An MDM that answers without a quorum still is an answer: unavailable.
+fn status(cx: &Context<'_>) -> Result<Value, CliError> {
+    let answer = cx.client.get_any("/status")?;
+    if answer.body.get("health").is_some() {
+        return Ok(answer.body);
+    }
+    if answer.status == 503 {
+        let why = answer.body.get("message").and_then(Value::as_str);
+        return Ok(json!({
+            "health": "unavailable", "bytes_degraded": null, "eta_seconds": null,
+            "reasons": [why.unwrap_or("the MDM has no quorum")],
+        }));
+    }
+    if answer.status < 300 {
+        let message = "the MDM's answer does not tell the health";
+        return Err(CliError::new(Exit::Failed, "bad_answer", message)
+            .hint("do scli and mdm have the same release? scli --version tells"));
+    }
+    Err(CliError::from_api(answer.status, &answer.body))
+}
+
+fn meaning(health: &str) -> &'static str {
+    match health {
+        "ok" => "OK            every block has all its copies",
+        "degraded" => "DEGRADED      everything works, but some data has too few copies",
+        _ => "UNAVAILABLE   some data cannot be read or written now",
+    }
+}
+
+fn text(status: &Value, health: &str, nodes: &Value) -> String {
+    let mut out = vec![format!("health   {}", meaning(health))];
+    let degraded = status.get("bytes_degraded").and_then(Value::as_u64);
+    if let Some(bytes) = degraded.filter(|b| *b > 0) {
+        out.push(format!("at risk  {} have fewer copies than asked", show_size(bytes)));
+    }
+    if health != "ok" {
+        let eta = status.get("eta_seconds").and_then(Value::as_f64);
+        let eta = eta.map_or_else(|| "not known yet".to_string(), duration);
+        out.push(format!("healed   in {eta}").replace("in not", "not"));
+    }
+    let reasons = status.get("reasons").and_then(Value::as_array);
+    let reasons = reasons.map(Vec::as_slice).unwrap_or_default();
+    for (n, reason) in reasons.iter().take(MAX_REASONS).enumerate() {
+        let label = if n == 0 { "why     " } else { "        " };
+        out.push(format!("{label} {}", reason.as_str().unwrap_or("?")));
+    }
+    if reasons.len() > MAX_REASONS {
+        out.push(format!("         and {} more: scli status --json", reasons.len() - MAX_REASONS));
+    }
+    out.extend(node_line(nodes));
+    out.join("\n")
+}
+
+/// How many hosts are up, and the names of those that are not.
+fn node_line(nodes: &Value) -> Option<String> {
+    let nodes = nodes.as_array()?;
+    let is_up = |n: &&Value| {
+        let state = n.get("state").and_then(Value::as_str).unwrap_or("");
+        matches!(state, "up" | "ok" | "online" | "healthy")
+    };
+    let up = nodes.iter().filter(is_up).count();
+    let name = |n: &Value| n.get("name").and_then(Value::as_str).unwrap_or("?").to_string();
+    let down: Vec<String> = nodes.iter().filter(|n| !is_up(n)).map(name).collect();
+    if down.is_empty() {
+        return Some(format!("nodes    {up} of {} up", nodes.len()));
+    }
+    Some(format!("nodes    {up} of {} up; NOT UP: {}", nodes.len(), down.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_told_with_what_why_and_how_long() {
+        let s = json!({"health": "degraded", "bytes_degraded": 1073741824, "eta_seconds": 200,
+                       "reasons": ["sds2 is down since 02:13"]});
+        let nodes = json!([{"name": "sds1", "state": "up"}, {"name": "sds2", "state": "down"}]);
+        let t = text(&s, "degraded", &nodes);
+        let parts = ["DEGRADED", "1 GiB", "3 min 20 s", "why      sds2 is down", "NOT UP: sds2"];
+        for part in parts {
+            assert!(t.contains(part), "{part} not in\n{t}");
+        }
+    }
+
+    #[test]
+    fn when_all_is_well_there_is_little_to_read() {
+        let s = json!({"health": "ok", "bytes_degraded": 0, "eta_seconds": null, "reasons": []});
+        let t = text(&s, "ok", &json!([{"name": "a", "state": "up"}]));
+        assert_eq!(t.lines().count(), 2, "{t}");
+    }
+}

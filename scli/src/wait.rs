@@ -1,0 +1,97 @@
+//! Waiting for long work.
+
+use crate::client::{Answer, Client};
+use crate::error::{CliError, Exit};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// First pause between two looks; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The task an answer speaks of, if the work has only begun.
+pub fn task_id(answer: &Answer) -> Option<String> {
+    if answer.status != 202 {
+        return None;
+    }
+    match answer.body.get("task_id")? {
+        Value::String(s) => Some(s.clone()),
+        Value::Number(n) => Some(n.to_string()),
+        _ => None,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    Done,
+    Failed,
+}
+
+fn state(task: &Value) -> State {
+    match task.get("state").or_else(|| task.get("status")).and_then(Value::as_str) {
+        Some("done" | "succeeded" | "completed" | "ok") => State::Done,
+        Some("failed" | "error" | "cancelled" | "canceled") => State::Failed,
+        _ => State::Running,
+    }
+}
+
+/// Polls a task until it is done and gives what the API said last. Exit status 7 when `limit` passes.
+pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, CliError> {
+    let began = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let task = client.get(&format!("/tasks/{id}"))?;
+        match state(&task) {
+            State::Done => return Ok(task),
+            State::Failed => return Err(failure(id, &task)),
+            State::Running => {}
+        }
+        let left = limit.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            let message = format!("task {id} is not done after {} s", limit.as_secs());
+            return Err(CliError::new(Exit::TimedOut, "timed_out", message)
+                .hint(format!("it goes on: scli task get --id {id}")));
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn failure(id: &str, task: &Value) -> CliError {
+    match task.get("error") {
+        Some(e) if e.is_object() => {
+            let mut e = CliError::from_api(422, e);
+            e.exit = Exit::Failed;
+            e
+        }
+        Some(Value::String(why)) => CliError::new(Exit::Failed, "task_failed", why.clone()),
+        _ if task.get("detail").is_some_and(Value::is_string) => {
+            let why = task.get("detail").and_then(Value::as_str).unwrap_or_default();
+            CliError::new(Exit::Failed, "task_failed", format!("task {id} failed: {why}"))
+        }
+        _ => CliError::new(Exit::Failed, "task_failed", format!("task {id} failed"))
+            .hint(format!("scli task get --id {id} and scli events tell more")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_an_accepted_answer_names_a_task() {
+        let a = |status, body| Answer { status, body };
+        assert_eq!(task_id(&a(202, json!({"task_id": 7}))), Some("7".to_string()));
+        assert_eq!(task_id(&a(202, json!({"task_id": "t-7"}))), Some("t-7".to_string()));
+        assert_eq!(task_id(&a(200, json!({"task_id": 7}))), None);
+    }
+
+    #[test]
+    fn a_failed_task_gives_the_apis_words() {
+        let e = failure("1", &json!({"error": {"code": "x", "message": "m", "hint": "h"}}));
+        assert_eq!((e.exit, e.code.as_str(), e.hint.as_str()), (Exit::Failed, "x", "h"));
+        assert_eq!(state(&json!({"state": "running"})), State::Running);
+    }
+}

@@ -1,0 +1,205 @@
+//! The real `scli` against a tiny MDM in this process: exit statuses, what goes to stdout and stderr.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod fake;
+
+use fake::Fake;
+use serde_json::{json, Value};
+use std::process::{Command, Output};
+
+fn scli(api: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_scli"))
+        .args(args)
+        .env_clear()
+        .env("QUARRY_API", api)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs and gives exit status, stdout, stderr.
+fn run(fake: &Fake, args: &[&str]) -> (i32, String, String) {
+    let out = scli(&fake.url(), args);
+    (out.status.code().unwrap(), text(&out.stdout), text(&out.stderr))
+}
+
+const V: &str = r#"[{"id":7,"name":"v","size_bytes":1073741824,"provisioning":"thin"}]"#;
+
+#[test]
+fn a_list_is_an_array_for_programs_and_a_table_for_people() {
+    let f = Fake::start(&[("GET /vol/list", 200, V)]);
+    let (code, out, err) = run(&f, &["volume", "list", "--json"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()[0]["id"], 7);
+    let (code, out, _) = run(&f, &["volume", "list"]);
+    assert!(code == 0 && out.contains("NAME") && out.contains("1 GiB"), "{out}");
+}
+
+#[test]
+fn every_refusal_has_its_exit_status_and_the_apis_words() {
+    for (status, want) in
+        [(400, 2), (401, 6), (403, 6), (404, 3), (409, 4), (422, 1), (501, 1), (503, 5)]
+    {
+        let body = r#"{"code":"c","message":"m","hint":"h"}"#;
+        let f = Fake::start(&[("POST /vol/create", status, body)]);
+        let args = ["volume", "create", "--name", "v", "--size", "1GiB", "--json"];
+        let (code, out, err) = run(&f, &args);
+        assert_eq!((code, out.as_str()), (want, ""), "HTTP {status}");
+        let e: Value = serde_json::from_str(&err).unwrap();
+        assert_eq!(e, json!({"code": "c", "message": "m", "hint": "h"}));
+    }
+}
+
+#[test]
+fn usage_errors_have_status_2_and_are_json_when_asked() {
+    let f = Fake::start(&[]);
+    for args in [
+        &["volume", "create", "--name", "v", "--size", "0"][..],
+        &["volume", "create", "--name", "v", "--size", "1MB2"],
+        &["volume", "create", "--name", "no good", "--size", "1GiB"],
+        &["volume", "frobnicate"],
+        &["volume", "get"],
+        &["probe", "http://x"],
+    ] {
+        let (code, out, err) = run(&f, args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}");
+        assert!(!err.is_empty());
+        let mut with_json = args.to_vec();
+        with_json.push("--json");
+        let (code, _, err) = run(&f, &with_json);
+        let e: Value = serde_json::from_str(&err).unwrap();
+        assert!(code == 2 && e["message"].is_string() && e["hint"].is_string(), "{err}");
+    }
+    assert!(f.requests().is_empty(), "nothing was sent");
+}
+
+#[test]
+fn an_unknown_name_has_status_3() {
+    let f = Fake::start(&[("GET /vol/list", 200, "[]")]);
+    let (code, out, err) = run(&f, &["volume", "get", "--name", "nope"]);
+    assert_eq!((code, out.as_str()), (3, ""));
+    assert!(err.contains("'nope'") && err.contains("hint"), "{err}");
+}
+
+#[test]
+fn no_mdm_has_status_5_and_a_hint() {
+    let out = scli("http://127.0.0.1:1", &["status", "--json"]);
+    assert_eq!(out.status.code(), Some(5));
+    let e: Value = serde_json::from_str(&text(&out.stderr)).unwrap();
+    assert!(e["code"] == "no_mdm" && !e["hint"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn the_next_mdm_is_tried_when_one_is_gone_and_a_leader_is_followed() {
+    let f = Fake::start(&[("GET /vol/list", 200, "[]")]);
+    let list = format!("http://127.0.0.1:1,{}", f.url());
+    assert_eq!(scli(&list, &["volume", "list"]).status.code(), Some(0));
+    let leader = format!(r#"{{"code":"not_leader","message":"m","leader":"{}"}}"#, f.url());
+    let follower = Fake::start(&[("GET /vol/list", 503, &leader)]);
+    assert_eq!(run(&follower, &["volume", "list"]).0, 0);
+}
+
+#[test]
+fn map_sends_names_and_prints_the_address() {
+    let answer = r#"{"volume":"v","sdc":"sdc1","uri":"nbd+unix:///v?socket=/s/v.sock","uri_tcp":null,"device":null}"#;
+    let f = Fake::start(&[("POST /vol/map", 200, answer)]);
+    let args = ["volume", "map", "--name", "v", "--sdc", "sdc1"];
+    let (code, out, _) = run(&f, &args);
+    assert_eq!((code, out.as_str()), (0, "nbd+unix:///v?socket=/s/v.sock\n"));
+    let request = f.requests().pop().unwrap();
+    assert_eq!(request.body, json!({"volume": "v", "sdc": "sdc1"}));
+    assert!(request.head.to_lowercase().contains("idempotency-key: "));
+}
+
+#[test]
+fn map_waits_for_the_address_while_it_is_pending() {
+    let answer = r#"{"volume":"v","sdc":"sdc1","uri":"nbd+unix:///v?socket=/s","uri_tcp":null,"device":null}"#;
+    let f = Fake::start(&[
+        ("POST /vol/map", 202, r#"{"task_id":3}"#),
+        ("GET /tasks/3", 200, r#"{"id":3,"state":"running"}"#),
+        ("GET /tasks/3", 200, r#"{"id":3,"state":"done"}"#),
+        ("POST /vol/map", 200, answer),
+    ]);
+    let (code, out, _) = run(&f, &["volume", "map", "--name", "v", "--sdc", "sdc1", "--json"]);
+    assert_eq!(code, 0);
+    let got: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(got["uri"], "nbd+unix:///v?socket=/s");
+}
+
+#[test]
+fn waiting_too_long_has_status_7_and_says_the_task_goes_on() {
+    let f = Fake::start(&[
+        ("GET /pool/list", 200, r#"[{"id":1,"name":"default"}]"#),
+        ("POST /rebuild/start/1", 202, r#"{"task_id":"9"}"#),
+        ("GET /tasks/9", 200, r#"{"state":"running"}"#),
+    ]);
+    let (code, out, err) = run(&f, &["rebuild", "start", "--wait", "0"]);
+    assert_eq!((code, out.as_str()), (7, ""));
+    assert!(err.contains("goes on"), "{err}");
+    let (code, out, _) = run(&f, &["rebuild", "start", "--json"]);
+    assert!(code == 0 && out.contains("task_id"), "without --wait the task's id is the answer");
+}
+
+#[test]
+fn status_tells_health_and_its_exit_code_only_when_asked() {
+    let s = r#"{"health":"degraded","bytes_degraded":1048576,"eta_seconds":null,"reasons":["sds2 is down"]}"#;
+    let f = Fake::start(&[("GET /status", 200, s)]);
+    let (code, out, _) = run(&f, &["status", "--json"]);
+    let got: Value = serde_json::from_str(&out).unwrap();
+    assert!(code == 0 && got["health"] == "degraded");
+    assert_eq!(run(&f, &["status", "--exit-code"]).0, 10);
+    let f = Fake::start(&[("GET /status", 503, r#"{"message":"no quorum"}"#)]);
+    let (code, out, _) = run(&f, &["status", "--json"]);
+    let got: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &got["health"]), (0, &json!("unavailable")), "an MDM answered");
+    assert_eq!(run(&f, &["status", "--exit-code"]).0, 20);
+}
+
+#[test]
+fn delete_finds_the_id_by_name() {
+    let f = Fake::start(&[("GET /vol/list", 200, V), ("DELETE /vol/7", 200, "")]);
+    let (code, out, _) = run(&f, &["volume", "delete", "--name", "v", "--yes", "--json"]);
+    assert_eq!((code, out.as_str()), (0, "{}\n"));
+    assert!(f.requests().iter().any(|r| r.line == "GET /vol/list?name=v"));
+}
+
+#[test]
+fn events_are_the_newest_ones_in_order() {
+    let f = Fake::start(&[("GET /events", 200, r#"[{"id":1},{"id":2},{"id":3}]"#)]);
+    let (code, out, _) = run(&f, &["events", "--limit", "2", "--json"]);
+    let got: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, got), (0, json!([{"id": 2}, {"id": 3}])));
+}
+
+#[test]
+fn the_token_is_sent_as_bearer() {
+    let f = Fake::start(&[("GET /vol/list", 200, "[]")]);
+    run(&f, &["volume", "list", "--token", "sesame"]);
+    assert!(f.requests()[0].head.to_lowercase().contains("authorization: bearer sesame"));
+}
+
+#[test]
+fn version_names_commit_and_formats() {
+    let f = Fake::start(&[]);
+    let (code, out, _) = run(&f, &["--version"]);
+    assert_eq!(code, 0);
+    for part in ["commit ", "wire ", "disk ", "api "] {
+        assert!(out.contains(part), "{out}");
+    }
+}
+
+#[test]
+fn doctor_gives_one_line_a_check() {
+    let f = Fake::start(&[]);
+    let dir = std::env::temp_dir();
+    let (_, out, _) = run(&f, &["doctor", "--dir", dir.to_str().unwrap()]);
+    assert!(out.lines().count() >= 10);
+    for line in out.lines() {
+        assert!(["ok ", "warn ", "fail "].iter().any(|w| line.starts_with(w)), "{line}");
+    }
+}
