@@ -1,1 +1,17 @@
-//! mdm
+//! The MDM: keeps the cluster's configuration, never in the path of I/O (DESIGN section 7).
+//!
+//! [`state`] is a pure state machine over a log of commands; [`log`] keeps the log durably; [`engine`] runs the
+//! one writer and publishes what is durable; [`control`] holds the sessions of SDSs and SDCs and notices who is
+//! gone; [`api`] is the REST interface.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod api;
+pub mod control;
+pub mod daemon;
+pub mod engine;
+mod gauges;
+pub mod health;
+pub mod log;
+pub mod state;
+#[cfg(test)]
+mod test_util;

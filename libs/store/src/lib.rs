@@ -1,1 +1,41 @@
-//! quarry-store
+//! The store on one device: an ordered log of replicated writes, and 64 KiB blocks behind it.
+//!
+//! Sans-IO: a [`Store`] never touches a file or a clock. Calls queue work, [`Store::poll`] hands out
+//! disk operations and events, [`Store::complete`] takes completions in any order. The on-disk format
+//! is docs/DISK-FORMAT.md; DESIGN rules R5-R8, R12-R14, R19 and R24 say what the replica engine
+//! relies on. `mechanism` of each part is in the header of its file.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod alloc;
+mod apply;
+mod audit;
+mod checkpoint;
+mod codec;
+pub mod config;
+mod destage;
+pub mod error;
+mod ids;
+mod index;
+mod layout;
+mod log;
+mod log_format;
+mod log_scan;
+mod pgs;
+mod read;
+mod recovery;
+mod replay;
+mod slots;
+mod space;
+pub mod stats;
+mod store;
+mod superblock;
+pub mod types;
+
+pub use config::{AckMode, StoreConfig};
+pub use error::{AppendError, ReadError, RepairError, StoreError};
+pub use pgs::MAX_META;
+pub use stats::{Headroom, StoreStats};
+pub use store::Store;
+pub use superblock::{format, read_ident, FORMAT_VERSION, IDENT_BYTES};
+pub use types::*;

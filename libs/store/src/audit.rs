@@ -1,0 +1,85 @@
+//! Cross-checks of everything the store has in memory, for tests and simulators.
+
+use crate::layout::NO_SLOT;
+use crate::log::Body;
+use crate::store::Store;
+use std::collections::HashMap;
+
+impl Store {
+    /// Is everything accounted for? Every slot has exactly one owner, counters are sums, pins are
+    /// balanced. Costs time in proportion to the store.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        if self.recovery.is_some() || self.failed.is_some() {
+            return Ok(());
+        }
+        let mut owner: HashMap<u32, String> = HashMap::new();
+        let mut own = |slot: u32, who: String| match owner.insert(slot, who) {
+            Some(other) => Err(format!("slot {slot} has two owners, one is {other}")),
+            None => Ok(()),
+        };
+        let (mut pins, mut dirty, mut unslotted) = (self.job_pins(), 0u64, 0u64);
+        for p in self.live_pgs() {
+            let (mut blocks, mut slots) = (0, 0);
+            for (e, x) in &p.ext {
+                for (n, b) in x.iter() {
+                    blocks += 1;
+                    if b.slot != NO_SLOT {
+                        slots += 1;
+                        own(b.slot, format!("{} {:?}", p.id, e.block(n)))?;
+                        let t = self.sp.slots.entry(b.slot);
+                        if t.is_none_or(|t| {
+                            (t.pg, t.key, t.version, t.valid)
+                                != (p.id, e.block(n), b.version, b.valid)
+                        }) {
+                            return Err(format!("slot {}: the table says {t:?}", b.slot));
+                        }
+                    }
+                    if let Some(o) = &b.over {
+                        pins += o.pins.len() as u64;
+                        dirty += o.pages.len() as u64;
+                        unslotted += u64::from(b.slot == NO_SLOT);
+                        if o.pages.is_empty() && o.job == 0 {
+                            return Err(format!("{:?} has an empty overlay", e.block(n)));
+                        }
+                    } else if b.valid == 0 {
+                        return Err(format!("{:?} has no content", e.block(n)));
+                    }
+                }
+            }
+            if (blocks, slots) != (p.blocks, p.slots) {
+                return Err(format!("{}: {blocks} blocks {slots} slots counted", p.id));
+            }
+            for t in &p.tail {
+                pins += u64::from(t.batch != 0);
+                for s in t.slots.iter().filter(|s| **s != NO_SLOT) {
+                    own(*s, format!("{} tail {:?}", p.id, t.rec.version))?;
+                }
+            }
+        }
+        for s in self.job_slots() {
+            own(s, "destage".into())?;
+        }
+        for s in self.sp.alloc.pending_slots() {
+            own(s, "pending".into())?;
+        }
+        for s in self.log.queue.iter().filter_map(|e| match &e.body {
+            Body::Copy { slot, .. } if *slot != NO_SLOT => Some(*slot),
+            _ => None,
+        }) {
+            own(s, "queued copy".into())?;
+        }
+        for s in self.log.flights.iter().flat_map(|f| f.copy_slots()) {
+            own(s, "copy in flight".into())?;
+        }
+        let a = &self.sp.alloc;
+        if owner.len() as u32 + a.free() != a.blocks() || owner.keys().any(|s| !a.is_used(*s)) {
+            return Err(format!("{} used, {} free, {} in all", owner.len(), a.free(), a.blocks()));
+        }
+        let sums = (pins, dirty, unslotted);
+        let kept = (self.sp.batches.total_pins(), self.sp.stats.dirty_pages, self.sp.unslotted);
+        if sums != kept {
+            return Err(format!("pins, dirty pages, unslotted: {sums:?} counted, {kept:?} kept"));
+        }
+        Ok(())
+    }
+}

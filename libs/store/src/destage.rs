@@ -1,0 +1,286 @@
+//! Destage: committed pages go from the log (and memory) to their blocks, sorted and merged.
+//!
+//! A page may be destaged only when recovery can no longer cut the log record it came from, nor a
+//! direct write below it: when a synced batch header says that its batch is synced. An overwritten
+//! page is torn after a crash, and then the log must have it. For the same reason the commit point
+//! that allows it must be durable: otherwise recovery would take the record for uncommitted and the
+//! old content, now overwritten, for the block's.
+
+use crate::index::Pg;
+use crate::layout::NO_SLOT;
+use crate::log::Body;
+use crate::log_format::Kind;
+use crate::space::Space;
+use crate::store::{OpKind, Store};
+use crate::types::{BlockKey, DiskOp};
+use crate::{apply, config::StoreConfig};
+use bytes::Bytes;
+use quarry_base::{Nanos, PgId, Version, PAGE};
+use smallvec::SmallVec;
+use std::collections::HashMap;
+
+/// Bytes in one merged write at most.
+const MAX_WRITE: usize = 1 << 20;
+
+struct Job {
+    pg: u32,
+    key: BlockKey,
+    slot: u32,
+    new_slot: bool,
+    version: Version,
+    /// Page, version, CRC.
+    pages: SmallVec<[(u8, Version, u32); 4]>,
+    pins: SmallVec<[u64; 2]>,
+    writes: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Destage {
+    jobs: HashMap<u64, Job>,
+    next: u64,
+    /// No slot was free for a block that needs one.
+    pub starved: bool,
+}
+
+impl Destage {
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+}
+
+/// What came of looking at a dirty block.
+enum Pick {
+    Taken,
+    Skip,
+    Later,
+    NotMarked,
+    NotCommitted,
+    NoSlot,
+}
+
+type Pages = Vec<(u64, Bytes, u64)>;
+
+impl Store {
+    pub(crate) fn is_idle_time(&self, now: Nanos) -> bool {
+        now >= self.last_append + self.cfg.destage_idle
+    }
+
+    fn destage_due(&self, now: Nanos) -> bool {
+        let l = self.sp.layout.log_bytes;
+        self.ckpt.flush_wanted()
+            || self.log_used() > l / 256 * u64::from(self.cfg.destage_start)
+            || self.log.refused
+            || self.space_is_short()
+            || self.is_idle_time(now)
+    }
+
+    /// Slots wait to become free and are needed.
+    pub(crate) fn space_is_short(&self) -> bool {
+        let a = &self.sp.alloc;
+        let want = self.reserve_blocks() + self.sp.unslotted + u64::from(a.blocks() / 64).max(16);
+        a.pending() > 0 && (u64::from(a.free()) < want || self.destage.starved)
+    }
+
+    pub(crate) fn poll_destage(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {
+        if self.sp.dirty_q.is_empty() || self.failed.is_some() || !self.destage_due(now) {
+            return;
+        }
+        if self.sp.slots.dirty_groups() >= self.cfg.max_dirty_table_pages {
+            return;
+        }
+        let depth = depth(&self.cfg, self.log_used(), self.sp.layout.log_bytes);
+        let mut pages = Pages::new();
+        let mut looks = self.sp.dirty_q.len();
+        self.destage.starved = false;
+        while self.destage.jobs.len() < depth && looks > 0 {
+            looks -= 1;
+            let Some((idx, key)) = self.sp.dirty_q.pop_front() else { break };
+            match self.pick(idx, key, &mut pages) {
+                Pick::Taken | Pick::Skip => {}
+                Pick::Later => self.sp.dirty_q.push_back((idx, key)),
+                Pick::NotMarked => {
+                    self.sp.dirty_q.push_front((idx, key));
+                    self.advance_mark();
+                    break;
+                }
+                Pick::NotCommitted => {
+                    self.sp.dirty_q.push_front((idx, key));
+                    self.log_commit(idx);
+                    break;
+                }
+                Pick::NoSlot => {
+                    self.sp.dirty_q.push_front((idx, key));
+                    self.destage.starved = true;
+                    break;
+                }
+            }
+        }
+        self.write_merged(pages, ops);
+    }
+
+    /// Gets the sync mark into the log: a sync, then a batch that says so, itself synced.
+    fn advance_mark(&mut self) {
+        self.log.want_sync = true;
+        let quiet = self.log.queue.is_empty() && self.log.flights.is_empty();
+        if quiet && self.log.mark_no < self.log.synced_no {
+            self.push(u32::MAX, PgId(0), Body::Bare(Kind::Mark), false);
+        }
+    }
+
+    /// Gets a group's commit point into the log.
+    fn log_commit(&mut self, idx: u32) {
+        self.log.want_sync = true;
+        let Some(p) = self.pgs.get(idx as usize).and_then(|p| p.as_ref()) else { return };
+        if p.logged_commit < p.commit {
+            self.push(idx, p.id, Body::Bare(Kind::Commit), false);
+        }
+    }
+
+    fn pick(&mut self, idx: u32, key: BlockKey, pages: &mut Pages) -> Pick {
+        let Some(pg) = self.pgs.get_mut(idx as usize).and_then(|p| p.as_mut()) else {
+            return Pick::Skip;
+        };
+        let durable_commit = pg.durable_commit;
+        let Some(b) = pg.block_mut(key) else { return Pick::Skip };
+        let Some(o) = b.over.as_mut().filter(|o| o.queued) else { return Pick::Skip };
+        if o.job != 0 || o.pages.is_empty() {
+            o.queued = false;
+            return Pick::Skip;
+        }
+        if o.pins.iter().any(|p| *p > self.log.mark_no) {
+            return Pick::NotMarked;
+        }
+        if o.need > durable_commit {
+            return Pick::NotCommitted;
+        }
+        let new_slot = b.slot == NO_SLOT;
+        let slot = if new_slot {
+            let Some(s) = self.sp.alloc.alloc() else { return Pick::NoSlot };
+            self.sp.stats.allocs += 1;
+            s
+        } else {
+            b.slot
+        };
+        if !self.sp.alloc.write_begins(slot) {
+            assert!(!new_slot, "a new slot has no I/O");
+            return Pick::Later;
+        }
+        self.destage.next += 1;
+        let id = self.destage.next;
+        (o.queued, o.job) = (false, id);
+        let base = self.sp.layout.slot_offset(slot);
+        pages.extend(
+            o.pages.iter().map(|p| (base + u64::from(p.idx) * PAGE as u64, p.data.clone(), id)),
+        );
+        let job = Job {
+            pg: idx,
+            key,
+            slot,
+            new_slot,
+            version: o.version,
+            pages: o.pages.iter().map(|p| (p.idx, p.version, p.crc)).collect(),
+            pins: std::mem::take(&mut o.pins),
+            writes: 0,
+        };
+        self.sp.stats.destaged_pages += job.pages.len() as u64;
+        self.destage.jobs.insert(id, job);
+        Pick::Taken
+    }
+
+    fn write_merged(&mut self, mut pages: Pages, ops: &mut Vec<DiskOp>) {
+        pages.sort_unstable_by_key(|p| p.0);
+        let mut it = pages.into_iter().peekable();
+        while let Some((offset, data, job)) = it.next() {
+            let mut len = data.len();
+            let (mut data, mut jobs) = (vec![data], vec![job]);
+            while len < MAX_WRITE {
+                let Some((_, d, j)) = it.next_if(|p| p.0 == offset + len as u64) else { break };
+                len += d.len();
+                data.push(d);
+                if jobs.last() != Some(&j) {
+                    jobs.push(j);
+                }
+            }
+            for j in &jobs {
+                if let Some(j) = self.destage.jobs.get_mut(j) {
+                    j.writes += 1;
+                }
+            }
+            self.sp.stats.destage_writes += 1;
+            let id = self.ops.start(OpKind::Destage(jobs));
+            ops.push(DiskOp::Write { id, offset, data, sync: false });
+        }
+    }
+
+    pub(crate) fn destage_done(&mut self, jobs: &[u64]) {
+        for id in jobs {
+            let Some(j) = self.destage.jobs.get_mut(id) else { continue };
+            j.writes -= 1;
+            if j.writes > 0 {
+                continue;
+            }
+            let Some(mut j) = self.destage.jobs.remove(id) else { continue };
+            self.sp.alloc.write_ends(j.slot);
+            let pg = self.pgs.get_mut(j.pg as usize).and_then(|p| p.as_mut());
+            let taken = pg.is_some_and(|pg| finish(pg, &mut self.sp, *id, &j));
+            if !taken && j.new_slot {
+                // Replaced or dropped meanwhile: nobody ever named this slot.
+                self.sp.alloc.give_back(j.slot);
+            }
+            self.sp.unpin_all(&mut j.pins);
+        }
+    }
+
+    /// The device has failed; the overlay keeps the content for reads.
+    pub(crate) fn destage_failed(&mut self, jobs: &[u64]) {
+        for id in jobs {
+            if let Some(j) = self.destage.jobs.remove(id) {
+                self.sp.alloc.write_ends(j.slot);
+            }
+        }
+    }
+
+    /// Checks used by tests and simulators, see [`Store::check_invariants`].
+    pub(crate) fn job_slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.destage.jobs.values().filter(|j| j.new_slot).map(|j| j.slot)
+    }
+    pub(crate) fn job_pins(&self) -> u64 {
+        self.destage.jobs.values().map(|j| j.pins.len() as u64).sum()
+    }
+}
+
+fn depth(cfg: &StoreConfig, used: u64, log: u64) -> usize {
+    if used > log / 2 {
+        cfg.destage_depth_full
+    } else {
+        cfg.destage_depth
+    }
+}
+
+/// The job's pages are on disk. False if the block is no longer the one it was for.
+fn finish(pg: &mut Pg, sp: &mut Space, id: u64, j: &Job) -> bool {
+    let Some(b) = pg.block_mut(j.key) else { return false };
+    let Some(o) = b.over.as_mut().filter(|o| o.job == id) else { return false };
+    o.job = 0;
+    let mut valid = 0;
+    for (idx, version, crc) in &j.pages {
+        // Cleared since: it does not count. Overwritten since: it counts below the newer page.
+        let Some(i) = o.pages.iter().position(|p| p.idx == *idx) else { continue };
+        if o.pages[i].version == *version {
+            o.pages.remove(i);
+            sp.stats.dirty_pages -= 1;
+        }
+        valid |= 1 << idx;
+        sp.slots.set_crc(j.slot, u32::from(*idx), *crc);
+    }
+    b.valid |= valid;
+    b.version = b.version.max(j.version);
+    if j.new_slot {
+        assert!(b.slot == NO_SLOT, "a block has one slot");
+        b.slot = j.slot;
+        sp.unslotted -= 1;
+        pg.slots += 1;
+    }
+    apply::settle(pg, j.pg, sp, j.key);
+    true
+}

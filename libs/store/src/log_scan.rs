@@ -1,0 +1,238 @@
+//! Reading a log area: where it ends, what is damaged. Pure functions on its bytes.
+
+use crate::apply::{blocks_of, slot_of};
+use crate::layout::{Layout, LOG_START, NO_SLOT};
+use crate::log_format::{BatchHeader, Kind, RawRecord};
+use crate::superblock::Superblock;
+use bytes::Bytes;
+use quarry_base::{crc32c, PageBuf, EXTENT, PAGE};
+
+/// The log area in memory, in chunks.
+pub(crate) struct LogImage {
+    chunk: u64,
+    parts: Vec<Bytes>,
+}
+
+impl LogImage {
+    pub fn new(chunk: u64) -> LogImage {
+        LogImage { chunk, parts: Vec::new() }
+    }
+    pub fn put(&mut self, i: usize, b: Bytes) {
+        if self.parts.len() <= i {
+            self.parts.resize(i + 1, Bytes::new());
+        }
+        self.parts[i] = b;
+    }
+    /// `len` bytes from `at`, counted from the log's start; without copying if in one chunk.
+    pub fn bytes(&self, at: u64, len: usize) -> Option<Bytes> {
+        if len == 0 {
+            // A record without payload may end the log's last page.
+            return Some(Bytes::new());
+        }
+        let (i, off) = ((at / self.chunk) as usize, (at % self.chunk) as usize);
+        let first = self.parts.get(i)?;
+        if off + len <= first.len() {
+            return Some(first.slice(off..off + len));
+        }
+        let mut buf = PageBuf::new(len);
+        let (mut done, mut i, mut off) = (0, i, off);
+        while done < len {
+            let part = self.parts.get(i)?;
+            let n = part.len().checked_sub(off)?.min(len - done);
+            if n == 0 {
+                return None;
+            }
+            buf[done..done + n].copy_from_slice(&part[off..off + n]);
+            (done, i, off) = (done + n, i + 1, 0);
+        }
+        Some(buf.freeze())
+    }
+}
+
+/// A valid batch.
+pub(crate) struct Found {
+    pub header: BatchHeader,
+    pub crc: u32,
+    pub records: Vec<RawRecord>,
+    /// A direct block of it is not what the record says.
+    pub broken: bool,
+}
+
+pub(crate) struct Walk {
+    pub found: Vec<Found>,
+    /// Where no valid batch followed.
+    pub end: u64,
+    /// Below this everything was synced.
+    pub synced: u64,
+}
+
+/// Walks the log from the superblock's tail.
+pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
+    let mut w = Walk { found: Vec::new(), end: sb.tail_pos, synced: sb.inc_pos };
+    let (mut no, mut prev, mut inc) = (sb.tail_batch, sb.tail_prev_crc, 0);
+    loop {
+        let wrapped = w.end.next_multiple_of(l.log_bytes);
+        let expect = Expect { no, prev, min_inc: inc };
+        let next = batch_at(image, l, sb, w.end, &expect).or_else(|| {
+            (wrapped != w.end).then(|| batch_at(image, l, sb, wrapped, &expect)).flatten()
+        });
+        let Some(f) = next.filter(|f| f.header.pos + f.header.len - sb.tail_pos <= l.log_bytes)
+        else {
+            break;
+        };
+        (no, prev, inc) = (no + 1, f.crc, f.header.incarnation);
+        w.end = f.header.pos + f.header.len;
+        w.synced = w.synced.max(f.header.synced_upto);
+        w.found.push(f);
+    }
+    w.synced = w.synced.max(marks_beyond(image, l, sb, no));
+    w
+}
+
+struct Expect {
+    no: u64,
+    prev: u32,
+    min_inc: u64,
+}
+
+/// The header at a position, if its descriptor is whole and it belongs to this device and place.
+fn header_at(
+    image: &LogImage,
+    l: &Layout,
+    sb: &Superblock,
+    at: u64,
+) -> Option<(BatchHeader, Bytes, u32)> {
+    let h = BatchHeader::peek(&image.bytes(at, PAGE)?)?;
+    let placed = l.log_offset(h.pos) - LOG_START == at && h.format_id == sb.format_id();
+    if !placed || at + h.len > l.log_bytes {
+        return None;
+    }
+    let desc = image.bytes(at, h.desc_pages() * PAGE)?;
+    let crc = BatchHeader::verify(&desc)?;
+    Some((h, desc, crc))
+}
+
+fn batch_at(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, e: &Expect) -> Option<Found> {
+    let at = pos % l.log_bytes;
+    let (header, desc, crc) = header_at(image, l, sb, at)?;
+    let inc_fits = if e.no >= sb.inc_batch {
+        header.incarnation == sb.incarnation
+    } else {
+        header.incarnation < sb.incarnation && header.incarnation >= e.min_inc
+    };
+    if header.pos != pos || header.batch != e.no || header.prev_crc != e.prev || !inc_fits {
+        return None;
+    }
+    let records = header.records(&desc)?;
+    let whole = records.iter().all(|r| {
+        sane(r, l)
+            && (r.payload_page as u64 + r.payload_pages as u64) * PAGE as u64 <= header.len
+            && {
+                let from = at + u64::from(r.payload_page) * PAGE as u64;
+                image
+                    .bytes(from, r.payload_pages as usize * PAGE)
+                    .is_some_and(|b| payload_ok(r, &b))
+            }
+    });
+    whole.then_some(Found { header, crc, records, broken: false })
+}
+
+/// Sync marks in batches of this incarnation beyond the end found.
+fn marks_beyond(image: &LogImage, l: &Layout, sb: &Superblock, no: u64) -> u64 {
+    let mut top = 0;
+    for page in 0..l.log_bytes / PAGE as u64 {
+        let Some((h, _, _)) = header_at(image, l, sb, page * PAGE as u64) else { continue };
+        if h.incarnation == sb.incarnation && h.batch >= no.max(sb.inc_batch) {
+            top = top.max(h.synced_upto);
+        }
+    }
+    top
+}
+
+/// Do the sizes of a record fit each other?
+fn sane(r: &RawRecord, l: &Layout) -> bool {
+    let slots_exist = r.slots.iter().all(|s| *s == NO_SLOT || u64::from(*s) < l.blocks);
+    let in_extent = u64::from(r.offset) + u64::from(r.len) <= u64::from(EXTENT);
+    let aligned = r.offset as usize % PAGE == 0 && r.len as usize % PAGE == 0;
+    slots_exist
+        && match r.kind {
+            Kind::Write => {
+                let blocks = blocks_of(r.offset, if in_extent { r.len } else { 0 });
+                let logged: u32 = blocks
+                    .filter(|(b, _, _)| slot_of(&r.slots, r.offset, *b) == NO_SLOT)
+                    .map(|(_, from, to)| to - from)
+                    .sum();
+                let n = r.crcs.len();
+                in_extent
+                    && aligned
+                    && n * PAGE == r.len as usize
+                    && n > 0
+                    && logged == r.payload_pages
+            }
+            Kind::Zero => in_extent && aligned,
+            Kind::EpochStart | Kind::DropVtree => r.payload_pages == 0,
+            Kind::Copy | Kind::Repair => {
+                let n = (r.aux as u16).count_ones() as usize;
+                let logged = if r.slots.is_empty() { n } else { 0 };
+                aligned && in_extent && r.crcs.len() == n && logged == r.payload_pages as usize
+            }
+            _ => {
+                r.crcs.len() == r.payload_pages as usize
+                    && r.aux <= r.payload_pages as u64 * PAGE as u64
+            }
+        }
+}
+
+fn payload_ok(r: &RawRecord, payload: &[u8]) -> bool {
+    let mut pages = payload.chunks(PAGE);
+    let mut matches = |crc: &u32| pages.next().is_some_and(|p| crc32c(p) == *crc);
+    match r.kind {
+        Kind::Write => {
+            let mut at = 0;
+            blocks_of(r.offset, r.len).all(|(b, from, to)| {
+                let n = (to - from) as usize;
+                let crcs = &r.crcs[at..at + n];
+                at += n;
+                slot_of(&r.slots, r.offset, b) != NO_SLOT || crcs.iter().all(&mut matches)
+            })
+        }
+        Kind::Copy if !r.slots.is_empty() => true,
+        _ => r.crcs.iter().all(matches),
+    }
+}
+
+/// A block whose data a record put straight to disk.
+pub(crate) struct Direct {
+    pub slot: u32,
+    pub pages: u16,
+    pub crcs: Vec<u32>,
+}
+
+/// Whole blocks of a write with a slot, each with its byte offset in the record's data.
+pub(crate) fn direct_of(slots: &[u32], offset: u32, crcs: &[u32]) -> Vec<(usize, Direct)> {
+    let mut at = 0;
+    let mut out = Vec::new();
+    for (b, from, to) in blocks_of(offset, (crcs.len() * PAGE) as u32) {
+        let n = (to - from) as usize;
+        let slot = slot_of(slots, offset, b);
+        if slot != NO_SLOT {
+            let crcs = crcs[at..at + n].to_vec();
+            out.push((at * PAGE, Direct { slot, pages: 0xFFFF, crcs }));
+        }
+        at += n;
+    }
+    out
+}
+
+/// All blocks that a record put straight to disk.
+pub(crate) fn direct_blocks(r: &RawRecord) -> Vec<Direct> {
+    match (r.kind, r.slots.first()) {
+        (Kind::Write, Some(_)) => {
+            direct_of(&r.slots, r.offset, &r.crcs).into_iter().map(|(_, d)| d).collect()
+        }
+        (Kind::Copy, Some(&slot)) if slot != NO_SLOT => {
+            vec![Direct { slot, pages: r.aux as u16, crcs: r.crcs.to_vec() }]
+        }
+        _ => Vec::new(),
+    }
+}

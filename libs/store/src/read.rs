@@ -1,0 +1,313 @@
+//! Reads: overlay pages from memory, the rest from disk, holes as zeroes; every page checked.
+//!
+//! What to read is decided when the read starts; from then on its slots count as busy, so neither a
+//! destage nor a new owner writes to them. A page that does not match its CRC is read once more
+//! before it counts as corrupt.
+
+use crate::apply::blocks_of;
+use crate::error::ReadError;
+use crate::index::ExtKey;
+use crate::layout::NO_SLOT;
+use crate::store::{OpKind, Store};
+use crate::types::{BlockCopy, BlockKey, DiskOp, ReadData, RecordKind, StoreEvent};
+use bytes::Bytes;
+use quarry_base::crc::ZERO_PAGE_CRC;
+use quarry_base::{crc32c, Extent, Layer, PageBuf, PgId, VtreeId, PAGE};
+use smallvec::SmallVec;
+use std::collections::{HashMap, VecDeque};
+
+#[derive(Clone, Copy)]
+pub(crate) enum Want {
+    Range { ext: ExtKey, offset: u32, len: u32 },
+    Block(BlockKey),
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct ReadReq {
+    token: u64,
+    pg: PgId,
+    want: Want,
+}
+
+/// A run of pages on disk.
+struct Part {
+    slot: u32,
+    /// First page in the slot, and how many.
+    page: u32,
+    pages: u32,
+    key: BlockKey,
+    /// Segment of the answer, and its first CRC.
+    seg: usize,
+    crc_at: usize,
+    retried: bool,
+}
+
+struct Job {
+    req: ReadReq,
+    parts: SmallVec<[Part; 2]>,
+    left: usize,
+    data: ReadData,
+    /// Everything of a block but its content.
+    head: Option<BlockCopy>,
+    bad: Vec<u32>,
+    io: Option<i32>,
+}
+
+#[derive(Default)]
+pub(crate) struct Reads {
+    waiting: VecDeque<ReadReq>,
+    /// Touch something committed whose log batch is not written yet.
+    parked: Vec<ReadReq>,
+    jobs: HashMap<u64, Job>,
+    next: u64,
+    in_flight: usize,
+    again: Vec<(u64, usize)>,
+}
+
+impl Reads {
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.parked.is_empty() && self.jobs.is_empty()
+    }
+}
+
+impl Store {
+    /// Reads a page-aligned range inside one extent: the newest committed content. Answered by
+    /// `StoreEvent::ReadDone` with `token`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn read(
+        &mut self,
+        token: u64,
+        pg: PgId,
+        vtree: VtreeId,
+        layer: Layer,
+        extent: Extent,
+        offset: u32,
+        len: u32,
+    ) {
+        assert!(
+            offset as usize % PAGE == 0
+                && len as usize % PAGE == 0
+                && u64::from(offset) + u64::from(len) <= u64::from(quarry_base::EXTENT),
+            "a read is page-aligned and inside one extent"
+        );
+        let want = Want::Range { ext: ExtKey(vtree, layer, extent), offset, len };
+        self.reads.waiting.push_back(ReadReq { token, pg, want });
+    }
+
+    /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
+    pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
+        self.reads.waiting.push_back(ReadReq { token, pg, want: Want::Block(key) });
+    }
+
+    pub(crate) fn unpark(&mut self) {
+        self.reads.waiting.extend(self.reads.parked.drain(..));
+    }
+
+    pub(crate) fn poll_reads(&mut self, ops: &mut Vec<DiskOp>) {
+        while let Some((job, part)) = self.reads.again.pop() {
+            self.issue_read(job, part, ops);
+        }
+        while self.reads.in_flight < self.cfg.max_reads_in_flight {
+            let Some(req) = self.reads.waiting.pop_front() else { break };
+            self.start_read(req, ops);
+        }
+    }
+
+    /// Committed, but its log batch is not written, so the index does not have it yet.
+    fn not_applied(&self, req: &ReadReq) -> bool {
+        let Some(pg) = self.pg(req.pg) else { return false };
+        if pg.applied.seq >= pg.commit {
+            return false;
+        }
+        let (ext, offset, len) = match req.want {
+            Want::Range { ext, offset, len } => (ext, offset, len),
+            Want::Block(k) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+        };
+        let mut tail = pg.tail.iter().take_while(|t| t.rec.version.seq <= pg.commit);
+        tail.any(|t| touches(&t.rec.kind, ext, offset, len))
+    }
+
+    fn start_read(&mut self, req: ReadReq, ops: &mut Vec<DiskOp>) {
+        if self.not_applied(&req) {
+            return self.reads.parked.push(req);
+        }
+        self.sp.stats.reads += 1;
+        let mut job = Job {
+            req,
+            parts: SmallVec::new(),
+            left: 0,
+            data: ReadData::default(),
+            head: None,
+            bad: Vec::new(),
+            io: None,
+        };
+        match req.want {
+            Want::Range { ext, offset, len } => {
+                for (b, from, to) in blocks_of(offset, len) {
+                    self.plan(&mut job, ext.block(b), from, to, false);
+                }
+            }
+            Want::Block(key) => {
+                let Some(head) = self.block_head(req.pg, key) else {
+                    let done = StoreEvent::BlockDone { token: req.token, result: Ok(None) };
+                    return self.events.push(done);
+                };
+                job.head = Some(head);
+                self.plan(&mut job, key, 0, 16, true);
+            }
+        }
+        job.left = job.parts.len();
+        self.reads.next += 1;
+        let n = self.reads.next;
+        for p in &job.parts {
+            self.sp.alloc.read_begins(p.slot);
+        }
+        let parts = job.parts.len();
+        self.reads.in_flight += parts;
+        if parts == 0 {
+            return self.finish_read(job);
+        }
+        self.reads.jobs.insert(n, job);
+        (0..parts).for_each(|i| self.issue_read(n, i, ops));
+    }
+
+    fn block_head(&self, pg: PgId, key: BlockKey) -> Option<BlockCopy> {
+        let pg = self.pg(pg)?;
+        let (version, valid, dirty) = match pg.block(key) {
+            Some(b) => (b.newest(), b.content(), crate::pgs::dirty_of(pg, b)),
+            None => (*pg.tombs.get(&key)?, 0, 0xFFFF),
+        };
+        Some(BlockCopy { key, version, valid, dirty, crcs: SmallVec::new(), data: Bytes::new() })
+    }
+
+    /// Where pages `from..to` of a block come from.
+    fn plan(&self, job: &mut Job, key: BlockKey, from: u32, to: u32, skip_holes: bool) {
+        let block = self.pg(job.req.pg).and_then(|p| p.block(key));
+        let d = &mut job.data;
+        let mut page = from;
+        while page < to {
+            if let Some(o) = block.and_then(|b| b.over_page(page)) {
+                d.segments.push(o.data.clone());
+                d.crcs.push(o.crc);
+                page += 1;
+                continue;
+            }
+            let over = block.map_or(0, |b| b.over_mask());
+            let valid = block.filter(|b| b.slot != NO_SLOT).map_or(0, |b| b.valid & !over);
+            let on_disk = valid >> page & 1 == 1;
+            let first = page;
+            while page < to && (valid >> page & 1 == 1) == on_disk && over >> page & 1 == 0 {
+                page += 1;
+            }
+            let pages = page - first;
+            match block.filter(|_| on_disk) {
+                Some(b) => {
+                    let (seg, crc_at) = (d.segments.len(), d.crcs.len());
+                    let slot = b.slot;
+                    job.parts.push(Part {
+                        slot,
+                        page: first,
+                        pages,
+                        key,
+                        seg,
+                        crc_at,
+                        retried: false,
+                    });
+                    d.segments.push(Bytes::new());
+                    d.crcs.extend((first..page).map(|p| self.sp.slots.crc(slot, p)));
+                }
+                None if !skip_holes => {
+                    d.segments.push(self.zeroes.slice(..pages as usize * PAGE));
+                    d.crcs.extend((0..pages).map(|_| ZERO_PAGE_CRC));
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn issue_read(&mut self, job: u64, part: usize, ops: &mut Vec<DiskOp>) {
+        let Some(p) = self.reads.jobs.get(&job).and_then(|j| j.parts.get(part)) else { return };
+        let offset = self.sp.layout.slot_offset(p.slot) + u64::from(p.page) * PAGE as u64;
+        let len = p.pages as usize * PAGE;
+        self.sp.stats.read_pages += u64::from(p.pages);
+        let id = self.ops.start(OpKind::Read(job, part));
+        ops.push(DiskOp::Read { id, offset, len });
+    }
+
+    pub(crate) fn read_done(&mut self, n: u64, part: usize, r: Result<PageBuf, i32>) {
+        let Some(job) = self.reads.jobs.get_mut(&n) else { return };
+        let Some(p) = job.parts.get_mut(part) else { return };
+        match r {
+            Ok(buf) if buf.len() == p.pages as usize * PAGE => {
+                let want = &job.data.crcs[p.crc_at..p.crc_at + p.pages as usize];
+                let bad = buf.chunks(PAGE).zip(want).enumerate();
+                let bad = bad.filter(|(_, (d, c))| crc32c(d) != **c);
+                let bad = bad.fold(0u16, |m, (i, _)| m | 1 << (p.page as usize + i));
+                if bad != 0 && !p.retried {
+                    p.retried = true;
+                    self.reads.again.push((n, part));
+                    return;
+                }
+                if bad != 0 {
+                    self.sp.stats.crc_errors += u64::from(bad.count_ones());
+                    let base = p.key.offset();
+                    let pages = (0..16u32).filter(|i| bad >> i & 1 == 1);
+                    job.bad.extend(pages.map(|i| base + i * PAGE as u32));
+                    let (pg, key) = (job.req.pg, p.key);
+                    self.events.push(StoreEvent::Corruption { pg, key, pages: bad });
+                }
+                job.data.segments[p.seg] = buf.freeze();
+            }
+            Ok(_) => job.io = Some(5),
+            Err(e) => job.io = Some(e),
+        }
+        let slot = p.slot;
+        job.left -= 1;
+        let all = job.left == 0;
+        self.sp.alloc.read_ends(slot);
+        self.reads.in_flight -= 1;
+        if all {
+            if let Some(job) = self.reads.jobs.remove(&n) {
+                self.finish_read(job);
+            }
+        }
+    }
+
+    fn finish_read(&mut self, job: Job) {
+        let token = job.req.token;
+        let result = match (job.io, job.bad.is_empty()) {
+            (Some(e), _) => Err(ReadError::Io(e)),
+            (None, false) => Err(ReadError::Corrupt { pages: job.bad }),
+            (None, true) => Ok(job.data),
+        };
+        let Some(mut head) = job.head else {
+            return self.events.push(StoreEvent::ReadDone { token, result });
+        };
+        let result = result.map(|d| {
+            let mut buf = PageBuf::new(d.crcs.len() * PAGE);
+            let mut at = 0;
+            for s in &d.segments {
+                buf[at..at + s.len()].copy_from_slice(s);
+                at += s.len();
+            }
+            (head.crcs, head.data) = (d.crcs, buf.freeze());
+            Some(head)
+        });
+        self.events.push(StoreEvent::BlockDone { token, result });
+    }
+}
+
+/// Does a record touch a range of an extent?
+pub(crate) fn touches(kind: &RecordKind, ext: ExtKey, offset: u32, len: u32) -> bool {
+    let hit = |e: ExtKey, o: u32, l: u32| e == ext && o < offset + len && offset < o + l;
+    match kind {
+        RecordKind::Write { vtree, layer, extent, offset, data, .. } => {
+            hit(ExtKey(*vtree, *layer, *extent), *offset, data.len() as u32)
+        }
+        RecordKind::Zero { vtree, layer, extent, offset, len } => {
+            hit(ExtKey(*vtree, *layer, *extent), *offset, *len)
+        }
+        RecordKind::DropVtree { vtree } => *vtree == ext.0,
+        RecordKind::EpochStart { .. } => false,
+    }
+}

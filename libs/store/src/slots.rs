@@ -1,0 +1,295 @@
+//! The block table by slot: who owns a data block, at which version, and the CRCs of its pages.
+//!
+//! A table group describes 63 slots in two pages, the table page and the CRC page, always written
+//! together, to the side that does not count now. They count once the superblock names their
+//! generation, so a checkpoint is atomic. All groups in use are in memory in this version; the CRC
+//! page stands apart so that later only the table must be.
+
+use crate::codec::{crc_without, Get, Put};
+use crate::layout::{Layout, GROUP_SLOTS};
+use crate::types::BlockKey;
+use bytes::Bytes;
+use quarry_base::{Epoch, Extent, Layer, PageBuf, PgId, Seq, Version, VtreeId, PAGE};
+
+const PER: usize = GROUP_SLOTS as usize;
+const TABLE_MAGIC: u32 = 0x5442_5251; // "QRBT"
+const CRC_MAGIC: u32 = 0x4342_5251; // "QRBC"
+const HEAD: usize = 64;
+const ENTRY: usize = 64;
+const CRC_AT: usize = 4;
+
+/// What the table says of one slot. `version` zero: free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SlotEntry {
+    pub pg: PgId,
+    pub key: BlockKey,
+    pub version: Version,
+    pub valid: u16,
+    pub dirty: u16,
+}
+
+struct GroupData {
+    entries: [Option<SlotEntry>; PER],
+    crcs: [[u32; 16]; PER],
+}
+
+#[derive(Default)]
+struct Group {
+    data: Option<Box<GroupData>>,
+    /// Generation and checksum on disk, and the side that counts.
+    gen: u64,
+    crc: u32,
+    side: u8,
+    dirty: bool,
+}
+
+/// A group to be written by a checkpoint.
+pub(crate) struct GroupWrite {
+    pub group: u64,
+    pub side: u8,
+    pub crc: u32,
+    pub data: Bytes,
+}
+
+pub(crate) struct SlotTable {
+    groups: Vec<Group>,
+    dirty: Vec<u32>,
+    pub digest: u64,
+}
+
+fn digest_of(group: u64, gen: u64, crc: u32) -> u64 {
+    if gen == 0 {
+        return 0;
+    }
+    let mut x = group.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ gen.rotate_left(32) ^ u64::from(crc);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+impl SlotTable {
+    pub fn new(l: &Layout) -> SlotTable {
+        let groups = (0..l.groups).map(|_| Group::default()).collect();
+        SlotTable { groups, dirty: Vec::new(), digest: 0 }
+    }
+
+    fn place(slot: u32) -> (usize, usize) {
+        (slot as usize / PER, slot as usize % PER)
+    }
+
+    fn touch(&mut self, group: usize) {
+        let g = &mut self.groups[group];
+        if !g.dirty {
+            g.dirty = true;
+            self.dirty.push(group as u32);
+        }
+    }
+
+    fn data(&mut self, group: usize) -> &mut GroupData {
+        self.groups[group].data.get_or_insert_with(|| {
+            Box::new(GroupData { entries: [None; PER], crcs: [[0; 16]; PER] })
+        })
+    }
+
+    pub fn dirty_groups(&self) -> usize {
+        self.dirty.len()
+    }
+
+    pub fn entry(&self, slot: u32) -> Option<SlotEntry> {
+        let (g, i) = Self::place(slot);
+        self.groups.get(g)?.data.as_ref()?.entries[i]
+    }
+
+    pub fn set(&mut self, slot: u32, e: Option<SlotEntry>) {
+        let (g, i) = Self::place(slot);
+        self.data(g).entries[i] = e;
+        self.touch(g);
+    }
+
+    /// CRC of page `page` of a slot.
+    pub fn crc(&self, slot: u32, page: u32) -> u32 {
+        let (g, i) = Self::place(slot);
+        self.groups[g].data.as_ref().map_or(0, |d| d.crcs[i][page as usize])
+    }
+
+    pub fn set_crc(&mut self, slot: u32, page: u32, crc: u32) {
+        let (g, i) = Self::place(slot);
+        self.data(g).crcs[i][page as usize] = crc;
+        self.touch(g);
+    }
+
+    /// Takes all changed groups for the checkpoint `gen`; what changes from now on belongs to the
+    /// next. Also the digest after it.
+    pub fn snapshot(&mut self, gen: u64) -> (Vec<GroupWrite>, u64) {
+        let mut digest = self.digest;
+        let mut list = std::mem::take(&mut self.dirty);
+        list.sort_unstable();
+        let mut out = Vec::with_capacity(list.len());
+        for n in list {
+            let g = &mut self.groups[n as usize];
+            g.dirty = false;
+            let (data, crc) = encode(u64::from(n), gen, g.data.as_deref());
+            digest = digest
+                .wrapping_sub(digest_of(u64::from(n), g.gen, g.crc))
+                .wrapping_add(digest_of(u64::from(n), gen, crc));
+            out.push(GroupWrite { group: u64::from(n), side: g.side ^ 1, crc, data });
+        }
+        (out, digest)
+    }
+
+    /// The checkpoint counts now.
+    pub fn committed(&mut self, gen: u64, digest: u64, written: &[(u64, u8, u32)]) {
+        for (n, side, crc) in written {
+            let g = &mut self.groups[*n as usize];
+            (g.gen, g.side, g.crc) = (gen, *side, *crc);
+        }
+        self.digest = digest;
+    }
+
+    /// Recovery: takes group `n` from its 16 KiB on disk, as of checkpoint `ckpt`. False: damaged.
+    pub fn load(&mut self, n: u64, bytes: &[u8], ckpt: u64) -> bool {
+        let mut best: Option<(u8, u64, u32)> = None;
+        let mut later = false;
+        let mut broken = 0;
+        for side in 0..2u8 {
+            let at = side as usize * 2 * PAGE;
+            let Some(pair) = bytes.get(at..at + 2 * PAGE) else { return false };
+            match side_state(n, pair) {
+                Side::Blank => {}
+                Side::Broken => broken += 1,
+                Side::Good { gen, .. } if gen > ckpt => later = true,
+                Side::Good { gen, crc } => {
+                    if best.is_none_or(|b| gen > b.1) {
+                        best = Some((side, gen, crc));
+                    }
+                }
+            }
+        }
+        if broken == 2 {
+            return false;
+        }
+        if let Some((side, gen, crc)) = best {
+            let at = side as usize * 2 * PAGE;
+            let data = decode(&bytes[at..at + 2 * PAGE]);
+            let g = &mut self.groups[n as usize];
+            (g.side, g.gen, g.crc, g.data) = (side, gen, crc, data);
+            self.digest = self.digest.wrapping_add(digest_of(n, gen, crc));
+        } else {
+            // Nothing counts yet: the first checkpoint overwrites whichever side is not side 0 of
+            // an unwritten group, so the debris must be on the other one.
+            let debris = !matches!(side_state(n, &bytes[..2 * PAGE]), Side::Blank);
+            self.groups[n as usize].side = u8::from(debris);
+        }
+        if later || broken > 0 {
+            // What a checkpoint that never counted left behind must be overwritten by the next
+            // one, or it would count then.
+            self.touch(n as usize);
+        }
+        true
+    }
+
+    /// All entries, by slot.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, SlotEntry)> + '_ {
+        self.groups.iter().enumerate().flat_map(|(n, g)| {
+            g.data.iter().flat_map(move |d| {
+                let with =
+                    move |(i, e): (usize, &Option<SlotEntry>)| e.map(|e| ((n * PER + i) as u32, e));
+                d.entries.iter().enumerate().filter_map(with)
+            })
+        })
+    }
+}
+
+enum Side {
+    Blank,
+    Broken,
+    Good { gen: u64, crc: u32 },
+}
+
+fn page_state(group: u64, magic: u32, page: &[u8]) -> Option<(u64, u32)> {
+    let mut g = Get(page);
+    let (m, crc, n, gen) = (g.u32()?, g.u32()?, g.u64()?, g.u64()?);
+    (m == magic && n == group && crc == crc_without(page, CRC_AT)).then_some((gen, crc))
+}
+
+fn side_state(group: u64, pair: &[u8]) -> Side {
+    let (t, c) = pair.split_at(PAGE);
+    match (page_state(group, TABLE_MAGIC, t), page_state(group, CRC_MAGIC, c)) {
+        (Some((a, crc)), Some((b, _))) if a == b => Side::Good { gen: a, crc },
+        _ if pair.iter().all(|&x| x == 0) => Side::Blank,
+        _ => Side::Broken,
+    }
+}
+
+fn encode(group: u64, gen: u64, d: Option<&GroupData>) -> (Bytes, u32) {
+    let mut v = Vec::with_capacity(2 * PAGE);
+    for magic in [TABLE_MAGIC, CRC_MAGIC] {
+        v.u32(magic);
+        v.u32(0);
+        v.u64(group);
+        v.u64(gen);
+        let start = v.len() - 24;
+        v.resize(start + HEAD, 0);
+        for i in 0..PER {
+            if magic == CRC_MAGIC {
+                let none = [0; 16];
+                d.map_or(&none, |d| &d.crcs[i]).iter().for_each(|c| v.u32(*c));
+            } else {
+                put_entry(&mut v, d.and_then(|d| d.entries[i].as_ref()));
+            }
+        }
+    }
+    let mut buf = PageBuf::copy_of(&v);
+    let mut table_crc = 0;
+    for (i, page) in buf.chunks_exact_mut(PAGE).enumerate() {
+        let crc = crc_without(page, CRC_AT);
+        page[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        if i == 0 {
+            table_crc = crc;
+        }
+    }
+    (buf.freeze(), table_crc)
+}
+
+fn put_entry(v: &mut Vec<u8>, e: Option<&SlotEntry>) {
+    let start = v.len();
+    if let Some(e) = e {
+        v.u64(e.pg.0);
+        v.u64(e.key.vtree.0);
+        v.u32(e.key.layer.0);
+        v.u32(e.key.extent.0);
+        v.u64(e.version.epoch.0);
+        v.u64(e.version.seq.0);
+        v.u8(e.key.block);
+        v.u8(1);
+        v.u16(e.valid);
+        v.u16(e.dirty);
+    }
+    v.resize(start + ENTRY, 0);
+}
+
+fn get_entry(b: &[u8]) -> Option<SlotEntry> {
+    let mut g = Get(b);
+    let pg = PgId(g.u64()?);
+    let (vtree, layer, extent) = (VtreeId(g.u64()?), Layer(g.u32()?), Extent(g.u32()?));
+    let version = Version::new(Epoch(g.u64()?), Seq(g.u64()?));
+    let block = g.u8()?;
+    let used = g.u8()? == 1;
+    let (valid, dirty) = (g.u16()?, g.u16()?);
+    let key = BlockKey { vtree, layer, extent, block };
+    (used && block < 16).then_some(SlotEntry { pg, key, version, valid, dirty })
+}
+
+fn decode(pair: &[u8]) -> Option<Box<GroupData>> {
+    let mut d = Box::new(GroupData { entries: [None; PER], crcs: [[0; 16]; PER] });
+    let (t, c) = pair.split_at(PAGE);
+    for i in 0..PER {
+        let at = HEAD + i * ENTRY;
+        d.entries[i] = get_entry(t.get(at..at + ENTRY)?);
+        let mut g = Get(c.get(at..at + ENTRY)?);
+        for crc in &mut d.crcs[i] {
+            *crc = g.u32()?;
+        }
+    }
+    Some(d)
+}

@@ -1,0 +1,120 @@
+//! Slots, the block table, and which log batches must stay: what every change of the index touches.
+
+use crate::alloc::Alloc;
+use crate::index::Block;
+use crate::layout::{Layout, NO_SLOT};
+use crate::slots::{SlotEntry, SlotTable};
+use crate::stats::StoreStats;
+use crate::types::BlockKey;
+use quarry_base::PgId;
+use std::collections::VecDeque;
+
+/// A batch between the log's tail and its head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LiveBatch {
+    pub pos: u64,
+    /// Descriptor checksum of the batch before it.
+    pub prev_crc: u32,
+    /// Uncommitted records and overlays that need it.
+    pub pins: u32,
+}
+
+/// The batches in the log, oldest first.
+pub(crate) struct Batches {
+    first: u64,
+    list: VecDeque<LiveBatch>,
+}
+
+impl Batches {
+    pub fn new(first: u64) -> Batches {
+        Batches { first, list: VecDeque::new() }
+    }
+    /// Number of the next batch to be added.
+    pub fn next(&self) -> u64 {
+        self.first + self.list.len() as u64
+    }
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+    pub fn push(&mut self, b: LiveBatch) {
+        self.list.push_back(b);
+    }
+    fn at(&mut self, no: u64) -> &mut LiveBatch {
+        let i = no.checked_sub(self.first);
+        match i.and_then(|i| self.list.get_mut(i as usize)) {
+            Some(b) => b,
+            None => unreachable!("batch {no} is not in the log"),
+        }
+    }
+    pub fn get(&self, no: u64) -> Option<&LiveBatch> {
+        self.list.get(usize::try_from(no.checked_sub(self.first)?).ok()?)
+    }
+    pub fn pin(&mut self, no: u64) {
+        self.at(no).pins += 1;
+    }
+    pub fn unpin(&mut self, no: u64) {
+        let b = self.at(no);
+        assert!(b.pins > 0, "batch {no} unpinned too often");
+        b.pins -= 1;
+    }
+    /// The oldest batch that must stay; the next one if none.
+    pub fn oldest_pinned(&self) -> u64 {
+        let n = self.list.iter().take_while(|b| b.pins == 0).count();
+        self.first + n as u64
+    }
+    pub fn drop_before(&mut self, no: u64) {
+        while self.first < no {
+            let b = self.list.pop_front();
+            assert!(b.is_some_and(|b| b.pins == 0), "a pinned batch leaves the log");
+            self.first += 1;
+        }
+    }
+    pub fn total_pins(&self) -> u64 {
+        self.list.iter().map(|b| u64::from(b.pins)).sum()
+    }
+}
+
+pub(crate) struct Space {
+    pub layout: Layout,
+    pub alloc: Alloc,
+    pub slots: SlotTable,
+    pub batches: Batches,
+    /// Blocks with an overlay, in the order they got one.
+    pub dirty_q: VecDeque<(u32, BlockKey)>,
+    /// Blocks with an overlay and no slot: each will need one.
+    pub unslotted: u64,
+    /// While the log is replayed nothing is allocated or freed; owners are settled at the end.
+    pub recovering: bool,
+    /// Checkpoints begun.
+    pub ckpt_begun: u64,
+    /// Entries appended and not yet in a batch: each may become a batch of its own.
+    pub queued: u64,
+    pub max_tombs: usize,
+    pub max_id_runs: usize,
+    pub stats: StoreStats,
+}
+
+impl Space {
+    pub fn free_slot(&mut self, slot: u32) {
+        if self.recovering || slot == NO_SLOT {
+            return;
+        }
+        let last_named = self.batches.next() + self.queued - 1;
+        self.alloc.free_later(slot, self.ckpt_begun, last_named);
+        self.slots.set(slot, None);
+        self.stats.frees += 1;
+    }
+
+    /// Copies a block's state to the table.
+    pub fn mirror(&mut self, pg: PgId, key: BlockKey, b: &Block) {
+        if self.recovering || b.slot == NO_SLOT {
+            return;
+        }
+        let (version, valid, dirty) = (b.version, b.valid, b.dirty);
+        self.slots.set(b.slot, Some(SlotEntry { pg, key, version, valid, dirty }));
+    }
+
+    pub fn unpin_all(&mut self, pins: &mut smallvec::SmallVec<[u64; 2]>) {
+        pins.drain(..).for_each(|p| self.batches.unpin(p));
+    }
+}

@@ -1,0 +1,314 @@
+//! The [`Store`]: its state, its life, and the crank. What it does is in the other files.
+
+use crate::checkpoint::Ckpt;
+use crate::config::StoreConfig;
+use crate::destage::Destage;
+use crate::error::StoreError;
+use crate::index::Pg;
+use crate::layout::{Layout, BLOCK64};
+use crate::log::Log;
+use crate::read::Reads;
+use crate::recovery::Recovery;
+use crate::space::{Batches, Space};
+use crate::stats::{Headroom, StoreStats};
+use crate::superblock::Superblock;
+use crate::types::{DiskOp, DiskResult, OpId, StoreEvent};
+use bytes::Bytes;
+use quarry_base::{Nanos, PageBuf, PgId};
+use std::collections::HashMap;
+
+/// What an operation is for.
+pub(crate) enum OpKind {
+    /// A write of this log batch, its descriptor and payload or its direct blocks.
+    Log(u64),
+    Sync,
+    /// A merged destage write of these jobs.
+    Destage(Vec<u64>),
+    Table,
+    Super,
+    /// Part `.1` of read job `.0`.
+    Read(u64, usize),
+    Recovery(u64),
+}
+
+/// Operations handed out and not completed.
+#[derive(Default)]
+pub(crate) struct Ops {
+    list: Vec<Option<OpKind>>,
+    free: Vec<u32>,
+    next: u64,
+}
+
+impl Ops {
+    pub fn start(&mut self, k: OpKind) -> OpId {
+        self.next += 1;
+        let i = match self.free.pop() {
+            Some(i) => i,
+            None => {
+                self.list.push(None);
+                self.list.len() as u32 - 1
+            }
+        };
+        self.list[i as usize] = Some(k);
+        // The low half finds it, the high half makes ids unique for a long time.
+        OpId(self.next << 32 | u64::from(i))
+    }
+    fn end(&mut self, id: OpId) -> Option<OpKind> {
+        let i = id.0 as u32;
+        let k = self.list.get_mut(i as usize)?.take()?;
+        self.free.push(i);
+        Some(k)
+    }
+    pub fn is_empty(&self) -> bool {
+        self.list.len() == self.free.len()
+    }
+}
+
+/// The store on one device. See the crate's description.
+pub struct Store {
+    pub(crate) cfg: StoreConfig,
+    pub(crate) sb: Option<Superblock>,
+    pub(crate) recovery: Option<Box<Recovery>>,
+    pub(crate) ops: Ops,
+    pub(crate) events: Vec<StoreEvent>,
+    pub(crate) pgs: Vec<Option<Box<Pg>>>,
+    pub(crate) by_id: HashMap<PgId, u32>,
+    pub(crate) sp: Space,
+    pub(crate) log: Log,
+    pub(crate) destage: Destage,
+    pub(crate) ckpt: Ckpt,
+    pub(crate) reads: Reads,
+    pub(crate) zeroes: Bytes,
+    pub(crate) failed: Option<StoreError>,
+    /// Time of the last turn that found something appended.
+    pub(crate) last_append: Nanos,
+    pub(crate) seen_lsn: u64,
+}
+
+impl Store {
+    /// Begins to open a formatted device; [`poll`](Store::poll) says when it is done. Nothing but
+    /// `poll` and `complete` may be called before `StoreEvent::Opened`.
+    ///
+    /// `cluster`: refuse a device of any other.
+    pub fn open(cfg: StoreConfig, cluster: Option<[u8; 16]>) -> Store {
+        // Placeholder sizes until the superblock is read; nothing is allocated from them.
+        let layout = Layout {
+            device_bytes: 0,
+            log_bytes: BLOCK64,
+            table_start: 0,
+            groups: 0,
+            data_start: 0,
+            blocks: 0,
+        };
+        Store {
+            sp: Space {
+                layout,
+                alloc: crate::alloc::Alloc::new(0),
+                slots: crate::slots::SlotTable::new(&layout),
+                batches: Batches::new(1),
+                dirty_q: Default::default(),
+                unslotted: 0,
+                recovering: true,
+                ckpt_begun: 0,
+                queued: 0,
+                max_tombs: cfg.max_tombstones_per_pg,
+                max_id_runs: cfg.max_id_runs,
+                stats: StoreStats::default(),
+            },
+            sb: None,
+            recovery: Some(Box::new(Recovery::new(cluster))),
+            ops: Ops::default(),
+            events: Vec::new(),
+            pgs: Vec::new(),
+            by_id: HashMap::new(),
+            log: Log::default(),
+            destage: Destage::default(),
+            ckpt: Ckpt::default(),
+            reads: Reads::default(),
+            zeroes: PageBuf::zeroed(BLOCK64 as usize).freeze(),
+            failed: None,
+            last_append: Nanos::ZERO,
+            seen_lsn: 0,
+            cfg,
+        }
+    }
+
+    /// Hands out disk operations and events, both appended. With nothing to do, a few branches.
+    pub fn poll(&mut self, now: Nanos, ops: &mut Vec<DiskOp>, events: &mut Vec<StoreEvent>) {
+        if self.recovery.is_some() {
+            self.poll_recovery(ops);
+        } else if self.sb.is_some() {
+            if self.log.last_lsn != self.seen_lsn {
+                self.seen_lsn = self.log.last_lsn;
+                self.last_append = now;
+            }
+            self.poll_reads(ops);
+            self.poll_log(ops);
+            self.poll_destage(now, ops);
+            self.poll_checkpoint(now, ops);
+            // What a checkpoint or a sync mark appended goes out in the same turn.
+            if !self.log.queue.is_empty() {
+                self.seen_lsn = self.log.last_lsn;
+                self.poll_log(ops);
+            }
+            self.report_stable(events);
+            self.report_space(events);
+        }
+        events.append(&mut self.events);
+    }
+
+    /// Takes the completion of an operation, in any order. Unknown ids are ignored.
+    pub fn complete(&mut self, _now: Nanos, id: OpId, r: DiskResult) {
+        let Some(kind) = self.ops.end(id) else { return };
+        if self.recovery.is_some() {
+            return self.recovery_done(kind, r);
+        }
+        match (kind, r) {
+            (OpKind::Read(job, part), DiskResult::Read(r)) => self.read_done(job, part, r),
+            (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(5)),
+            (kind, DiskResult::Done(Ok(()))) => self.write_done(kind),
+            (kind, DiskResult::Done(Err(errno))) => self.write_failed(kind, errno),
+            (kind, DiskResult::Read(_)) => self.write_failed(kind, 5),
+        }
+    }
+
+    fn write_done(&mut self, kind: OpKind) {
+        if self.failed.is_some() {
+            // After a failure nothing counts as durable, whatever still completes.
+            if let OpKind::Destage(jobs) = kind {
+                self.destage_failed(&jobs);
+            }
+            return;
+        }
+        match kind {
+            OpKind::Log(no) => self.log_write_done(no),
+            OpKind::Sync => {
+                if let Some(no) = self.log.sync.take() {
+                    self.synced(no);
+                }
+                self.ckpt_synced();
+            }
+            OpKind::Destage(jobs) => self.destage_done(&jobs),
+            OpKind::Table => self.ckpt_page_written(),
+            OpKind::Super => self.ckpt_committed(),
+            OpKind::Read(..) | OpKind::Recovery(_) => {}
+        }
+    }
+
+    fn write_failed(&mut self, kind: OpKind, errno: i32) {
+        let what = match &kind {
+            OpKind::Log(_) => "a write to the log or of new blocks",
+            OpKind::Sync => "a sync",
+            OpKind::Destage(_) => "a write of blocks",
+            OpKind::Table => "a write to the block table",
+            _ => "a write of the superblock",
+        };
+        if let OpKind::Destage(jobs) = kind {
+            self.destage_failed(&jobs);
+        }
+        if self.failed.is_none() {
+            let e = StoreError::Io { what, errno };
+            self.failed = Some(e.clone());
+            self.events.push(StoreEvent::Failed(e));
+        }
+    }
+
+    /// When `poll` should be called though nothing else happens.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        if self.failed.is_some() || self.recovery.is_some() || !self.wants_idle_work() {
+            return None;
+        }
+        Some(self.last_append + self.cfg.destage_idle)
+    }
+
+    /// Nothing is queued, under way or waiting to be written anywhere but in the log.
+    pub fn is_idle(&self) -> bool {
+        self.recovery.is_none()
+            && self.ops.is_empty()
+            && self.log.queue.is_empty()
+            && self.reads.is_empty()
+            && self.ckpt.is_idle()
+            && self.destage.is_idle()
+            && !self.ckpt.flush_wanted()
+    }
+
+    /// Starts destaging everything committed, then a checkpoint: for a clean shutdown.
+    pub fn flush_all(&mut self) {
+        self.ckpt.ask_flush();
+    }
+
+    /// Levels and counters.
+    pub fn stats(&self) -> StoreStats {
+        let a = &self.sp.alloc;
+        StoreStats {
+            capacity_bytes: u64::from(a.blocks()) * BLOCK64,
+            used_bytes: u64::from(a.blocks() - a.free()) * BLOCK64,
+            log_bytes: self.sp.layout.log_bytes,
+            log_used_bytes: self.log.head - self.log.tail_pos,
+            tombstones: self.live_pgs().map(|p| p.tombs.len() as u64).sum(),
+            ..self.sp.stats
+        }
+    }
+
+    /// Room left for application writes (R24).
+    pub fn headroom(&self) -> Headroom {
+        let a = &self.sp.alloc;
+        let have = u64::from(a.free()) + u64::from(a.pending());
+        let kept = self.reserve_blocks() + self.sp.unslotted;
+        Headroom {
+            log_bytes: self.data_log_room(),
+            blocks: have.saturating_sub(kept),
+            full: have <= kept,
+        }
+    }
+
+    /// Why the device takes no more writes, if so. Final.
+    pub fn failed(&self) -> Option<&StoreError> {
+        self.failed.as_ref()
+    }
+
+    pub(crate) fn reserve_blocks(&self) -> u64 {
+        let permille = u64::from(self.cfg.reserve_permille);
+        (self.sp.layout.blocks * permille).div_ceil(1000)
+    }
+
+    /// Log space that application data must leave free: the checkpoint records of all groups
+    /// twice, what a wrap wastes, and room for metadata and trims.
+    fn data_log_reserve(&self) -> u64 {
+        let l = self.sp.layout.log_bytes;
+        (self.meta_log_reserve() + l / 16).max(l / 4)
+    }
+    pub(crate) fn meta_log_reserve(&self) -> u64 {
+        2 * self.ckpt.records_bytes + 2 * self.cfg.max_batch_bytes as u64
+    }
+    pub(crate) fn data_log_room(&self) -> u64 {
+        let used = self.log_used() + self.data_log_reserve();
+        self.sp.layout.log_bytes.saturating_sub(used)
+    }
+    pub(crate) fn meta_log_room(&self) -> u64 {
+        let used = self.log_used() + self.meta_log_reserve();
+        self.sp.layout.log_bytes.saturating_sub(used)
+    }
+
+    fn report_space(&mut self, events: &mut Vec<StoreEvent>) {
+        if self.log.refused && self.data_log_room() >= 2 * self.cfg.max_batch_bytes as u64 {
+            self.log.refused = false;
+            events.push(StoreEvent::LogSpace);
+        }
+    }
+
+    pub(crate) fn live_pgs(&self) -> impl Iterator<Item = &Pg> {
+        self.pgs.iter().flatten().map(|p| &**p)
+    }
+    pub(crate) fn pg(&self, id: PgId) -> Option<&Pg> {
+        self.pgs.get(*self.by_id.get(&id)? as usize)?.as_deref()
+    }
+    /// Index of a group, made if it is not there.
+    pub(crate) fn pg_or_new(&mut self, id: PgId) -> u32 {
+        let pgs = &mut self.pgs;
+        *self.by_id.entry(id).or_insert_with(|| {
+            pgs.push(Some(Box::new(Pg::new(id))));
+            pgs.len() as u32 - 1
+        })
+    }
+}

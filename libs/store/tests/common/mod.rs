@@ -1,0 +1,205 @@
+//! A seeded random source and a simulated disk with a volatile cache.
+#![allow(dead_code)]
+
+pub mod model;
+
+use bytes::Bytes;
+use quarry_base::PageBuf;
+use quarry_store::{DiskOp, DiskResult, FormatStep, OpId};
+
+/// splitmix64.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+    /// `0..n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A way in which the disk breaks its promises, planted to see the checks catch it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// No sync does anything.
+    AllSyncs,
+    /// The sync linked to a write does nothing.
+    LinkedSyncs,
+    /// A sync of its own does nothing.
+    PlainSyncs,
+    /// Syncs never cover writes in this range of offsets.
+    Range(u64, u64),
+    /// One synced write in this many was never done.
+    LostWrite(u64),
+}
+
+enum InFlight {
+    Op(DiskOp),
+    /// Covers completed writes up to this number.
+    Sync(OpId, u64, bool),
+}
+
+/// Completed writes are visible to reads at once; they survive a crash for sure only once synced.
+pub struct SimDisk {
+    pub durable: Vec<u8>,
+    pub now: Vec<u8>,
+    /// Completed and not synced: number, offset, data.
+    dirty: Vec<(u64, u64, Bytes)>,
+    done: u64,
+    flight: Vec<InFlight>,
+    pub lie: Option<Lie>,
+    pub fail_writes: bool,
+}
+
+impl SimDisk {
+    pub fn new(bytes: u64) -> SimDisk {
+        SimDisk {
+            durable: vec![0; bytes as usize],
+            now: vec![0; bytes as usize],
+            dirty: Vec::new(),
+            done: 0,
+            flight: Vec::new(),
+            lie: None,
+            fail_writes: false,
+        }
+    }
+
+    pub fn run_format(&mut self, steps: Vec<FormatStep>) {
+        for s in steps {
+            match s {
+                FormatStep::Zero { offset, len } => {
+                    self.durable[offset as usize..(offset + len) as usize].fill(0)
+                }
+                FormatStep::Write { offset, data } => self.durable
+                    [offset as usize..offset as usize + data.len()]
+                    .copy_from_slice(&data),
+                FormatStep::Sync => {}
+            }
+        }
+        self.now.clone_from(&self.durable);
+    }
+
+    pub fn submit(&mut self, ops: &mut Vec<DiskOp>) {
+        for op in ops.drain(..) {
+            self.flight.push(match op {
+                DiskOp::Sync { id } => InFlight::Sync(id, self.done, false),
+                op => InFlight::Op(op),
+            });
+        }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.flight.len()
+    }
+
+    /// Executes one operation in flight, any of them. The completion, unless a sync follows.
+    pub fn step(&mut self, rng: &mut Rng) -> Option<(OpId, DiskResult)> {
+        if self.flight.is_empty() {
+            return None;
+        }
+        let i = rng.below(self.flight.len() as u64) as usize;
+        match self.flight.swap_remove(i) {
+            InFlight::Sync(id, upto, linked) => {
+                self.sync(upto, linked);
+                Some((id, DiskResult::Done(Ok(()))))
+            }
+            InFlight::Op(DiskOp::Read { id, offset, len }) => {
+                let at = offset as usize;
+                Some((id, DiskResult::Read(Ok(PageBuf::copy_of(&self.now[at..at + len])))))
+            }
+            InFlight::Op(DiskOp::Write { id, offset, data, sync }) => {
+                if self.fail_writes {
+                    return Some((id, DiskResult::Done(Err(5))));
+                }
+                let mut at = offset;
+                for d in data {
+                    assert!(
+                        at % 4096 == 0 && d.len() % 4096 == 0 && d.as_ptr() as usize % 4096 == 0
+                    );
+                    self.now[at as usize..at as usize + d.len()].copy_from_slice(&d);
+                    self.done += 1;
+                    let len = d.len() as u64;
+                    self.dirty.push((self.done, at, d));
+                    at += len;
+                }
+                if sync {
+                    self.flight.push(InFlight::Sync(id, self.done, true));
+                    return None;
+                }
+                Some((id, DiskResult::Done(Ok(()))))
+            }
+            InFlight::Op(op) => Some((op.id(), DiskResult::Done(Ok(())))),
+        }
+    }
+
+    fn sync(&mut self, upto: u64, linked: bool) {
+        match self.lie {
+            Some(Lie::AllSyncs) => return,
+            Some(Lie::LinkedSyncs) if linked => return,
+            Some(Lie::PlainSyncs) if !linked => return,
+            _ => {}
+        }
+        let (durable, lie) = (&mut self.durable, self.lie);
+        self.dirty.retain(|(n, at, d)| {
+            let spared = match lie {
+                Some(Lie::Range(from, to)) => *at >= from && *at < to,
+                Some(Lie::LostWrite(k)) => n % k == 0,
+                _ => false,
+            };
+            if *n <= upto && !spared {
+                durable[*at as usize..*at as usize + d.len()].copy_from_slice(d);
+            }
+            *n > upto || spared
+        });
+    }
+
+    /// Power loss: of what was not synced, any 512-byte sector may or may not be there.
+    pub fn power_loss(&mut self, rng: &mut Rng) {
+        let mut writes: Vec<(u64, Bytes)> =
+            self.dirty.drain(..).map(|(_, at, d)| (at, d)).collect();
+        if matches!(self.lie, Some(Lie::LostWrite(_) | Lie::Range(..))) {
+            writes.clear();
+        }
+        for f in self.flight.drain(..) {
+            if let InFlight::Op(DiskOp::Write { offset, data, .. }) = f {
+                let mut at = offset;
+                for d in data {
+                    let len = d.len() as u64;
+                    writes.push((at, d));
+                    at += len;
+                }
+            }
+        }
+        // All, none, by writes, by pages, by sectors.
+        let mode = rng.below(5);
+        for (at, d) in writes {
+            let unit = match mode {
+                0 => continue,
+                1 | 2 => d.len(),
+                3 => 4096,
+                _ => 512,
+            };
+            for (i, part) in d.chunks(unit).enumerate() {
+                if mode == 1 || rng.one_in(2) {
+                    let from = at as usize + i * unit;
+                    self.durable[from..from + part.len()].copy_from_slice(part);
+                }
+            }
+        }
+        self.now.clone_from(&self.durable);
+    }
+
+    /// The process dies, the machine lives: what was written stays visible but is not durable.
+    pub fn process_kill(&mut self) {
+        self.flight.clear();
+    }
+}

@@ -1,0 +1,263 @@
+//! What a store must do, as a plain list of what was appended, folded anew for every check.
+//!
+//! After a crash the store's state must be that of some prefix of the log, at least everything that
+//! was reported stable. The commit points are taken from the store (they may fall back), the rest is
+//! compared: history, tail, content, versions, tombstones, metadata, ids.
+
+use bytes::Bytes;
+use quarry_base::*;
+use quarry_store::*;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+#[derive(Clone, Debug)]
+pub enum Ev {
+    Rec(Record, Vec<u32>),
+    Copy(BlockKey, Version, u16, Vec<u32>),
+    Drop(Vec<(BlockKey, Version)>),
+    Meta(Bytes),
+    DropPg,
+    /// Not in the log: recovery may undo it.
+    Truncate(Seq),
+}
+
+pub struct Event {
+    pub id: AppendId,
+    pub pg: PgId,
+    pub ev: Ev,
+}
+
+#[derive(Clone, Default, Debug, PartialEq)]
+pub struct Blk {
+    pub version: Version,
+    /// Content tag of each page; 0: zeroes.
+    pub pages: [u32; 16],
+}
+
+#[derive(Clone, Default, Debug)]
+pub struct PgModel {
+    pub line: Vec<Version>,
+    pub last: Version,
+    pub blocks: BTreeMap<BlockKey, Blk>,
+    pub tombs: BTreeMap<BlockKey, Version>,
+    pub meta: Option<Bytes>,
+    pub ids: BTreeMap<(Instance, RequestId), Seq>,
+    pub floors: BTreeMap<Instance, RequestId>,
+    pub exists: bool,
+}
+
+/// A page's content for a tag.
+pub fn page_of(tag: u32) -> Vec<u8> {
+    if tag == 0 {
+        return vec![0; PAGE];
+    }
+    let word = (u64::from(tag) << 32 | u64::from(tag)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (0..PAGE / 8).flat_map(|i| (word ^ i as u64).to_le_bytes()).collect()
+}
+
+impl PgModel {
+    fn newest(&self, k: BlockKey) -> Version {
+        match self.blocks.get(&k) {
+            Some(b) => b.version,
+            None => self.tombs.get(&k).copied().unwrap_or_default(),
+        }
+    }
+
+    fn pages(
+        &mut self,
+        ext: (VtreeId, Layer, Extent),
+        offset: u32,
+        tags: &[u32],
+        v: Version,
+        zero: bool,
+    ) {
+        let mut by: BTreeMap<u8, Vec<(usize, u32)>> = BTreeMap::new();
+        for (i, t) in tags.iter().enumerate() {
+            let page = offset as usize / PAGE + i;
+            by.entry((page / 16) as u8).or_default().push((page % 16, *t));
+        }
+        for (block, list) in by {
+            let k = BlockKey { vtree: ext.0, layer: ext.1, extent: ext.2, block };
+            if self.newest(k) >= v || zero && !self.blocks.contains_key(&k) {
+                continue;
+            }
+            self.tombs.remove(&k);
+            let b = self.blocks.entry(k).or_default();
+            b.version = v;
+            list.iter().for_each(|(p, t)| b.pages[*p] = *t);
+            if b.pages == [0; 16] {
+                self.blocks.remove(&k);
+                self.tombs.insert(k, v);
+            }
+        }
+    }
+
+    fn apply(&mut self, r: &Record, tags: &[u32]) {
+        let v = r.version;
+        match &r.kind {
+            RecordKind::Write { vtree, layer, extent, offset, .. } => {
+                self.pages((*vtree, *layer, *extent), *offset, tags, v, false)
+            }
+            RecordKind::Zero { vtree, layer, extent, offset, len } => {
+                let tags = vec![0; *len as usize / PAGE];
+                self.pages((*vtree, *layer, *extent), *offset, &tags, v, true)
+            }
+            RecordKind::DropVtree { vtree } => {
+                self.blocks.retain(|k, b| k.vtree != *vtree || b.version >= v);
+                self.tombs.retain(|k, t| k.vtree != *vtree || *t >= v);
+            }
+            RecordKind::EpochStart { .. } => {}
+        }
+        if r.origin.instance.0 > 0 {
+            let f = self.floors.entry(r.origin.instance).or_default();
+            *f = r.origin.lowest_unanswered.max(*f);
+            self.ids.insert((r.origin.instance, r.origin.id), v.seq);
+        }
+    }
+
+    fn copy(&mut self, k: BlockKey, v: Version, valid: u16, tags: &[u32]) {
+        if self.newest(k) >= v {
+            return;
+        }
+        self.blocks.remove(&k);
+        self.tombs.remove(&k);
+        if valid == 0 {
+            self.tombs.insert(k, v);
+            return;
+        }
+        let mut b = Blk { version: v, pages: [0; 16] };
+        let mut tags = tags.iter();
+        for p in 0..16 {
+            if valid >> p & 1 == 1 {
+                b.pages[p] = *tags.next().unwrap();
+            }
+        }
+        self.blocks.insert(k, b);
+    }
+}
+
+/// Which versions make up each group's history after these events; truncations before number `heed`
+/// count. (One is undone by a crash as long as the log still has the records.)
+fn lines(events: &[Event], heed: usize) -> HashMap<PgId, Vec<Version>> {
+    let mut out: HashMap<PgId, Vec<Version>> = HashMap::new();
+    for (i, e) in events.iter().enumerate() {
+        let line = out.entry(e.pg).or_default();
+        match &e.ev {
+            Ev::Rec(r, _) => {
+                line.retain(|v| v.seq < r.version.seq);
+                line.push(r.version);
+            }
+            Ev::Truncate(from) if i < heed => line.retain(|v| v.seq < *from),
+            Ev::DropPg => line.clear(),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The state after `events`, with these commit points.
+pub fn fold(
+    events: &[Event],
+    heed: usize,
+    commit: &dyn Fn(PgId) -> Seq,
+) -> BTreeMap<PgId, PgModel> {
+    let mut out: BTreeMap<PgId, PgModel> = BTreeMap::new();
+    let lines = lines(events, heed);
+    let line_sets: HashMap<PgId, BTreeSet<Version>> =
+        lines.iter().map(|(p, l)| (*p, l.iter().copied().collect())).collect();
+    for e in events {
+        let m = out.entry(e.pg).or_default();
+        match &e.ev {
+            Ev::Truncate(_) => continue,
+            Ev::Rec(r, tags) => {
+                m.exists = true;
+                if r.version.seq <= commit(e.pg) && line_sets[&e.pg].contains(&r.version) {
+                    m.apply(r, tags);
+                }
+            }
+            Ev::Copy(k, v, valid, tags) => {
+                m.exists = true;
+                m.copy(*k, *v, *valid, tags)
+            }
+            Ev::Drop(list) => {
+                m.exists = true;
+                for (k, v) in list {
+                    if m.newest(*k) <= *v {
+                        m.blocks.remove(k);
+                        m.tombs.remove(k);
+                    }
+                }
+            }
+            Ev::Meta(b) => {
+                m.exists = true;
+                m.meta = Some(b.clone())
+            }
+            Ev::DropPg => *m = PgModel::default(),
+        }
+    }
+    for (p, l) in lines {
+        if let Some(m) = out.get_mut(&p) {
+            m.last = l.last().copied().unwrap_or_default();
+            m.line = l;
+        }
+    }
+    out
+}
+
+/// Compares everything but content (which takes reads). The first difference.
+pub fn compare(s: &Store, pg: PgId, m: &PgModel, all_through: Version) -> Result<(), String> {
+    let st = s.pg_state(pg);
+    let here = s.pgs().contains(&pg);
+    if here != m.exists {
+        return Err(format!("{pg} is here: {here}, should be: {}", m.exists));
+    }
+    if st.last != m.last {
+        return Err(format!("{pg}: last {} should be {}", st.last, m.last));
+    }
+    let tail: Vec<Version> = s.tail(pg, Seq(st.commit.0 + 1)).map(|t| t.version).collect();
+    let want: Vec<Version> = m.line.iter().copied().filter(|v| v.seq > st.commit).collect();
+    if tail != want {
+        return Err(format!("{pg}: tail {tail:?} should be {want:?}"));
+    }
+    if s.meta(pg) != m.meta {
+        return Err(format!("{pg}: other metadata"));
+    }
+    let rows = s.scan(pg, BlockKey::MIN, usize::MAX, None);
+    if rows.windows(2).any(|w| w[0].key >= w[1].key) {
+        return Err(format!("{pg}: scan is out of order"));
+    }
+    let blocks: BTreeMap<BlockKey, Version> =
+        rows.iter().filter(|r| r.valid != 0).map(|r| (r.key, r.version)).collect();
+    let want: BTreeMap<BlockKey, Version> = m.blocks.iter().map(|(k, b)| (*k, b.version)).collect();
+    if blocks != want {
+        let k = blocks.keys().chain(want.keys()).find(|k| blocks.get(k) != want.get(k)).unwrap();
+        return Err(format!(
+            "{pg}: commit {} {k:?} is {:?} should be {:?}",
+            st.commit,
+            blocks.get(k),
+            want.get(k)
+        ));
+    }
+    for (k, v) in m.tombs.iter().filter(|(_, v)| **v > all_through) {
+        if !rows.iter().any(|r| r.key == *k && r.valid == 0 && r.version == *v) {
+            return Err(format!("{pg}: tombstone {k:?} {v} is missing"));
+        }
+    }
+    for ((i, id), seq) in &m.ids {
+        let seen = s.seen(pg, *i, *id);
+        let low = m.floors.get(i).copied().unwrap_or_default();
+        let fine = if *id < low { seen == Seen::BelowFloor } else { seen == Seen::Committed };
+        if !fine {
+            return Err(format!("{pg}: request {i}/{id} of {seq} is {seen:?}, floor {low}"));
+        }
+    }
+    for t in s.tail(pg, Seq(st.commit.0 + 1)) {
+        let o = t.rec.origin;
+        if o.instance.0 > 0 && s.seen(pg, o.instance, o.id) != Seen::InTail(t.version.seq) {
+            return Err(format!(
+                "{pg}: request {o:?} in the tail is {:?}",
+                s.seen(pg, o.instance, o.id)
+            ));
+        }
+    }
+    Ok(())
+}

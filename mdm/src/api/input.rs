@@ -1,0 +1,155 @@
+//! Reading requests: bodies, ids and names, paging.
+
+use super::error::ApiError;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// Largest request body, bytes.
+pub const MAX_BODY: usize = 256 << 10;
+/// Longest `Idempotency-Key`.
+const MAX_KEY: usize = 200;
+/// Rows of a list without `limit`, and the most with it.
+const ROWS: usize = 10_000;
+
+/// A JSON body; an empty one is `{}`.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(req: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(req, state).await.map_err(|e| {
+            let status = e.status().as_u16();
+            let code = if status == 413 { "too_large" } else { "bad_body" };
+            ApiError::new(status, code, e.body_text(), format!("at most {MAX_BODY} bytes"))
+        })?;
+        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        serde_json::from_slice(text).map(Body).map_err(|e| {
+            ApiError::new(
+                400,
+                "malformed",
+                format!("the body is not understood: {e}"),
+                "send a JSON object with the fields of this request",
+            )
+        })
+    }
+}
+
+/// An id or a name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Ref {
+    Id(u32),
+    Name(String),
+}
+
+impl Ref {
+    /// From a path: digits are an id.
+    pub fn path(text: &str) -> Ref {
+        text.parse().map_or_else(|_| Ref::Name(text.into()), Ref::Id)
+    }
+    pub fn fits(&self, id: u32, name: &str) -> bool {
+        match self {
+            Ref::Id(i) => *i == id,
+            Ref::Name(n) => n == name || n.parse() == Ok(id),
+        }
+    }
+}
+
+impl std::fmt::Display for Ref {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ref::Id(i) => i.fmt(f),
+            Ref::Name(n) => write!(f, "'{}'", n.chars().take(80).collect::<String>()),
+        }
+    }
+}
+
+/// One of several fields that name the same thing.
+pub fn one_of(what: &str, given: [&Option<Ref>; 3]) -> Result<Ref, ApiError> {
+    let mut all = given.into_iter().flatten();
+    match (all.next(), all.next()) {
+        (Some(r), None) => Ok(r.clone()),
+        (None, _) => Err(ApiError::new(
+            400,
+            "malformed",
+            format!("{what} is missing"),
+            format!("give {what} or {what}_id"),
+        )),
+        _ => Err(ApiError::new(
+            400,
+            "malformed",
+            format!("{what} is given more than once"),
+            "give one of them",
+        )),
+    }
+}
+
+/// A size given in GiB or in bytes.
+pub fn size(gb: Option<f64>, bytes: Option<u64>) -> Result<u64, ApiError> {
+    match (gb, bytes) {
+        (None, Some(b)) => Ok(b),
+        (Some(g), None) if g.is_finite() && (0.0..8e9).contains(&g) => {
+            Ok((g * (1u64 << 30) as f64).round() as u64)
+        }
+        (Some(g), None) => Err(ApiError::new(
+            422,
+            "bad_size",
+            format!("{g} GiB is not a size"),
+            "give a multiple of 1 MiB",
+        )),
+        _ => Err(ApiError::new(
+            400,
+            "malformed",
+            "give size_gb (GiB) or size_bytes, one of them",
+            "",
+        )),
+    }
+}
+
+pub fn idempotency_key(h: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(v) = h.get("idempotency-key") else { return Ok(None) };
+    match v.to_str() {
+        Ok(k) if !k.is_empty() && k.len() <= MAX_KEY => Ok(Some(k.into())),
+        _ => Err(ApiError::new(
+            400,
+            "malformed",
+            "the Idempotency-Key is not usable",
+            format!("1 to {MAX_KEY} printable characters"),
+        )),
+    }
+}
+
+pub type Params = HashMap<String, String>;
+
+/// A number among the query parameters.
+pub fn number(p: &Params, name: &str) -> Result<Option<u64>, ApiError> {
+    let Some(t) = p.get(name) else { return Ok(None) };
+    t.parse().map(Some).map_err(|_| {
+        ApiError::new(
+            400,
+            "malformed",
+            format!("{name}={t} is not a number"),
+            "give a whole number",
+        )
+    })
+}
+
+/// Filters rows by equal fields and cuts the page asked for.
+pub fn page(rows: Vec<Value>, p: &Params) -> Result<Value, ApiError> {
+    let limit = number(p, "limit")?.map_or(ROWS, |n| (n as usize).min(ROWS));
+    let offset = number(p, "offset")?.unwrap_or(0) as usize;
+    let fits = |row: &Value| {
+        p.iter().filter(|(k, _)| *k != "limit" && *k != "offset").all(|(k, v)| match row.get(k) {
+            Some(Value::String(s)) => s == v,
+            Some(other) => serde_json::from_str::<Value>(v).is_ok_and(|v| v == *other),
+            None => true,
+        })
+    };
+    Ok(Value::Array(rows.into_iter().filter(fits).skip(offset).take(limit).collect()))
+}

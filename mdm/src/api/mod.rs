@@ -1,0 +1,159 @@
+//! REST: routes, authorization, counting. The contract is in the project's interface document.
+
+mod cluster;
+mod error;
+mod input;
+mod nodes;
+mod observe;
+mod pools;
+mod render;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use crate::control::Hub;
+use crate::engine::{Engine, SharedState};
+use crate::health;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State as Ext};
+use axum::middleware::{from_fn_with_state, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::Router;
+use error::ApiError;
+use quarry_metrics::{Counter, Family, Histo, Metrics};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Name of the only user there is: the holder of the token.
+pub const ADMIN: &str = "admin";
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub hub: Arc<Hub>,
+    pub engine: Engine,
+    pub state: SharedState,
+    pub token: Arc<str>,
+    /// Name of the MDM's own node.
+    pub node: Arc<str>,
+    /// Address of its own exporter.
+    pub metrics_addr: Arc<str>,
+    pub metrics: Metrics,
+    requests: Family<Counter>,
+    seconds: Family<Arc<Histo>>,
+}
+
+type Answer = Result<Response, ApiError>;
+
+impl Api {
+    pub fn new(
+        hub: Arc<Hub>,
+        engine: Engine,
+        state: SharedState,
+        token: &str,
+        node: &str,
+        metrics_addr: &str,
+        metrics: Metrics,
+    ) -> Api {
+        let requests = metrics.counter_family(
+            "quarry_api_requests_total",
+            "API requests",
+            &["route", "status"],
+        );
+        let seconds = metrics.histogram_family(
+            "quarry_api_request_seconds",
+            "Time to answer API requests",
+            &["route"],
+        );
+        Api {
+            hub,
+            engine,
+            state,
+            token: token.into(),
+            node: node.into(),
+            metrics_addr: metrics_addr.into(),
+            metrics,
+            requests,
+            seconds,
+        }
+    }
+
+    pub fn status(&self) -> health::Status {
+        let hub = self.hub.lock();
+        let s = self.state.read();
+        health::status(&s, &hub, self.engine.stale(), crate::control::now())
+    }
+}
+
+/// The whole API.
+pub fn router(api: Api) -> Router {
+    let real = Router::new()
+        .merge(pools::routes())
+        .merge(nodes::routes())
+        .merge(volumes::routes())
+        .merge(cluster::routes())
+        .merge(observe::routes());
+    let later = Router::new()
+        .route("/sds/{id}/drain", post(error::not_built))
+        .route("/metrics/timeline", get(error::not_built))
+        .route("/openapi.json", get(error::not_built))
+        .route("/ui", get(error::not_built))
+        .route("/policy/{*rest}", any(error::not_built))
+        .route("/fault_set/{*rest}", any(error::not_built));
+    real.merge(later)
+        .fallback(error::no_route)
+        .method_not_allowed_fallback(error::no_method)
+        .layer(DefaultBodyLimit::max(input::MAX_BODY))
+        .layer(from_fn_with_state(api.clone(), guard))
+        .with_state(api)
+}
+
+/// Routes that need no token: they say nothing that helps an attacker, and probes have no token.
+fn open(path: &str) -> bool {
+    matches!(path, "/" | "/health" | "/metrics" | "/prometheus/targets")
+}
+
+async fn guard(Ext(api): Ext<Api>, req: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let route =
+        req.extensions().get::<MatchedPath>().map_or("none".to_string(), |m| m.as_str().into());
+    let answer = match allowed(&api, &req) {
+        Ok(()) => next.run(req).await,
+        Err(e) => e.into_response(),
+    };
+    let status = answer.status().as_str().to_string();
+    api.requests.with(&[&route, &status]).inc();
+    api.seconds
+        .with(&[&route])
+        .record(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    answer
+}
+
+fn allowed(api: &Api, req: &Request) -> Result<(), ApiError> {
+    if open(req.uri().path()) {
+        return Ok(());
+    }
+    let given = req.headers().get("authorization").and_then(|v| v.to_str().ok());
+    let Some(token) = given.and_then(|g| g.strip_prefix("Bearer ")) else {
+        return Err(ApiError::new(
+            401,
+            "no_token",
+            "a token is needed",
+            "send Authorization: Bearer TOKEN; the token is in the MDM's token file",
+        ));
+    };
+    if !same(token.trim().as_bytes(), api.token.as_bytes()) {
+        return Err(ApiError::new(
+            401,
+            "wrong_token",
+            "the token is not valid",
+            "use the token in the MDM's token file",
+        ));
+    }
+    Ok(())
+}
+
+/// Compares without telling by its time where the first difference is.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |d, (x, y)| d | (x ^ y)) == 0
+}

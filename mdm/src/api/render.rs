@@ -1,0 +1,197 @@
+//! Objects as the API shows them.
+
+use crate::control::{HubInner, SdsLive};
+use crate::health;
+use crate::state::{Device, Domain, Event, Pool, Sdc, Sds, State, Task, TaskState, Volume};
+use quarry_base::{Nanos, NodeId};
+use serde_json::{json, Value};
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / GIB
+}
+
+/// RFC 3339, UTC, from Unix milliseconds.
+pub fn rfc3339(ms: u64) -> String {
+    let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
+    // Days to civil date (proleptic Gregorian), counted from 0000-03-01.
+    let z = days as i64 + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (d, m) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let y = yoe + era * 400 + i64::from(m <= 2);
+    let s = rest / 1000;
+    format!(
+        "{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}.{:03}Z",
+        s / 3600,
+        s / 60 % 60,
+        s % 60,
+        rest % 1000
+    )
+}
+
+pub fn domain(s: &State, d: &Domain) -> Value {
+    let sds: Vec<_> = s.sds.values().filter(|x| x.domain == d.id).map(|x| x.id).collect();
+    let pools: Vec<_> = s.pools.values().filter(|p| p.domain == d.id).map(|p| p.id).collect();
+    let raw: u64 =
+        s.devices.values().filter(|x| sds.contains(&x.sds)).map(|x| x.capacity_bytes).sum();
+    json!({ "id": d.id, "name": d.name, "sds_ids": sds, "pool_ids": pools,
+        "total_capacity_gb": gib(raw), "capacity_bytes": raw })
+}
+
+pub fn pool(s: &State, hub: &HubInner, p: &Pool, now: Nanos) -> Value {
+    let c = s.capacity(p);
+    let devices: Vec<_> = s.pool_devices(p.id).map(|d| d.id).collect();
+    let used: u64 = s.pool_devices(p.id).map(|d| device_used(hub, d)).sum();
+    json!({
+        "id": p.id, "name": p.name, "protection_domain_id": p.domain, "copies": p.copies,
+        "min_copies": p.min_copies, "ack": p.ack, "pg_count": p.pg_count,
+        "health": health::pool_health(s, hub, p, now).health,
+        "device_ids": devices, "total_capacity_gb": gib(c.raw), "capacity_bytes": c.raw,
+        "usable_bytes": c.usable, "used_bytes": used, "free_bytes": c.raw.saturating_sub(used),
+        "reserve_bytes": c.reserve, "provisioned_bytes": c.provisioned, "thick_bytes": c.thick,
+        "over_commit": p.over_commit, "limit_bytes": c.limit, "reserve_percent": p.reserve_percent,
+        "rebuild_grace_seconds": p.rebuild_grace_seconds,
+        "rebuild_bytes_per_second": p.rebuild_bytes_per_second,
+    })
+}
+
+fn device_used(hub: &HubInner, d: &Device) -> u64 {
+    hub.sds.get(&d.sds).and_then(|l| l.devices.get(&d.id)).map_or(0, |l| l.used)
+}
+
+pub fn sds_state(x: &Sds) -> &'static str {
+    match (x.fenced, x.up, x.start.get()) {
+        (true, ..) => "failed",
+        (_, _, 0) => "added",
+        (_, true, _) if x.leaving => "leaving",
+        (_, true, _) => "up",
+        _ => "down",
+    }
+}
+
+fn heard(at: Option<Nanos>, now: Nanos) -> Value {
+    at.map_or(Value::Null, |h| json!(now.since(h).as_secs_f64()))
+}
+
+pub fn sds(s: &State, hub: &HubInner, x: &Sds, now: Nanos) -> Value {
+    let devices: Vec<Value> =
+        s.devices.values().filter(|d| d.sds == x.id).map(|d| device(s, hub, d)).collect();
+    let raw: u64 = s.devices.values().filter(|d| d.sds == x.id).map(|d| d.capacity_bytes).sum();
+    let used: u64 = s.devices.values().filter(|d| d.sds == x.id).map(|d| device_used(hub, d)).sum();
+    let live = hub.sds.get(&x.id);
+    json!({
+        "id": x.id, "name": x.name, "protection_domain_id": x.domain, "fault_set": x.fault_set,
+        "node_id": x.node, "state": sds_state(x), "start": x.start, "metrics": x.metrics,
+        "connected": live.is_some_and(|l| l.session.is_some()),
+        "last_heartbeat_seconds": heard(live.map(|l| l.heard), now),
+        "applied": live.map_or(0, |l: &SdsLive| l.applied.0), "confirmed": live.map_or(0, |l| l.confirmed.0),
+        "devices": devices, "total_capacity_gb": gib(raw), "capacity_bytes": raw, "used_bytes": used,
+    })
+}
+
+pub fn device(s: &State, hub: &HubInner, d: &Device) -> Value {
+    let state = match (&d.failed, s.sds.get(&d.sds)) {
+        (Some(_), _) => "failed",
+        (None, Some(x)) if x.up && !x.fenced => "ok",
+        _ => "down",
+    };
+    json!({
+        "id": d.id, "uuid": d.uuid, "sds_id": d.sds, "sds": s.sds.get(&d.sds).map(|x| &x.name),
+        "pool_id": d.pool, "path": d.path, "capacity_bytes": d.capacity_bytes,
+        "used_bytes": device_used(hub, d), "state": state, "error": d.failed,
+    })
+}
+
+pub fn sdc(s: &State, hub: &HubInner, x: &Sdc, now: Nanos) -> Value {
+    let live = hub.sdcs.get(&x.id);
+    let up = live.is_some_and(|l| l.session.is_some());
+    let volumes: Vec<_> = s
+        .volumes
+        .values()
+        .filter(|v| v.mappings.iter().any(|m| m.sdc == x.id))
+        .map(|v| v.id)
+        .collect();
+    let state = match (up, x.instance.get()) {
+        (true, _) => "up",
+        (false, 0) => "added",
+        _ => "down",
+    };
+    json!({
+        "id": x.id, "name": x.name, "node_id": x.node, "state": state, "instance": x.instance,
+        "metrics": x.metrics, "volume_ids": volumes,
+        "last_heartbeat_seconds": heard(live.map(|l| l.heard), now),
+        "attachments": live.and_then(|l| l.attachments.as_ref()),
+    })
+}
+
+pub fn volume(s: &State, hub: &HubInner, v: &Volume) -> Value {
+    let mappings: Vec<Value> = v
+        .mappings
+        .iter()
+        .map(|m| {
+            let name = s.sdcs.get(&m.sdc).map_or("", |x| x.name.as_str());
+            let a = hub.sdcs.get(&m.sdc).and_then(|l| l.attachments.as_ref());
+            let a = a.and_then(|a| a.iter().find(|a| a.volume == v.id));
+            let uri = a.and_then(|a| a.socket.as_ref()).map(|p| uri(&v.name, p));
+            json!({ "sdc_id": m.sdc, "sdc": name, "read_only": m.read_only, "device_wanted": m.device,
+                "uri": uri, "device": a.and_then(|a| a.device.as_ref()) })
+        })
+        .collect();
+    json!({
+        "id": v.id, "name": v.name, "pool_id": v.pool, "pool": s.pools.get(&v.pool).map(|p| &p.name),
+        "size_bytes": v.size_bytes, "size_gb": gib(v.size_bytes), "provisioning": v.provisioning,
+        "generation": v.generation, "vtree": v.vtree, "created": rfc3339(v.created_ms), "mappings": mappings,
+    })
+}
+
+/// Address of a volume's NBD socket.
+pub fn uri(volume: &str, socket: &std::path::Path) -> String {
+    format!("nbd+unix:///{volume}?socket={}", socket.display())
+}
+
+pub fn node(s: &State, hub: &HubInner, id: NodeId, mdm_name: &str, now: Nanos) -> Option<Value> {
+    let n = s.nodes.get(&id)?;
+    let sds = s.sds.values().filter(|x| x.node == Some(id)).filter_map(|x| hub.sds.get(&x.id));
+    let sdc = s.sdcs.values().filter(|x| x.node == Some(id)).filter_map(|x| hub.sdcs.get(&x.id));
+    let mut seen: Vec<(bool, Nanos)> = sds.map(|l| (l.session.is_some(), l.heard)).collect();
+    seen.extend(sdc.map(|l| (l.session.is_some(), l.heard)));
+    if n.name == mdm_name {
+        seen.push((true, now));
+    }
+    let up = !seen.is_empty() && seen.iter().all(|x| x.0);
+    let some = seen.iter().any(|x| x.0);
+    Some(json!({
+        "id": n.id, "name": n.name, "addresses": n.addresses, "capabilities": n.capabilities,
+        "state": if up { "up" } else if some { "partial" } else { "down" },
+        "last_heartbeat_seconds": heard(seen.iter().map(|x| x.1).max(), now), "version": n.release,
+    }))
+}
+
+pub fn event(e: &Event) -> Value {
+    json!({ "id": e.id, "time": rfc3339(e.at_ms), "who": e.who, "what": e.what, "object": e.object,
+        "outcome": e.outcome, "reason": e.reason })
+}
+
+pub fn task(t: &Task, waiting_for: Vec<String>) -> Value {
+    json!({ "id": t.id, "task_id": t.id, "what": t.kind, "state": t.state,
+        "progress": if t.state == TaskState::Running { 0 } else { 100 },
+        "created": rfc3339(t.created_ms), "finished": t.finished_ms.map(rfc3339), "detail": t.detail,
+        "waiting_for": waiting_for })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rfc3339;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
+        assert_eq!(rfc3339(1_764_000_000_000), "2025-11-24T16:00:00.000Z");
+    }
+}

@@ -1,0 +1,276 @@
+//! What is known of the sessions now. Nothing here is durable; all of it comes again after a restart.
+//!
+//! Invariant: a session's queue gets one snapshot and then every change after it, in order of the log (R3): the hub's
+//! lock is held from applying a command to queueing its changes. A session whose queue is full is closed; it
+//! comes back and gets a snapshot again.
+
+use super::{now, Detector};
+use crate::engine::SharedState;
+use crate::state::State;
+use quarry_base::{
+    ConfigIndex, DeviceId, Instance, Nanos, PgId, SdcId, SdsId, Seq, StartNo, Version,
+};
+use quarry_control::{Attachment, Change, PgReport, ToNode};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// Messages a session may have waiting.
+pub const SESSION_QUEUE: usize = 1024;
+/// Samples of the progress of syncs, one a second.
+const RATE_SAMPLES: usize = 15;
+
+/// A session's queue and its off switch.
+struct Queue {
+    tx: mpsc::Sender<Arc<ToNode>>,
+    close: watch::Sender<bool>,
+}
+
+/// Device figures as reported.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceLive {
+    pub capacity: u64,
+    pub used: u64,
+    pub failed: Option<String>,
+}
+
+/// An SDS, as heard.
+#[derive(Clone, Debug, Default)]
+pub struct SdsLive {
+    pub session: Option<u64>,
+    pub start: StartNo,
+    pub host: String,
+    pub pid: u32,
+    pub heard: Nanos,
+    pub applied: ConfigIndex,
+    pub confirmed: ConfigIndex,
+    pub devices: HashMap<DeviceId, DeviceLive>,
+    pub counters: BTreeMap<String, u64>,
+    /// What it held when it registered (R11): newest durable record and commit point.
+    pub positions: HashMap<(DeviceId, PgId), (Version, Seq)>,
+}
+
+/// An SDC, as heard.
+#[derive(Clone, Debug, Default)]
+pub struct SdcLive {
+    pub session: Option<u64>,
+    pub instance: Instance,
+    pub host: String,
+    pub pid: u32,
+    pub heard: Nanos,
+    /// `None` until it reports.
+    pub attachments: Option<Vec<Attachment>>,
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A placement group, as its primary reports it.
+#[derive(Clone, Debug, Default)]
+pub struct PgLive {
+    pub report: Option<PgReport>,
+    /// The start that reported.
+    pub start: StartNo,
+    /// When its configuration changed last.
+    pub changed: Nanos,
+    /// When it was last seen to serve.
+    pub active: Nanos,
+}
+
+/// Progress of syncs over the last seconds.
+#[derive(Default)]
+pub struct SyncRate {
+    samples: VecDeque<(Nanos, u64)>,
+}
+
+impl SyncRate {
+    /// Notes how many bytes are left now.
+    pub fn sample(&mut self, at: Nanos, left: u64) {
+        if self.samples.len() >= RATE_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((at, left));
+    }
+    /// Bytes a second by which the rest shrinks, `None` if it does not.
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        let (first, last) = (self.samples.front()?, self.samples.back()?);
+        let seconds = last.0.since(first.0).as_secs_f64();
+        let done = first.1.checked_sub(last.1).filter(|d| *d > 0)?;
+        (seconds > 0.5).then(|| done as f64 / seconds)
+    }
+}
+
+/// All of it, under one lock.
+pub struct HubInner {
+    index: ConfigIndex,
+    queues: HashMap<u64, Queue>,
+    next_session: u64,
+    pub detector: Detector,
+    pub sds: HashMap<SdsId, SdsLive>,
+    pub sdcs: HashMap<SdcId, SdcLive>,
+    pub pgs: HashMap<PgId, PgLive>,
+    pub rates: HashMap<quarry_base::PoolId, SyncRate>,
+    /// When this MDM started.
+    pub started: Nanos,
+    /// Memberships changed since the driver looked last.
+    pub dirty: bool,
+}
+
+/// Shared by sessions, engine, driver and API.
+pub struct Hub(Mutex<HubInner>);
+
+/// A session's end of its queue.
+pub struct Attached {
+    pub id: u64,
+    pub rx: mpsc::Receiver<Arc<ToNode>>,
+    pub closed: watch::Receiver<bool>,
+}
+
+impl Hub {
+    pub fn new(state: &State) -> Hub {
+        let up = state.sds.values().filter(|s| s.up).map(|s| (s.id, s.start));
+        let at = now();
+        Hub(Mutex::new(HubInner {
+            index: state.index,
+            queues: HashMap::new(),
+            next_session: 0,
+            detector: Detector::new(at, up),
+            sds: HashMap::new(),
+            sdcs: HashMap::new(),
+            pgs: HashMap::new(),
+            rates: HashMap::new(),
+            started: at,
+            dirty: true,
+        }))
+    }
+
+    /// To be held for a moment only; taken before the state's lock where both are needed.
+    pub fn lock(&self) -> MutexGuard<'_, HubInner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a queue and puts the registration and a snapshot into it.
+    pub fn attach(
+        &self,
+        registered: ToNode,
+        state: &SharedState,
+        fits: impl Fn(&State) -> bool,
+    ) -> Option<Attached> {
+        let mut h = self.lock();
+        let view = {
+            let s = state.read();
+            if !fits(&s) {
+                return None;
+            }
+            s.view()
+        };
+        let (tx, rx) = mpsc::channel(SESSION_QUEUE);
+        let (close, closed) = watch::channel(false);
+        for m in [registered, ToNode::Snapshot(view)] {
+            tx.try_send(Arc::new(m)).ok()?;
+        }
+        h.next_session += 1;
+        let id = h.next_session;
+        h.queues.insert(id, Queue { tx, close });
+        Some(Attached { id, rx, closed })
+    }
+
+    /// The session has ended.
+    pub fn detach(&self, id: u64) {
+        let mut h = self.lock();
+        let at = now();
+        h.queues.remove(&id);
+        let ended: Vec<SdsId> =
+            h.sds.iter().filter(|(_, s)| s.session == Some(id)).map(|(k, _)| *k).collect();
+        for sds in ended {
+            h.detector.closed(sds, at);
+            if let Some(l) = h.sds.get_mut(&sds) {
+                l.session = None;
+            }
+        }
+        for l in h.sdcs.values_mut().filter(|l| l.session == Some(id)) {
+            l.session = None;
+        }
+    }
+}
+
+impl HubInner {
+    /// Newest index published.
+    pub fn index(&self) -> ConfigIndex {
+        self.index
+    }
+
+    /// Queues a message for one session.
+    pub fn send(&mut self, session: u64, m: Arc<ToNode>) {
+        let Some(q) = self.queues.get(&session) else { return };
+        if q.tx.try_send(m).is_err() {
+            tracing::warn!(
+                session,
+                limit = SESSION_QUEUE,
+                "a session cannot keep up: closed, it gets a snapshot again"
+            );
+            self.close(session);
+        }
+    }
+
+    /// Ends a session.
+    pub fn close(&mut self, session: u64) {
+        if let Some(q) = self.queues.remove(&session) {
+            q.close.send_replace(true);
+        }
+    }
+
+    /// Takes a command's changes and queues them for every session.
+    pub fn publish(&mut self, index: ConfigIndex, changes: Vec<Change>, state: &State) {
+        self.index = index;
+        if changes.is_empty() {
+            return;
+        }
+        let at = now();
+        for c in &changes {
+            match c {
+                Change::Pg(c) => {
+                    self.pgs.entry(c.pg).or_default().changed = at;
+                    self.dirty = true;
+                }
+                Change::PgGone(pg) => drop(self.pgs.remove(pg)),
+                Change::Sds(s) => {
+                    self.dirty = true;
+                    self.end_older(s.id, state);
+                }
+                _ => {}
+            }
+        }
+        let m = Arc::new(ToNode::Changes { index, changes });
+        for session in self.queues.keys().copied().collect::<Vec<_>>() {
+            self.send(session, m.clone());
+        }
+    }
+
+    /// A session of a start that has ended is closed: the process registers anew (R1).
+    fn end_older(&mut self, sds: SdsId, state: &State) {
+        let Some(s) = state.sds.get(&sds) else { return };
+        if !s.up {
+            let start = self.sds.get(&sds).map_or(s.start, |l| l.start);
+            self.detector.forget(sds, start);
+            self.detector.forget(sds, s.start);
+        }
+        let Some(l) = self.sds.get_mut(&sds) else { return };
+        if l.start != s.start || !s.up {
+            if let Some(id) = l.session.take() {
+                self.close(id);
+            }
+        }
+    }
+
+    /// A report of a group's primary.
+    pub fn pg_report(&mut self, start: StartNo, r: PgReport, at: Nanos) {
+        let p = self.pgs.entry(r.pg).or_default();
+        if p.report.as_ref().is_some_and(|old| old.epoch > r.epoch) {
+            return;
+        }
+        if r.active {
+            p.active = at;
+        }
+        p.start = start;
+        p.report = Some(r);
+    }
+}

@@ -1,0 +1,27 @@
+//! The control plane towards SDSs and SDCs: sessions, what they report, who has failed, what follows from it.
+
+mod detector;
+mod driver;
+mod hub;
+mod session;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+pub use detector::{Detector, Failed};
+pub use driver::{degraded_bytes, run as drive};
+pub use hub::{Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
+pub use session::{serve, Access};
+pub use tasks::{attachment, unconfirmed};
+
+use quarry_base::Nanos;
+use std::time::Duration;
+
+/// How often daemons send a heartbeat.
+pub const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// Now, by the clock that runs on while the host is suspended.
+pub fn now() -> Nanos {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Nanos((t.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64))
+}

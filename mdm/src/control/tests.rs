@@ -1,0 +1,243 @@
+//! Control sessions with played nodes: registration, failure, return.
+
+use crate::log::{MemStore, MetaStore};
+use crate::test_util::{held, hello, Fake, Mdm};
+use quarry_control::{FromNode, Hello, Proposal, Role};
+use serde_json::json;
+
+async fn pair(mdm: &Mdm) -> (Fake, Fake) {
+    let a = Fake::join(mdm, hello(Role::Sds, "a", 1)).await;
+    let b = Fake::join(mdm, hello(Role::Sds, "b", 2)).await;
+    mdm.post("/pool/create", json!({"name": "default", "pg_count": 32})).await;
+    mdm.health("ok").await;
+    (a, b)
+}
+
+fn returning(f: &Fake, name: &str, pid: u32, last: (u64, u64), commit: u64) -> Hello {
+    let mut h = hello(Role::Sds, name, pid);
+    let (view, device) = f.with(|k| (k.view.clone(), k.devices[0]));
+    h.devices[0].pgs = held(&view, device, last, commit);
+    h
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_is_removed_and_comes_back_through_syncing() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    b.with(|k| k.adds = false);
+    let old = a.with(|k| (k.start, k.device_only()));
+    drop(a);
+    b.until(|k| {
+        k.view.pgs.values().all(|c| c.in_sync.len() == 1 && c.primary == Some(k.devices[0]))
+    })
+    .await;
+    mdm.health("degraded").await;
+    let s = mdm.get("/status").await;
+    assert!(
+        s["bytes_degraded"].as_u64().unwrap() >= 32_000
+            && s["reasons"].to_string().contains("sds a is down"),
+        "{s}"
+    );
+    let a = Fake::join(&mdm, hello(Role::Sds, "a", 3)).await;
+    assert!(
+        a.with(|k| k.start) > old.0 && a.with(|k| k.device_only()) == old.1,
+        "new start, same device"
+    );
+    b.until(|k| k.view.pgs.values().all(|c| c.syncing.len() == 1 && c.in_sync.len() == 1)).await;
+    b.with(|k| k.adds = true);
+    let pg = b.with(|k| k.view.pgs.values().next().cloned()).unwrap();
+    let stale = Proposal::Add { pg: pg.pg, epoch: (pg.epoch.0 - 1).into(), device: old.1 };
+    b.send.send(FromNode::Propose { request: 77, proposal: stale }).await.unwrap();
+    b.until(|k| k.results.iter().any(|r| r.0 == 77 && !r.1)).await;
+    mdm.health("ok").await;
+    assert!(b.with(|k| k.view.pgs.values().all(|c| c.is_complete())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_resumes_keeps_its_start_and_its_roles() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let (start, epochs) = (a.with(|k| k.start), epochs(&b));
+    drop(a);
+    let mut h = hello(Role::Sds, "a", 1);
+    h.resume = Some(start);
+    let a = Fake::join(&mdm, h).await;
+    assert_eq!(a.with(|k| k.start), start);
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    assert_eq!(self::epochs(&b), epochs);
+}
+
+fn epochs(f: &Fake) -> Vec<u64> {
+    f.with(|k| k.view.pgs.values().map(|c| c.epoch.0).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_all_restart_the_newest_position_leads() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let (ha, hb) = (returning(&a, "a", 11, (1, 9), 7), returning(&b, "b", 12, (1, 8), 8));
+    drop((a, b));
+    mdm.health("unavailable").await;
+    assert!(
+        mdm.run.state.read().pgs.values().all(|p| p.config.in_sync.len() == 2),
+        "the last are never removed"
+    );
+    let a = Fake::join(&mdm, ha).await;
+    let b = Fake::join(&mdm, hb).await;
+    mdm.health("ok").await;
+    let d = a.device();
+    b.until(|k| k.view.pgs.values().all(|c| c.primary == Some(d) && c.in_sync.len() == 2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_server_alone_does_not_serve() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let ha = returning(&a, "a", 11, (1, 5), 5);
+    drop(a);
+    b.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    let hb = returning(&b, "b", 12, (2, 50), 50);
+    drop(b);
+    mdm.health("unavailable").await;
+    let _a = Fake::join(&mdm, ha).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let s = mdm.get("/status").await;
+    assert!(
+        s["health"] == "unavailable" && s["reasons"].to_string().contains("sds b is down"),
+        "{s}"
+    );
+    let b = Fake::join(&mdm, hb).await;
+    mdm.health("ok").await;
+    assert!(b.with(|k| k.view.pgs.values().all(|c| c.primary == Some(k.devices[0]))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_do_not_belong_are_refused_with_a_code() {
+    let mdm = Mdm::start().await;
+    let _a = Fake::join(&mdm, hello(Role::Sds, "a", 1)).await;
+    let mut cases = Vec::new();
+    let mut h = hello(Role::Sds, "x", 9);
+    h.secret = "no".into();
+    cases.push((h, "wrong_secret"));
+    let mut h = hello(Role::Sds, "x", 9);
+    h.cluster = Some("other".into());
+    cases.push((h, "other_cluster"));
+    let mut h = hello(Role::Sds, "x", 9);
+    h.capabilities.clear();
+    cases.push((h, "capability_missing"));
+    let mut h = hello(Role::Sds, "x", 9);
+    h.devices[0].uuid = hello(Role::Sds, "a", 1).devices[0].uuid.clone();
+    cases.push((h, "device_elsewhere"));
+    cases.push((hello(Role::Sds, "a", 99), "name_in_use"));
+    cases.push((hello(Role::Sdc, "../x", 9), "bad_name"));
+    for (h, code) in cases {
+        let f = Fake::join(&mdm, h).await;
+        assert_eq!(f.with(|k| k.refused.clone()).as_deref(), Some(code));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_mdm_with_an_older_state_changes_nothing() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let mut h = returning(&a, "a", 5, (1, 1), 1);
+    h.devices[0].pgs[0].config.as_mut().unwrap().epoch.0 += 7;
+    drop(a);
+    b.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    let s = tokio::net::TcpStream::connect(mdm.run.control_addr).await.unwrap();
+    let (mut r, mut w) = s.into_split();
+    quarry_control::write_message(&mut w, &FromNode::Hello(h)).await.unwrap();
+    assert!(
+        quarry_control::read_message::<quarry_control::ToNode>(&mut r).await.is_err(),
+        "closed without a word"
+    );
+    let (status, e) = mdm.call("POST", "/pd/create", Some(json!({"name": "p"}))).await;
+    assert_eq!((status, &e["code"]), (503, &json!("state_older")), "{e}");
+    assert!(mdm.get("/status").await["reasons"][0]
+        .as_str()
+        .unwrap()
+        .contains("newer than anything here"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_hand_over_moves_all_roles_before_the_session_ends() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    a.send.send(FromNode::Propose { request: 5, proposal: Proposal::HandOver }).await.unwrap();
+    b.until(|k| {
+        k.view.pgs.values().all(|c| {
+            c.primary == Some(k.devices[0]) && c.in_sync.len() == 1 && c.syncing.is_empty()
+        })
+    })
+    .await;
+    a.until(|k| k.results.iter().any(|r| r.0 == 5 && r.1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_server_leaves_at_once_and_returns_on_recover() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    let id = a.with(|k| k.sds);
+    let r = mdm.post(&format!("/sds/{id}/fail"), json!({})).await;
+    assert_eq!(r["state"], "failed");
+    b.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    let (code, e) = mdm.call("POST", "/sds/b/fail", Some(json!({}))).await;
+    assert_eq!((code, &e["code"]), (409, &json!("last_copy")));
+    assert!(e["message"].as_str().unwrap().contains('v'), "{e}");
+    let start = a.with(|k| k.start);
+    drop(a);
+    let mut h = hello(Role::Sds, "a", 1);
+    h.resume = Some(start);
+    let a = Fake::join(&mdm, h).await;
+    assert_ne!(a.with(|k| k.start), start, "its roles have ended");
+    assert!(b.with(|k| k.view.pgs.values().all(|c| c.members().count() == 1)), "fenced: no role");
+    mdm.post("/sds/a/recover", json!({})).await;
+    mdm.health("ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_copy_is_rebuilt_on_another_server() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let c = Fake::join(&mdm, hello(Role::Sds, "c", 3)).await;
+    drop(a);
+    mdm.health("degraded").await;
+    mdm.post("/rebuild/start/default", json!({})).await;
+    mdm.health("ok").await;
+    let (db, dc) = (b.device(), c.device());
+    let mut listed: Vec<_> = b.with(|k| k.view.pgs.values().map(|p| p.listed.clone()).collect());
+    listed.iter_mut().for_each(|l| l.sort());
+    assert!(listed.iter().all(|l| *l == [db, dc]), "{listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_there_after_a_restart_of_the_mdm() {
+    let store = MemStore::default();
+    let mdm = Mdm::on(Box::new(store.clone())).await;
+    let (a, b) = pair(&mdm).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    let before = mdm.run.state.read().clone();
+    assert!(store.clone().load().unwrap().entries.len() as u64 == before.index.0);
+    let again = crate::engine::restore(&mut store.clone()).unwrap();
+    assert_eq!(again, before);
+    let second = Mdm::on(Box::new(store)).await;
+    let mut h = hello(Role::Sds, "a", 1);
+    h.resume = Some(a.with(|k| k.start));
+    let a2 = Fake::join(&second, h).await;
+    assert_eq!(a2.with(|k| k.start), a.with(|k| k.start), "I/O goes on with the same starts");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_writer_ends_with_a_snapshot_although_handles_are_left() {
+    let store = MemStore::default();
+    let mdm = Mdm::on(Box::new(store.clone())).await;
+    let _pair = pair(&mdm).await;
+    mdm.run.engine.stop().await;
+    let writer = mdm.writer;
+    tokio::task::spawn_blocking(|| writer.join()).await.unwrap();
+    let loaded = store.clone().load().unwrap();
+    assert_eq!(loaded.snapshot.map(|s| s.0), Some(mdm.run.state.read().index.0));
+}

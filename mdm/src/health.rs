@@ -1,0 +1,226 @@
+//! Health of groups, pools and the cluster, from configurations and what primaries report.
+
+use crate::control::{degraded_bytes, HubInner};
+use crate::state::{Pg, Pool, State};
+use quarry_base::{Nanos, PgId, PoolId, SdsId};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// After a change a group that does not serve yet counts as degraded this long, then as unavailable.
+pub const TRANSITION: Duration = Duration::from_secs(3);
+
+/// From good to bad.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Ok,
+    Degraded,
+    Unavailable,
+}
+
+impl Health {
+    pub fn name(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Degraded => "degraded",
+            Health::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Health of one pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolHealth {
+    pub pool_id: PoolId,
+    pub pool: String,
+    pub health: Health,
+    pub bytes_degraded: u64,
+    pub eta_seconds: Option<u64>,
+    pub rate_bytes_per_second: Option<u64>,
+    pub pgs: u32,
+    pub pgs_ok: u32,
+    pub pgs_degraded: u32,
+    pub pgs_unavailable: u32,
+    pub pgs_syncing: u32,
+    pub bytes: u64,
+    pub reasons: Vec<String>,
+}
+
+/// The primary has reported that it serves at this very configuration.
+pub fn serves(s: &State, hub: &HubInner, p: &Pg) -> bool {
+    let Some(m) = p.config.primary_member().filter(|m| s.alive(m)) else { return false };
+    let Some(live) = hub.pgs.get(&p.config.pg) else { return false };
+    live.start == m.start
+        && live.report.as_ref().is_some_and(|r| r.active && r.epoch == p.config.epoch)
+}
+
+/// Health of a group.
+pub fn pg_health(s: &State, hub: &HubInner, p: &Pg, now: Nanos) -> Health {
+    if serves(s, hub, p) {
+        return if p.config.is_complete() { Health::Ok } else { Health::Degraded };
+    }
+    let live = hub.pgs.get(&p.config.pg);
+    let last = live.map_or(hub.started, |l| l.changed.max(l.active).max(hub.started));
+    if now.since(last) <= TRANSITION {
+        Health::Degraded
+    } else {
+        Health::Unavailable
+    }
+}
+
+/// Health of a pool with reasons.
+pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHealth {
+    let mut h = PoolHealth {
+        pool_id: pool.id,
+        pool: pool.name.clone(),
+        health: Health::Ok,
+        bytes_degraded: 0,
+        eta_seconds: None,
+        rate_bytes_per_second: None,
+        pgs: 0,
+        pgs_ok: 0,
+        pgs_degraded: 0,
+        pgs_unavailable: 0,
+        pgs_syncing: 0,
+        bytes: 0,
+        reasons: Vec::new(),
+    };
+    let mut missing: BTreeMap<SdsId, u32> = BTreeMap::new();
+    for p in s.pool_pgs(pool.id) {
+        h.pgs += 1;
+        let live = hub.pgs.get(&p.config.pg);
+        h.bytes += live.and_then(|l| l.report.as_ref()).map_or(0, |r| r.bytes);
+        h.bytes_degraded += degraded_bytes(live, &p.config);
+        h.pgs_syncing += u32::from(!p.config.syncing.is_empty());
+        let health = pg_health(s, hub, p, now);
+        h.health = h.health.max(health);
+        match health {
+            Health::Ok => h.pgs_ok += 1,
+            Health::Degraded => h.pgs_degraded += 1,
+            Health::Unavailable => h.pgs_unavailable += 1,
+        }
+        if health != Health::Ok {
+            blame(s, p, &mut missing);
+        }
+    }
+    if h.pgs == 0 {
+        h.health = Health::Degraded;
+        h.reasons.push(format!("pool {} waits for devices on {} servers", pool.name, pool.copies));
+    }
+    if h.bytes_degraded > 0 {
+        if let Some(rate) = hub.rates.get(&pool.id).and_then(|r| r.bytes_per_second()) {
+            h.rate_bytes_per_second = Some(rate as u64);
+            h.eta_seconds = Some((h.bytes_degraded as f64 / rate).ceil() as u64);
+        }
+    } else if h.health == Health::Ok {
+        h.eta_seconds = Some(0);
+    }
+    explain(s, pool, &mut h, &missing);
+    h
+}
+
+/// Servers that a group misses.
+fn blame(s: &State, p: &Pg, missing: &mut BTreeMap<SdsId, u32>) {
+    for d in &p.config.listed {
+        let Some(sds) = s.devices.get(d).map(|d| d.sds) else { continue };
+        let there = p.config.in_sync.iter().any(|m| m.device == *d && s.alive(m));
+        if !there {
+            *missing.entry(sds).or_default() += 1;
+        }
+    }
+}
+
+fn explain(s: &State, pool: &Pool, h: &mut PoolHealth, missing: &BTreeMap<SdsId, u32>) {
+    for (sds, n) in missing {
+        let Some(x) = s.sds.get(sds) else { continue };
+        let what = match (x.fenced, x.up) {
+            (true, _) => "is taken out by the operator",
+            (false, false) => "is down",
+            (false, true) => "is being brought up to date",
+        };
+        h.reasons.push(format!(
+            "sds {} {what}: {n} placement groups of pool {} miss its copy",
+            x.name, pool.name
+        ));
+    }
+    for d in s.pool_devices(pool.id).filter(|d| d.failed.is_some()) {
+        let why = d.failed.as_deref().unwrap_or_default();
+        h.reasons.push(format!("device {} ({}) has failed: {why}", d.id, d.path.display()));
+    }
+    if h.pgs_unavailable > 0 {
+        h.reasons.push(format!(
+            "{} placement groups of pool {} serve no reads and writes",
+            h.pgs_unavailable, pool.name
+        ));
+    }
+    let short =
+        s.pool_pgs(pool.id).filter(|p| p.config.listed.len() < p.config.copies as usize).count();
+    if short > 0 {
+        h.reasons.push(format!(
+            "pool {} has too few servers for {} copies of {short} placement groups",
+            pool.name, pool.copies
+        ));
+    }
+    if h.health != Health::Ok && h.reasons.is_empty() {
+        h.reasons.push(format!("placement groups of pool {} are starting", pool.name));
+    }
+}
+
+/// The whole cluster: `scli status --json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub health: Health,
+    pub bytes_degraded: u64,
+    pub eta_seconds: Option<u64>,
+    pub reasons: Vec<String>,
+    pub cluster_id: String,
+    pub index: u64,
+    pub nodes: usize,
+    pub sds: usize,
+    pub sds_up: usize,
+    pub sdcs: usize,
+    pub sdcs_up: usize,
+    pub volumes: usize,
+    pub pools: Vec<PoolHealth>,
+}
+
+pub fn status(s: &State, hub: &HubInner, stale: Option<String>, now: Nanos) -> Status {
+    let pools: Vec<PoolHealth> = s.pools.values().map(|p| pool_health(s, hub, p, now)).collect();
+    let mut reasons: Vec<String> = stale.into_iter().collect();
+    reasons.extend(pools.iter().flat_map(|p| p.reasons.iter().cloned()));
+    let unknown = pools.iter().any(|p| p.health != Health::Ok && p.eta_seconds.is_none());
+    let health = pools.iter().map(|p| p.health).max().unwrap_or(Health::Ok);
+    Status {
+        health,
+        bytes_degraded: pools.iter().map(|p| p.bytes_degraded).sum(),
+        eta_seconds: if unknown {
+            None
+        } else {
+            Some(pools.iter().filter_map(|p| p.eta_seconds).max().unwrap_or(0))
+        },
+        reasons,
+        cluster_id: s.cluster.clone(),
+        index: s.index.0,
+        nodes: s.nodes.len(),
+        sds: s.sds.len(),
+        sds_up: s.sds.values().filter(|x| x.up && !x.fenced).count(),
+        sdcs: s.sdcs.len(),
+        sdcs_up: hub.sdcs.values().filter(|l| l.session.is_some()).count(),
+        volumes: s.volumes.len(),
+        pools,
+    }
+}
+
+/// State of a group for lists.
+pub fn pg_row(s: &State, hub: &HubInner, pg: PgId, now: Nanos) -> Option<serde_json::Value> {
+    let p = s.pgs.get(&pg)?;
+    let c = &p.config;
+    let r = hub.pgs.get(&pg).and_then(|l| l.report.as_ref());
+    Some(serde_json::json!({
+        "id": pg.to_string(), "pool_id": pg.pool(), "pg": pg.index(), "epoch": c.epoch, "index": c.index,
+        "health": pg_health(s, hub, p, now), "primary": c.primary, "in_sync": c.in_sync, "syncing": c.syncing,
+        "listed": c.listed, "copies": c.copies, "active": serves(s, hub, p),
+        "bytes": r.map_or(0, |r| r.bytes), "bytes_degraded": degraded_bytes(hub.pgs.get(&pg), c),
+    }))
+}

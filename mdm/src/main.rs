@@ -1,0 +1,141 @@
+//! `mdm`: the metadata manager daemon. Runs in the foreground, logs to stderr, ends cleanly on SIGTERM.
+
+use anyhow::{bail, Context};
+use mdm::daemon::{start, Identity, Listeners};
+use mdm::log::SledStore;
+use quarry_control::{Capability, NodeFile};
+use quarry_metrics::{cli, lockfile::LockFile, logging, version::Info, Metrics};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{signal, SignalKind};
+
+const VERSION: Info = Info::of("mdm");
+
+/// Settings: a flag beats `QUARRY_*` beats the file beats the default.
+#[derive(clap::Args, serde::Serialize, serde::Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Directory of the metadata; made when missing
+    #[arg(long, value_name = "DIR", env = "QUARRY_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of the REST API [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR", env = "QUARRY_LISTEN")]
+    listen: Option<String>,
+    /// Address for the sessions of SDS and SDC [default: 127.0.0.1:7401]
+    #[arg(long, value_name = "ADDR", env = "QUARRY_CONTROL")]
+    control: Option<String>,
+    /// Address of the metrics exporter [default: 127.0.0.1:7402]
+    #[arg(long, value_name = "ADDR", env = "QUARRY_METRICS")]
+    metrics: Option<String>,
+    /// This node's identity (node.toml)
+    #[arg(long, value_name = "FILE", env = "QUARRY_NODE_CONFIG")]
+    node_config: Option<PathBuf>,
+    /// Shared secret of the cluster; beats the one in the node file
+    #[arg(long, value_name = "FILE", env = "QUARRY_SECRET_FILE")]
+    secret_file: Option<PathBuf>,
+    /// Token of the API; made when missing [default: DATA_DIR/token]
+    #[arg(long, value_name = "FILE", env = "QUARRY_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(clap::Parser)]
+#[command(about = "Quarry metadata manager")]
+struct Cli {
+    #[command(flatten)]
+    common: cli::CommonArgs,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn main() {
+    let cli: Cli = cli::parse(VERSION);
+    if let Err(e) = run(cli) {
+        eprintln!("mdm: {e:#}");
+        std::process::exit(1);
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let (common, s) = cli::layered(cli.common, cli.settings)?;
+    let data_dir =
+        s.data_dir.clone().context("--data-dir is missing: name the directory of the metadata")?;
+    let node_file = s
+        .node_config
+        .clone()
+        .context("--node-config is missing: name this node's identity file")?;
+    let mut node = NodeFile::load(&node_file, Capability::Mdm)?;
+    if s.secret_file.is_some() {
+        node.secret_file = s.secret_file.clone();
+    }
+    let secret = node.secret()?;
+    if common.check_config {
+        println!("configuration ok");
+        return Ok(());
+    }
+    logging::init(&common)?;
+    let _lock = LockFile::acquire(&data_dir, "mdm")?;
+    let token = token(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
+    let id = Identity { name: node.name, addresses: node.addresses, secret, token };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (writer, failure) = runtime.block_on(serve(&s, &data_dir, id))?;
+    runtime.shutdown_timeout(Duration::from_secs(3));
+    writer.join();
+    tracing::info!("ended");
+    match failure {
+        None => Ok(()),
+        Some(e) => bail!("{e}"),
+    }
+}
+
+/// Runs until a signal comes or the store fails.
+async fn serve(
+    s: &Settings,
+    data_dir: &Path,
+    id: Identity,
+) -> anyhow::Result<(mdm::engine::Writer, Option<String>)> {
+    let or = |v: &Option<String>, default: &str| v.clone().unwrap_or_else(|| default.into());
+    let listeners = Listeners::bind(
+        &or(&s.listen, "127.0.0.1:7400"),
+        &or(&s.control, "127.0.0.1:7401"),
+        &or(&s.metrics, "127.0.0.1:7402"),
+    )
+    .await?;
+    let store = SledStore::open(&data_dir.join("meta"))?;
+    let metrics = Metrics::new(VERSION, "mdm", &id.name);
+    let (running, writer) = start(Box::new(store), listeners, id, metrics).await?;
+    tracing::info!(
+        api = %running.api_addr, control = %running.control_addr, metrics = %running.metrics_addr,
+        cluster = running.state.read().cluster, "ready"
+    );
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let failure = tokio::select! {
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+        e = running.engine.failed() => Some(e),
+    };
+    if failure.is_none() {
+        tracing::info!("ending on a signal");
+    }
+    running.engine.stop().await;
+    Ok((writer, failure))
+}
+
+/// The API's token: from its file, or a new random one that only the owner can read.
+fn token(path: &Path) -> anyhow::Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(t) if !t.trim().is_empty() => return Ok(t.trim().to_string()),
+        Ok(_) => bail!("the token file {} is empty: remove it to get a new token", path.display()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => bail!("cannot read the token file {}: {e}", path.display()),
+    }
+    let token =
+        uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut f = made.with_context(|| format!("cannot make the token file {}", path.display()))?;
+    std::io::Write::write_all(&mut f, format!("{token}\n").as_bytes())?;
+    f.sync_all()?;
+    Ok(token)
+}

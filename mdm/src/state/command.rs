@@ -1,0 +1,303 @@
+//! Commands of the log, and what applying one answers.
+
+use super::objects::{Ack, Provisioning, TaskKind};
+use quarry_base::{
+    ConfigIndex, DeviceId, DomainId, Epoch, Generation, NodeId, PgId, PoolId, SdcId, SdsId, Seq,
+    StartNo, Version, VolumeId,
+};
+use quarry_control::{Capability, Proposal, Role};
+use quarry_wire::Endpoint;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// Servers known to have answered since what the command is about (R10).
+pub type Answered = BTreeSet<SdsId>;
+
+/// An entry of the log. All that is not a function of the state is in it: time, who asked, who answered.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// Unix time, milliseconds.
+    pub at_ms: u64,
+    pub who: String,
+    /// `Idempotency-Key` of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    pub op: Op,
+}
+
+/// A device in a registration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RegDevice {
+    pub uuid: String,
+    pub path: PathBuf,
+    pub capacity_bytes: u64,
+    pub shard: u16,
+    pub failed: Option<String>,
+}
+
+/// A daemon registers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Register {
+    pub role: Role,
+    pub name: String,
+    pub addresses: Vec<String>,
+    pub capabilities: Vec<Capability>,
+    pub host: String,
+    pub boot_id: String,
+    pub release: String,
+    pub metrics: Option<String>,
+    pub resume: Option<u64>,
+    pub endpoints: Vec<Endpoint>,
+    pub devices: Vec<RegDevice>,
+    pub answered: Answered,
+}
+
+/// Where a present in-sync member of a group stands (R11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Position {
+    pub device: DeviceId,
+    pub start: StartNo,
+    pub last: Version,
+    /// Commit point it knows.
+    pub commit: Seq,
+    /// False: it has no record of the group at all.
+    pub known: bool,
+}
+
+/// A group to choose a primary for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ElectPg {
+    pub pg: PgId,
+    pub epoch: Epoch,
+    pub present: Vec<Position>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// First command of a cluster.
+    Init {
+        cluster: String,
+    },
+    /// The MDM's own node.
+    RegisterMdm {
+        name: String,
+        addresses: Vec<String>,
+        release: String,
+        host: String,
+    },
+    Register(Box<Register>),
+    SdsFailed {
+        sds: SdsId,
+        start: StartNo,
+        reason: String,
+        answered: Answered,
+    },
+    /// Removes members that are down from groups where a live one has answered meanwhile.
+    Sweep {
+        answered: Answered,
+    },
+    Elect {
+        pgs: Vec<ElectPg>,
+    },
+    Propose {
+        sds: SdsId,
+        start: StartNo,
+        proposal: Proposal,
+        answered: Answered,
+    },
+    DeviceFailed {
+        device: DeviceId,
+        start: StartNo,
+        reason: String,
+        answered: Answered,
+    },
+    /// Forward rebuild of what has been lost longer than the grace time (R16).
+    Rebuild,
+    AddDomain {
+        name: String,
+    },
+    DeleteDomain {
+        id: DomainId,
+    },
+    AddPool(Box<AddPool>),
+    DeletePool {
+        id: PoolId,
+    },
+    AddSds {
+        name: String,
+        domain: Option<DomainId>,
+        fault_set: Option<u32>,
+    },
+    FenceSds {
+        id: SdsId,
+        force: bool,
+        answered: Answered,
+    },
+    RecoverSds {
+        id: SdsId,
+    },
+    AddSdc {
+        name: String,
+    },
+    CreateVolume {
+        name: String,
+        pool: PoolId,
+        size_bytes: u64,
+        provisioning: Provisioning,
+    },
+    ExtendVolume {
+        id: VolumeId,
+        size_bytes: u64,
+    },
+    DeleteVolume {
+        id: VolumeId,
+    },
+    Map {
+        volume: VolumeId,
+        sdc: SdcId,
+        read_only: bool,
+        device: bool,
+    },
+    Unmap {
+        volume: VolumeId,
+        sdc: SdcId,
+    },
+    RebuildNow {
+        pool: PoolId,
+    },
+    RebuildCancel {
+        pool: PoolId,
+    },
+    AddTask {
+        kind: TaskKind,
+    },
+    EndTask {
+        id: u64,
+        ok: bool,
+        detail: String,
+    },
+}
+
+impl Op {
+    /// Name for metrics and events.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Init { .. } => "init",
+            Op::RegisterMdm { .. } => "register_mdm",
+            Op::Register(_) => "register",
+            Op::SdsFailed { .. } => "sds_failed",
+            Op::Sweep { .. } => "sweep",
+            Op::Elect { .. } => "elect",
+            Op::Propose { .. } => "propose",
+            Op::DeviceFailed { .. } => "device_failed",
+            Op::Rebuild => "rebuild",
+            Op::AddDomain { .. } => "pd_create",
+            Op::DeleteDomain { .. } => "pd_delete",
+            Op::AddPool(_) => "pool_create",
+            Op::DeletePool { .. } => "pool_delete",
+            Op::AddSds { .. } => "sds_add",
+            Op::FenceSds { .. } => "sds_fail",
+            Op::RecoverSds { .. } => "sds_recover",
+            Op::AddSdc { .. } => "sdc_add",
+            Op::CreateVolume { .. } => "vol_create",
+            Op::ExtendVolume { .. } => "vol_extend",
+            Op::DeleteVolume { .. } => "vol_delete",
+            Op::Map { .. } => "vol_map",
+            Op::Unmap { .. } => "vol_unmap",
+            Op::RebuildNow { .. } => "rebuild_start",
+            Op::RebuildCancel { .. } => "rebuild_cancel",
+            Op::AddTask { .. } => "task",
+            Op::EndTask { .. } => "task_end",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddPool {
+    pub name: String,
+    pub domain: DomainId,
+    pub copies: u8,
+    pub min_copies: Option<u8>,
+    pub ack: Ack,
+    pub pg_count: Option<u32>,
+    /// `None`: every unassigned device of the domain.
+    pub devices: Option<Vec<DeviceId>>,
+    pub over_commit: Option<u32>,
+    pub reserve_percent: Option<u32>,
+    pub rebuild_grace_seconds: Option<u64>,
+    pub rebuild_bytes_per_second: Option<u64>,
+}
+
+/// What a command that was done answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Domain(DomainId),
+    Pool(PoolId),
+    Sds(SdsId),
+    Sdc(SdcId),
+    Volume(VolumeId),
+    Task(u64),
+    Registered {
+        node: NodeId,
+        sds: Option<SdsId>,
+        sdc: Option<SdcId>,
+        start: u64,
+        devices: Vec<(String, DeviceId)>,
+        /// The process keeps the start it had.
+        kept: bool,
+    },
+    Mapped {
+        volume: VolumeId,
+        generation: Generation,
+        index: ConfigIndex,
+        new: bool,
+    },
+    Unmapped {
+        volume: VolumeId,
+        index: ConfigIndex,
+    },
+}
+
+/// Why a command was not done. Nothing has changed then.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Reject {
+    /// HTTP status that fits.
+    pub status: u16,
+    pub code: String,
+    pub message: String,
+    pub hint: String,
+}
+
+impl Reject {
+    pub fn new(
+        status: u16,
+        code: &str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Reject {
+        Reject { status, code: code.into(), message: message.into(), hint: hint.into() }
+    }
+    pub fn not_found(kind: &str, id: impl std::fmt::Display) -> Reject {
+        Reject::new(
+            404,
+            "not_found",
+            format!("there is no {kind} {id}"),
+            format!("list what there is: GET /{kind}/list"),
+        )
+    }
+    pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Reject {
+        Reject::new(409, code, message, hint)
+    }
+    pub fn invalid(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Reject {
+        Reject::new(422, code, message, hint)
+    }
+    /// A proposal or election that no longer fits the configuration (R1).
+    pub fn stale(message: impl Into<String>) -> Reject {
+        Reject::new(409, "stale", message, "")
+    }
+}

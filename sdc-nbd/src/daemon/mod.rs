@@ -1,0 +1,63 @@
+//! The daemon around the engine: one data thread (reactor), one control thread (tokio).
+
+mod cluster_id;
+mod control;
+mod devices;
+mod error;
+mod exports;
+mod links;
+mod mail;
+mod meters;
+mod sessions;
+pub mod settings;
+mod shard;
+
+pub use error::SdcError;
+
+use control::Control;
+use meters::Meters;
+use quarry_control::host_identity;
+use quarry_metrics::version::Info;
+use quarry_metrics::Metrics;
+use settings::Config;
+
+/// What `--version` says.
+pub const VERSION: Info = Info::of("sdc-nbd");
+const _: () = assert!(quarry_metrics::version::WIRE == quarry_wire::WIRE_VERSION as u32);
+
+/// Serves until SIGTERM or something final. The data directory is locked by the caller.
+pub fn serve(config: Config) -> Result<(), SdcError> {
+    std::fs::create_dir_all(&config.socket_dir).map_err(|source| SdcError::System {
+        what: format!("cannot make the socket directory {}", config.socket_dir.display()),
+        source,
+    })?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| {
+            SdcError::System { what: "cannot start the control thread".into(), source }
+        })?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<(), SdcError> {
+    let listener = tokio::net::TcpListener::bind(config.metrics).await.map_err(|source| {
+        let at = config.metrics;
+        let what = if source.kind() == std::io::ErrorKind::AddrInUse {
+            format!("--metrics {at} is in use by another process: choose another port, or port 0 for a free one")
+        } else {
+            format!("--metrics {at}: cannot listen")
+        };
+        SdcError::System { what, source }
+    })?;
+    let at = listener
+        .local_addr()
+        .map_err(|source| SdcError::System { what: "metrics address".into(), source })?;
+    let metrics = Metrics::new(VERSION, "sdc", &config.node.name);
+    let meters = Meters::new(&metrics);
+    let (host, _) = host_identity();
+    let shard = shard::start(&config, host, meters.clone())?;
+    let server = tokio::spawn(quarry_metrics::serve(listener, metrics));
+    tracing::info!(metrics = %at, sockets = %config.socket_dir.display(), "serving");
+    let result = Control::new(config, shard, meters, at)?.run().await;
+    server.abort();
+    result
+}

@@ -1,0 +1,204 @@
+//! Requests of a volume: admission in order of arrival, splitting at extents, limits.
+
+use super::overlap::Overlaps;
+use super::types::{ClientId, IoError, IoOp, LinkId, MappedVolume, ReadData};
+use bytes::Bytes;
+use quarry_base::{Epoch, Generation, PgId, PoolId, VtreeId};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
+
+/// What the engine keeps of a volume.
+pub(super) struct Volume {
+    pub vtree: VtreeId,
+    pub pool: PoolId,
+    /// 0: the pool is not known yet; requests wait.
+    pub pg_count: u32,
+    pub cached: bool,
+    pub size: u64,
+    pub generation: Generation,
+    pub read_only: bool,
+    /// Mapped to this client.
+    pub mapped: bool,
+    /// What was told about it last.
+    pub shown: Option<MappedVolume>,
+    /// Requests not yet wholly split, in order of arrival.
+    pub queue: VecDeque<usize>,
+    /// In the engine's list of volumes to admit from.
+    pub dirty: bool,
+    /// Parts being served, and their bytes.
+    pub parts: usize,
+    pub bytes: u64,
+    /// Requests present, and their bytes.
+    pub load: usize,
+    pub load_bytes: u64,
+    pub overlaps: Overlaps,
+    /// `ack = cached`: groups written since their last flush, with the number of the newest write.
+    pub touched: BTreeMap<PgId, u64>,
+    pub writes_done: u64,
+    /// (group number, id) of parts that wait for a newer generation.
+    pub mapping_waiters: Vec<(usize, u64)>,
+}
+
+impl Volume {
+    pub(super) fn new(vtree: VtreeId, pool: PoolId) -> Volume {
+        Volume {
+            vtree,
+            pool,
+            pg_count: 0,
+            cached: false,
+            size: 0,
+            generation: Generation::ZERO,
+            read_only: false,
+            mapped: false,
+            shown: None,
+            queue: VecDeque::new(),
+            dirty: false,
+            parts: 0,
+            bytes: 0,
+            load: 0,
+            load_bytes: 0,
+            overlaps: Overlaps::default(),
+            touched: BTreeMap::new(),
+            writes_done: 0,
+            mapping_waiters: Vec::new(),
+        }
+    }
+
+    /// Whether the request is possible at all.
+    pub(super) fn check(&self, op: &IoOp) -> Result<(), IoError> {
+        let (offset, len, writes) = match op {
+            IoOp::Read { offset, len } => (*offset, u64::from(*len), false),
+            IoOp::Write { offset, data, .. } => (*offset, data.len() as u64, true),
+            IoOp::Zero { offset, len, .. } => (*offset, *len, true),
+            IoOp::Flush => return Ok(()),
+        };
+        if writes && self.read_only {
+            return Err(IoError::ReadOnly);
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(IoError::Invalid),
+        }
+    }
+}
+
+/// A request being served.
+pub(super) struct Request {
+    pub client: ClientId,
+    pub handle: u64,
+    pub volume: quarry_base::VolumeId,
+    pub op: IoOp,
+    /// First byte not yet split off, and the end.
+    pub cursor: u64,
+    pub end: u64,
+    /// Parts made so far, and those not yet done.
+    pub made: u32,
+    pub left: u32,
+    /// Still in its volume's queue.
+    pub queued: bool,
+    /// Nobody waits for the answer.
+    pub orphan: bool,
+    pub data: ReadData,
+    pub error: Option<IoError>,
+}
+
+impl Request {
+    /// Bytes it moves.
+    pub(super) fn cost(&self) -> u64 {
+        match &self.op {
+            IoOp::Read { len, .. } => u64::from(*len),
+            IoOp::Write { data, .. } => data.len() as u64,
+            IoOp::Zero { .. } | IoOp::Flush => 0,
+        }
+    }
+}
+
+/// A request's share of one extent; for a flush, of one placement group.
+pub(super) struct Part {
+    pub request: usize,
+    pub volume: quarry_base::VolumeId,
+    /// Number of the placement group.
+    pub pg: usize,
+    /// Place in the request's data.
+    pub index: u32,
+    pub extent: u32,
+    /// Byte range inside the extent, as asked for.
+    pub offset: u32,
+    pub len: u32,
+    pub kind: PartKind,
+    /// 0: none yet.
+    pub id: u64,
+    pub state: PartState,
+    /// How many of its frames are not answered, by link.
+    pub unanswered: SmallVec<[(LinkId, u32); 1]>,
+}
+
+pub(super) enum PartKind {
+    Read,
+    /// `list` and `crc`: checksums as [`quarry_wire::Frame::with_data`] lays them out.
+    Write {
+        data: Bytes,
+        list: Bytes,
+        crc: u32,
+        fua: bool,
+    },
+    Zero {
+        flags: u16,
+    },
+    /// `mark`: number of the volume's newest write to the group that it covers.
+    Flush {
+        mark: u64,
+    },
+}
+
+/// Links a part remembers having been sent on.
+const LINKS_REMEMBERED: usize = 4;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum PartState {
+    /// An earlier write overlaps.
+    Blocked,
+    /// Never sent, in its group's queue.
+    Ready,
+    /// Has an id, is to be sent (again).
+    Waiting,
+    Sent {
+        link: LinkId,
+        epoch: Epoch,
+    },
+}
+
+impl Part {
+    /// Bytes that count against the volume's limit.
+    pub(super) fn cost(&self) -> u64 {
+        match self.kind {
+            PartKind::Read | PartKind::Write { .. } => u64::from(self.len),
+            PartKind::Zero { .. } | PartKind::Flush { .. } => 0,
+        }
+    }
+    /// One more frame of it is on its way. Old links are forgotten: their answers never come.
+    pub(super) fn count_sent(&mut self, link: LinkId) {
+        match self.unanswered.iter_mut().find(|(l, _)| *l == link) {
+            Some((_, n)) => *n += 1,
+            None => {
+                if self.unanswered.len() == LINKS_REMEMBERED {
+                    self.unanswered.remove(0);
+                }
+                self.unanswered.push((link, 1));
+            }
+        }
+    }
+    /// A frame of it is answered; gives how many more answers that link owes.
+    pub(super) fn count_answer(&mut self, link: LinkId) -> u32 {
+        match self.unanswered.iter_mut().find(|(l, _)| *l == link) {
+            Some((_, n)) => {
+                *n = n.saturating_sub(1);
+                *n
+            }
+            None => 0,
+        }
+    }
+    pub(super) fn changes_data(&self) -> bool {
+        matches!(self.kind, PartKind::Write { .. } | PartKind::Zero { .. })
+    }
+}

@@ -1,0 +1,38 @@
+//! `sdc-nbd`: see `--help`.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+use quarry_metrics::lockfile::LockFile;
+use quarry_metrics::{cli, logging};
+use sdc_nbd::daemon::settings::Cli;
+use sdc_nbd::daemon::{serve, SdcError, VERSION};
+use sdc_nbd::kernel::guards;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(cli::parse(VERSION)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sdc-nbd: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Cli) -> Result<(), SdcError> {
+    let (common, settings) = cli::layered(args.common, args.settings)?;
+    let config = settings.check()?;
+    if common.check_config {
+        println!("configuration ok");
+        return Ok(());
+    }
+    logging::init(&common)?;
+    let _lock = LockFile::acquire(&config.data_dir, "sdc-nbd")?;
+    guards::log(&guards::protect());
+    if let Err(error) = quarry_ring::raise_nofile() {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
+    tracing::info!(version = VERSION.details(), node = config.node.name, "starting");
+    serve(config)?;
+    tracing::info!("stopped");
+    Ok(())
+}
