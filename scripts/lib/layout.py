@@ -44,7 +44,7 @@ def socket_dir(directory):
     """A short directory for sockets, the same for the same cluster, ours alone."""
     key = hashlib.sha256(os.path.realpath(directory).encode()).hexdigest()[:8]
     path = TEMP_PREFIX + key
-    assert len(path) + NAME_ROOM <= SOCKET_PATH
+    assert len(path) + len("/sdc99") + NAME_ROOM <= SOCKET_PATH
     return path
 
 
@@ -53,6 +53,12 @@ def make_socket_dir(path, directory):
     if os.lstat(path).st_uid != os.getuid() or os.path.islink(path):
         raise Failure(f"{path} belongs to somebody else", "remove it, then try again")
     write_atomic(os.path.join(path, "cluster"), os.path.realpath(directory) + "\n")
+
+
+def make_socket_dirs(state, directory):
+    make_socket_dir(state["socket_dir"], directory)
+    for m in state["members"]:
+        os.makedirs(member_sockets(state, m), mode=0o700, exist_ok=True)
 
 
 def fs_type(path):
@@ -128,6 +134,13 @@ def address(url):
     return url.split("//", 1)[1].split("/", 1)[0]
 
 
+def member_sockets(state, m):
+    """Where a member's sockets lie: each further SDC has a directory of its own, as volumes are named alike."""
+    if m["role"] == "sdc" and m["id"] > 1:
+        return os.path.join(state["socket_dir"], m["name"])
+    return state["socket_dir"]
+
+
 def command(directory, state, m, bin_dir):
     """A member's argv: absolute paths, nothing from the environment."""
     argv = [os.path.join(bin_dir, PROGRAM[m["role"]]),
@@ -138,7 +151,7 @@ def command(directory, state, m, bin_dir):
                  "--secret-file", os.path.join(directory, "secret"),
                  "--token-file", os.path.join(directory, "token")]
     else:
-        argv += ["--socket-dir", state["socket_dir"]]
+        argv += ["--socket-dir", member_sockets(state, m)]
     if m["role"] == "sds":
         argv += ["--listen", "127.0.0.1:0"]
         for device in m["devices"]:

@@ -88,7 +88,7 @@ def _again(cluster, bin_dir):
 def _start(cluster):
     began = time.monotonic()
     wait = Wait(cluster, began + UP_SECONDS)
-    layout.make_socket_dir(cluster.state["socket_dir"], cluster.directory)
+    layout.make_socket_dirs(cluster.state, cluster.directory)
     for m in cluster.of_role("mdm"):
         cluster.start(m)
     api = Api(cluster.state["api"], cluster.state["token"])

@@ -151,11 +151,7 @@ mod tests {
         let p = b.as_ptr();
         drop(b);
         let c = PageBuf::new(12_000);
-        assert_eq!(
-            c.as_ptr(),
-            p,
-            "same thread, same class: the buffer comes back"
-        );
+        assert_eq!(c.as_ptr(), p, "same thread, same class: the buffer comes back");
         assert_eq!(c[0], 7, "recycled content is not cleared");
         assert!(PageBuf::zeroed(12_000).iter().all(|&x| x == 0));
     }

@@ -149,10 +149,7 @@ pub struct Version {
 
 impl Version {
     /// Before everything.
-    pub const ZERO: Version = Version {
-        epoch: Epoch(0),
-        seq: Seq(0),
-    };
+    pub const ZERO: Version = Version { epoch: Epoch(0), seq: Seq(0) };
     /// A version from its two parts.
     pub const fn new(epoch: Epoch, seq: Seq) -> Version {
         Version { epoch, seq }
@@ -192,10 +189,7 @@ mod tests {
     #[test]
     fn the_placement_hash_never_changes() {
         let pg = |v, e| pg_of(PoolId(1), 128, VtreeId(v), Extent(e)).index();
-        assert_eq!(
-            [pg(1, 0), pg(1, 1), pg(2, 0), pg(9, 77)],
-            [GOLD[0], GOLD[1], GOLD[2], GOLD[3]]
-        );
+        assert_eq!([pg(1, 0), pg(1, 1), pg(2, 0), pg(9, 77)], [GOLD[0], GOLD[1], GOLD[2], GOLD[3]]);
     }
     const GOLD: [u32; 4] = [47, 32, 116, 80];
 

@@ -5,10 +5,7 @@
 /// Errors are one sentence that says what would be accepted.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let t = text.trim();
-    let digits = t
-        .chars()
-        .take_while(|c| c.is_ascii_digit() || *c == '.')
-        .count();
+    let digits = t.chars().take_while(|c| c.is_ascii_digit() || *c == '.').count();
     let (number, unit) = t.split_at(digits);
     let shift = match unit.trim() {
         "" | "B" => 0,
@@ -19,9 +16,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(bad(text)),
     };
     if let Ok(n) = number.parse::<u64>() {
-        return n
-            .checked_mul(1 << shift)
-            .ok_or_else(|| format!("size '{text}' is too large"));
+        return n.checked_mul(1 << shift).ok_or_else(|| format!("size '{text}' is too large"));
     }
     match number.parse::<f64>() {
         Ok(n) if shift > 0 && n.is_finite() && n * ((1u64 << shift) as f64) < 9.0e18 => {

@@ -112,13 +112,7 @@ async fn one(
     s.set_nodelay(true)?;
     let (mut r, mut w) = s.into_split();
     write_message(&mut w, &FromNode::Hello(hello)).await?;
-    if tx
-        .send(SessionEvent::Up {
-            mdm: addr.to_string(),
-        })
-        .await
-        .is_err()
-    {
+    if tx.send(SessionEvent::Up { mdm: addr.to_string() }).await.is_err() {
         return Ok(());
     }
     let (in_tx, mut incoming) = mpsc::channel(64);

@@ -16,11 +16,7 @@ pub enum ControlError {
     #[error("control message not understood: {0}")]
     Json(#[from] serde_json::Error),
     #[error("the MDM refused this node: {message} ({code}); {hint}")]
-    Refused {
-        code: String,
-        message: String,
-        hint: String,
-    },
+    Refused { code: String, message: String, hint: String },
     #[error("control session: {0}")]
     Protocol(&'static str),
 }
@@ -66,10 +62,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_survives_the_stream() {
         let (mut a, mut b) = tokio::io::duplex(64);
-        let m = FromNode::Propose {
-            request: 7,
-            proposal: Proposal::HandOver,
-        };
+        let m = FromNode::Propose { request: 7, proposal: Proposal::HandOver };
         let sent = m.clone();
         let t = tokio::spawn(async move { write_message(&mut a, &sent).await.map(|_| a) });
         let got: FromNode = read_message(&mut b).await.unwrap();

@@ -1,8 +1,8 @@
 //! Which data blocks are free.
 //!
 //! A freed slot is not at once free to allocate: a recovery may still need it, or find a log record
-//! that names it. It waits until a checkpoint that began after the freeing has committed, the log's
-//! tail has passed every batch that may name it, and no I/O is on it.
+//! that names it. It waits until a checkpoint that began after the freeing has committed, the newest
+//! log entry that names it has left the log, and no I/O is on it.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ struct Pending {
     slot: u32,
     /// Checkpoints begun when it was freed.
     ckpt: u64,
-    /// Last batch that may hold a record naming it.
-    batch: u64,
+    /// Newest log entry that names it; 0: none does.
+    lsn: u64,
 }
 
 /// I/O on a slot.
@@ -27,6 +27,12 @@ pub(crate) struct Alloc {
     free: u32,
     cursor: u32,
     pending: Vec<Pending>,
+    /// Lowest `lsn` of those pending that wait for the log; `u64::MAX`: none does.
+    waits_for: u64,
+    /// The newest checkpoint and the last entry that has left the log.
+    released: (u64, u64),
+    /// I/O ended on a slot that is pending only because of it.
+    calmed: bool,
     pub busy: HashMap<u32, Busy>,
 }
 
@@ -38,6 +44,9 @@ impl Alloc {
             free: blocks,
             cursor: 0,
             pending: Vec::new(),
+            waits_for: u64::MAX,
+            released: (0, 0),
+            calmed: false,
             busy: HashMap::new(),
         }
     }
@@ -102,25 +111,43 @@ impl Alloc {
     }
 
     /// Frees a slot some time later, see the file header.
-    pub fn free_later(&mut self, slot: u32, ckpt: u64, batch: u64) {
+    pub fn free_later(&mut self, slot: u32, ckpt: u64, lsn: u64) {
         assert!(self.is_used(slot), "slot {slot} freed while free");
-        self.pending.push(Pending { slot, ckpt, batch });
+        self.pending.push(Pending { slot, ckpt, lsn });
+        self.waits_for = self.waits_for.min(lsn);
     }
 
-    /// Checkpoint number `ckpt` has committed and the log begins at batch `tail`. Returns the slots
-    /// freed now.
-    pub fn release(&mut self, ckpt: u64, tail: u64) -> Vec<u32> {
+    /// Would a checkpoint that begins now and cuts the log behind entry `gone` free a slot?
+    pub fn checkpoint_frees(&self, gone: u64) -> bool {
+        self.waits_for <= gone
+    }
+
+    /// Checkpoint number `ckpt` has committed; log entries up to `gone` have left the log. Returns
+    /// the slots freed now.
+    pub fn release(&mut self, ckpt: u64, gone: u64) -> Vec<u32> {
         let mut out = Vec::new();
-        let busy = &self.busy;
+        let (busy, mut waits_for) = (&self.busy, u64::MAX);
         self.pending.retain(|p| {
-            let now = ckpt > p.ckpt && tail > p.batch && !busy.contains_key(&p.slot);
+            let due = ckpt > p.ckpt && gone >= p.lsn;
+            let now = due && !busy.contains_key(&p.slot);
             if now {
                 out.push(p.slot);
+            } else if !due {
+                waits_for = waits_for.min(p.lsn);
             }
             !now
         });
+        (self.waits_for, self.released, self.calmed) = (waits_for, (ckpt, gone), false);
         out.iter().for_each(|s| self.give_back(*s));
         out
+    }
+
+    /// Frees what was held up by I/O alone.
+    pub fn release_calmed(&mut self) {
+        if self.calmed {
+            let (ckpt, gone) = self.released;
+            self.release(ckpt, gone);
+        }
     }
 
     pub fn pending_slots(&self) -> impl Iterator<Item = u32> + '_ {
@@ -136,13 +163,9 @@ impl Alloc {
         }
         self.calm(slot);
     }
-    /// False if someone reads or writes it now.
+    /// False if someone writes it now.
     pub fn write_begins(&mut self, slot: u32) -> bool {
-        if self.busy.contains_key(&slot) {
-            return false;
-        }
-        self.busy.insert(slot, Busy { reads: 0, writing: true });
-        true
+        !std::mem::replace(&mut self.busy.entry(slot).or_default().writing, true)
     }
     pub fn write_ends(&mut self, slot: u32) {
         if let Some(b) = self.busy.get_mut(&slot) {
@@ -153,6 +176,7 @@ impl Alloc {
     fn calm(&mut self, slot: u32) {
         if self.busy.get(&slot).is_some_and(|b| b.reads == 0 && !b.writing) {
             self.busy.remove(&slot);
+            self.calmed = !self.pending.is_empty();
         }
     }
 }
@@ -170,10 +194,15 @@ mod tests {
         a.free_later(69, 3, 10);
         a.read_begins(69);
         assert!(a.release(3, 99).is_empty(), "the checkpoint began before the freeing");
-        assert!(a.release(4, 10).is_empty(), "batch 10 may name it");
-        assert!(a.release(4, 11).is_empty(), "a read is on it");
+        assert!(a.release(4, 9).is_empty(), "entry 10 may name it");
+        assert!(!a.checkpoint_frees(9) && a.checkpoint_frees(10));
+        assert!(a.release(4, 10).is_empty(), "a read is on it");
+        assert!(!a.checkpoint_frees(10), "another checkpoint would not help");
+        a.release_calmed();
+        assert_eq!(a.pending(), 1);
         a.read_ends(69);
-        assert_eq!(a.release(4, 11), [69]);
+        a.release_calmed();
+        assert_eq!(a.pending(), 0);
         assert_eq!((a.alloc(), a.alloc()), (Some(69), None));
     }
 }

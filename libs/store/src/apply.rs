@@ -275,9 +275,10 @@ pub(crate) fn vtree_range(vtree: VtreeId) -> (BlockKey, BlockKey) {
     (BlockKey { vtree, ..BlockKey::MIN }, BlockKey { vtree, ..BlockKey::MAX })
 }
 
-/// A copy of a whole block; `slot` holds its data already if it is one.
+/// A copy of a whole block; `slot` holds its data already if it is one. A block of the copy's very
+/// version is replaced: a record of that version may have been applied to a stale block.
 pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u32, batch: u64) {
-    if pg.newest(c.key) >= c.version {
+    if pg.newest(c.key) > c.version {
         return sp.free_slot(slot);
     }
     if slot != NO_SLOT {
@@ -290,12 +291,15 @@ pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u
         }
         return pg.limit_tombs(sp.max_tombs);
     }
+    let applied = pg.applied.seq;
     let b = pg.block_or_new(c.key);
     (b.valid, b.dirty) = (0, c.dirty);
     let o = over_at(b, sp, c.version, batch);
     sp.stats.dirty_pages -= o.pages.len() as u64;
     o.pages.clear();
-    o.need = Seq(0);
+    // What is being destaged of the old content does not count when it ends.
+    // Its slot may be that of a direct write, which recovery checks while it is uncommitted.
+    (o.need, o.job) = (applied, 0);
     put_packed(o, sp, c, c.valid);
     settle(pg, idx, sp, c.key);
 }

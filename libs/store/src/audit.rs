@@ -1,7 +1,7 @@
 //! Cross-checks of everything the store has in memory, for tests and simulators.
 
+use crate::batch::Body;
 use crate::layout::NO_SLOT;
-use crate::log::Body;
 use crate::store::Store;
 use std::collections::HashMap;
 

@@ -6,22 +6,25 @@
 //! count; when they and those records are written, one sync covers them and the data, and then the
 //! superblock makes all of it count at once.
 
+use crate::batch::Body;
 use crate::codec::{Get, Put};
 use crate::ids::IdTable;
-use crate::index::Pg;
-use crate::log::Body;
+use crate::index::{Pg, TailRec};
+use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
 use crate::pgs::{get_key, get_version, put_key, put_version};
 use crate::slots::GroupWrite;
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
-use crate::types::{BlockKey, DiskOp, Record, RecordKind};
+use crate::types::{BlockKey, DiskOp, RecordKind};
 use bytes::Bytes;
-use quarry_base::{Nanos, Version, VtreeId, PAGE};
+use quarry_base::{Nanos, Version, VtreeId, BLOCK, PAGE};
 
 /// Table writes in flight.
 const TABLE_DEPTH: usize = 16;
 const BLOB_VERSION: u8 = 1;
+/// Bytes of a tombstone in a checkpoint record.
+const TOMB_BYTES: u64 = 33;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum State {
@@ -73,11 +76,24 @@ impl Ckpt {
 }
 
 impl Store {
-    /// Something was appended or changed since the last checkpoint.
+    /// The first batch that must stay. What a batch that is not written yet does to the index is
+    /// still to come, so it stays even if nothing pins it.
+    fn next_tail(&self) -> u64 {
+        self.sp.batches.oldest_pinned().min(self.log.written_no + 1)
+    }
+
+    /// Something was appended or changed since the last checkpoint, or slots wait for one.
     fn checkpoint_useful(&self) -> bool {
-        self.log.last_lsn > self.ckpt.lsn
+        let no = self.next_tail();
+        self.sp.last_lsn > self.ckpt.lsn
             || self.sp.slots.dirty_groups() > 0
-            || self.sp.batches.oldest_pinned() > self.sp.batches.first() && self.log.refused
+            || self.sp.alloc.checkpoint_frees(self.sp.batches.lsn_before(no))
+            || self.log.refused && no > self.sp.batches.first()
+    }
+
+    /// All that can be destaged is: what is left waits for a free slot.
+    fn drained(&self) -> bool {
+        (self.sp.dirty_q.is_empty() || self.destage.starved) && self.destage.is_idle()
     }
 
     /// Waiting makes sense: when the device has been idle for a while there will be work.
@@ -92,7 +108,7 @@ impl Store {
         if !self.checkpoint_useful() {
             return false;
         }
-        let drained = self.sp.dirty_q.is_empty() && self.destage.is_idle();
+        let drained = self.drained();
         if drained && (self.ckpt.flush || self.is_idle_time(now)) {
             return true;
         }
@@ -101,13 +117,13 @@ impl Store {
         }
         let (l, used) = (self.sp.layout.log_bytes, self.log_used());
         if used > l / 256 * u64::from(self.cfg.destage_start) {
-            let no = self.sp.batches.oldest_pinned();
+            let no = self.next_tail();
             let to = self.sp.batches.get(no).map_or(self.log.head, |b| b.pos);
             let gain = to - self.log.tail_pos;
             if gain >= l / 8 || (self.log.refused || used > l / 2) && gain >= l / 64 {
                 return true;
             }
-            if used > l / 2 && drained {
+            if used > l / 2 && (drained || gain < l / 64 && self.tails_to_copy().next().is_some()) {
                 return true;
             }
         }
@@ -119,14 +135,11 @@ impl Store {
         if self.failed.is_some() {
             return;
         }
+        self.sp.alloc.release_calmed();
         if self.ckpt.state == State::Idle {
             if self.wants_checkpoint(now) {
                 self.begin_checkpoint();
-            } else if self.ckpt.flush
-                && !self.checkpoint_useful()
-                && self.sp.dirty_q.is_empty()
-                && self.destage.is_idle()
-            {
+            } else if self.ckpt.flush && !self.checkpoint_useful() && self.drained() {
                 self.ckpt.flush = false;
             }
         }
@@ -139,28 +152,23 @@ impl Store {
 
     fn begin_checkpoint(&mut self) {
         self.copy_tails_forward();
-        let no = self.sp.batches.oldest_pinned();
+        let no = self.next_tail();
         let (pos, prev) = match self.sp.batches.get(no) {
             Some(b) => (b.pos, b.prev_crc),
             None => (self.log.head, self.log.last_crc),
         };
-        let mut total = 0;
         for idx in 0..self.pgs.len() {
             let Some(p) = self.pgs[idx].as_mut() else { continue };
             let id = p.id;
             if p.cp_batch < no || p.cp_dirty {
                 p.cp_dirty = false;
                 let data = encode_pg(p);
-                total += (data.len().next_multiple_of(PAGE) + PAGE) as u64;
                 self.push(idx as u32, id, Body::Blob { kind: Kind::PgCheckpoint, data }, false);
-            } else {
-                total += 2 * PAGE as u64 + p.meta.as_ref().map_or(0, |m| m.len() as u64);
-                if p.commit > p.logged_commit {
-                    self.push(idx as u32, id, Body::Bare(Kind::Commit), false);
-                }
+            } else if p.commit > p.logged_commit {
+                self.push(idx as u32, id, Body::Bare(Kind::Commit), false);
             }
         }
-        self.ckpt.records_bytes = total;
+        self.count_records();
         self.ckpt.gen += 1;
         self.sp.ckpt_begun += 1;
         let (queue, digest) = self.sp.slots.snapshot(self.ckpt.gen);
@@ -175,11 +183,11 @@ impl Store {
             ..old
         };
         self.sp.stats.table_pages_written += queue.len() as u64;
-        self.ckpt.lsn = self.log.last_lsn;
+        self.ckpt.lsn = self.sp.last_lsn;
         self.ckpt.run = Some(Run {
             sb,
             begun: self.sp.ckpt_begun,
-            marker_lsn: self.log.last_lsn,
+            marker_lsn: self.sp.last_lsn,
             queue,
             in_flight: 0,
             written: Vec::new(),
@@ -187,29 +195,31 @@ impl Store {
         self.ckpt.state = State::Writing;
     }
 
+    /// What the groups' checkpoint records take of the log. Tombstones, the only part that grows
+    /// with use, get an eighth of it.
+    pub(crate) fn count_records(&mut self) {
+        self.ckpt.records_bytes = self.live_pgs().map(record_bytes).sum();
+        let each = self.sp.layout.log_bytes / 8 / TOMB_BYTES / self.by_id.len().max(1) as u64;
+        self.sp.max_tombs = self.cfg.max_tombstones_per_pg.min(each.max(16) as usize);
+    }
+
     /// Uncommitted records that hold up the log's tail are appended again, whole tails at a time:
     /// recovery takes a record of a version that it has for the same record.
     fn copy_tails_forward(&mut self) {
-        let l = self.sp.layout.log_bytes;
-        if self.log_used() <= l / 2 {
-            return;
-        }
-        let old = self.log.head.saturating_sub(l / 4);
-        for idx in 0..self.pgs.len() {
+        let list: Vec<usize> = self.tails_to_copy().collect();
+        for idx in list {
             let Some(p) = self.pgs[idx].as_ref() else { continue };
-            let front = p.tail.front().and_then(|t| self.sp.batches.get(t.batch));
-            if front.is_none_or(|b| b.pos >= old) {
-                continue;
-            }
             let id = p.id;
             // All of it, also what is still queued: recovery wants a tail's records in order.
             let list: Vec<_> = p
                 .tail
                 .iter()
-                .map(|t| Body::Record { rec: t.rec.clone(), slots: t.slots.clone(), jump: t.jump })
+                .map(|t| {
+                    let (rec, slots) = (t.rec.clone(), t.slots.clone());
+                    Body::Record { rec, slots, jump: t.jump, again: true }
+                })
                 .collect();
-            let bytes: u64 = p.tail.iter().map(|t| record_cost(&t.rec)).sum();
-            if self.meta_log_room() < bytes + 2 * self.cfg.max_batch_bytes as u64 {
+            if self.meta_log_room() < tail_cost(p) {
                 continue;
             }
             for body in list {
@@ -217,6 +227,19 @@ impl Store {
                 self.push(idx as u32, id, body, false);
             }
         }
+    }
+
+    /// Groups whose tail began a quarter of the log ago while the log is more than half full, and
+    /// for which there is room.
+    fn tails_to_copy(&self) -> impl Iterator<Item = usize> + '_ {
+        let l = self.sp.layout.log_bytes;
+        let old = self.log.head.saturating_sub(l / 4);
+        let (full, room) = (self.log_used() > l / 2, self.meta_log_room());
+        self.pgs.iter().enumerate().filter(move |_| full).filter_map(move |(idx, p)| {
+            let p = p.as_ref()?;
+            let front = self.sp.batches.get(p.tail.front()?.batch)?;
+            (front.pos < old && tail_cost(p) <= room).then_some(idx)
+        })
     }
 
     fn write_tables(&mut self, ops: &mut Vec<DiskOp>) {
@@ -264,19 +287,25 @@ impl Store {
         self.sp.slots.committed(run.sb.ckpt_gen, run.sb.table_digest, &run.written);
         self.log.tail_pos = run.sb.tail_pos;
         self.sp.batches.drop_before(run.sb.tail_batch);
-        self.sp.alloc.release(run.begun, run.sb.tail_batch);
+        let gone = self.sp.batches.lsn_before(run.sb.tail_batch);
+        self.sp.alloc.release(run.begun, gone);
+        self.sp.named.retain(|_, lsn| *lsn > gone);
         self.sb = Some(run.sb);
         self.sp.stats.checkpoints += 1;
     }
 }
 
-/// Log bytes of a record at most.
-fn record_cost(r: &Record) -> u64 {
-    let payload = match &r.kind {
-        RecordKind::Write { data, .. } => data.len(),
-        _ => 0,
+/// Log bytes of a group's tail at most, when it is appended again.
+fn tail_cost(p: &Pg) -> u64 {
+    let cost = |t: &TailRec| {
+        let direct = t.slots.iter().filter(|s| **s != NO_SLOT).count() * BLOCK as usize;
+        let payload = match &t.rec.kind {
+            RecordKind::Write { data, .. } => data.len() - direct,
+            _ => 0,
+        };
+        (payload + 2 * PAGE) as u64
     };
-    (payload + 2 * PAGE) as u64
+    p.tail.iter().map(cost).sum()
 }
 
 /// A group's state as its checkpoint record keeps it.
@@ -288,6 +317,13 @@ pub(crate) struct PgBlob {
     pub ids: IdTable,
     pub tombs: Vec<(BlockKey, Version)>,
     pub dropped: Vec<(VtreeId, Version)>,
+}
+
+/// Log bytes of a group's checkpoint record at most, in a batch of its own.
+fn record_bytes(p: &Pg) -> u64 {
+    let meta = p.meta.as_ref().map_or(0, |m| m.len());
+    let fixed = 2 * PAGE + meta + p.ids.encoded_len();
+    fixed as u64 + TOMB_BYTES * (p.tombs.len() + p.dropped.len()) as u64
 }
 
 fn encode_pg(p: &Pg) -> Bytes {

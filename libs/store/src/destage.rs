@@ -6,9 +6,9 @@
 //! that allows it must be durable: otherwise recovery would take the record for uncommitted and the
 //! old content, now overwritten, for the block's.
 
+use crate::batch::Body;
 use crate::index::Pg;
 use crate::layout::NO_SLOT;
-use crate::log::Body;
 use crate::log_format::Kind;
 use crate::space::Space;
 use crate::store::{OpKind, Store};

@@ -107,6 +107,11 @@ impl IdTable {
         }
     }
 
+    /// Bytes that `encode` takes.
+    pub fn encoded_len(&self) -> usize {
+        4 + self.by.values().map(|t| 20 + 16 * t.runs.len()).sum::<usize>()
+    }
+
     pub fn encode(&self, v: &mut Vec<u8>) {
         v.u32(self.by.len() as u32);
         for (i, t) in &self.by {

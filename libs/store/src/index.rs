@@ -27,7 +27,7 @@ pub(crate) struct Overlay {
     pub pages: SmallVec<[OvPage; 2]>,
     /// Log batches that must stay because of this.
     pub pins: SmallVec<[u64; 2]>,
-    /// Highest seq of a record in it; a copy needs no commit point.
+    /// Seq that must be durably committed before this may be destaged.
     pub need: Seq,
     /// The destage job under way; 0: none.
     pub job: u64,
@@ -200,11 +200,11 @@ impl Pg {
         self.ext.get_mut(&ExtKey::of(k))?.get_mut(k.block)
     }
 
-    /// Newest version known of a key: its block's or its tombstone's.
+    /// Newest version known of a key: its block's, its tombstone's, or that of its vTree's end.
     pub fn newest(&self, k: BlockKey) -> Version {
         match self.block(k) {
             Some(b) => b.newest(),
-            None => self.tombs.get(&k).copied().unwrap_or(Version::ZERO),
+            None => self.tombs.get(&k).max(self.dropped.get(&k.vtree)).copied().unwrap_or_default(),
         }
     }
 

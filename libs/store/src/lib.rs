@@ -10,6 +10,7 @@
 mod alloc;
 mod apply;
 mod audit;
+mod batch;
 mod checkpoint;
 mod codec;
 pub mod config;

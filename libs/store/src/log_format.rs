@@ -69,6 +69,8 @@ pub(crate) struct RawRecord {
     pub commit: Seq,
     /// It does not follow the PG's last record: a stream began here.
     pub jump: bool,
+    /// The log had it before this: its direct blocks were written then, and may be newer by now.
+    pub again: bool,
     /// Log position of the batch with the PG's previous record; `u64::MAX`: none.
     pub prev_pos: u64,
     pub vtree: VtreeId,
@@ -94,6 +96,7 @@ impl RawRecord {
             origin: Origin::default(),
             commit: Seq(0),
             jump: false,
+            again: false,
             prev_pos: u64::MAX,
             vtree: VtreeId(0),
             layer: Layer(0),
@@ -118,7 +121,7 @@ impl RawRecord {
         let size = RawRecord::size(self.crcs.len(), self.slots.len());
         v.u32(size as u32);
         v.u8(self.kind as u8);
-        v.u8(u8::from(self.jump));
+        v.u8(u8::from(self.jump) | u8::from(self.again) << 1);
         v.u16(self.slots.len() as u16);
         v.u64(self.pg.0);
         v.u64(self.version.epoch.0);
@@ -148,10 +151,10 @@ impl RawRecord {
         let mut r = Get(g.bytes(size)?);
         r.u32()?;
         let kind = Kind::from_u8(r.u8()?)?;
-        let jump = r.u8()? == 1;
+        let flags = r.u8()?;
         let nslots = r.u16()? as usize;
         let mut rec = RawRecord::new(kind, PgId(r.u64()?));
-        rec.jump = jump;
+        (rec.jump, rec.again) = (flags & 1 != 0, flags & 2 != 0);
         rec.version = Version::new(Epoch(r.u64()?), Seq(r.u64()?));
         rec.origin = Origin {
             instance: Instance(r.u64()?),
@@ -247,7 +250,7 @@ impl BatchHeader {
             records: g.u32()?,
         };
         let sane = desc_bytes as usize >= HEADER_BYTES
-            && h.len % PAGE as u64 == 0
+            && h.len.is_multiple_of(PAGE as u64)
             && (h.desc_pages() * PAGE) as u64 <= h.len;
         sane.then_some(h)
     }

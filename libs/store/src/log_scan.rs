@@ -5,7 +5,7 @@ use crate::layout::{Layout, LOG_START, NO_SLOT};
 use crate::log_format::{BatchHeader, Kind, RawRecord};
 use crate::superblock::Superblock;
 use bytes::Bytes;
-use quarry_base::{crc32c, PageBuf, EXTENT, PAGE};
+use quarry_base::{crc32c, PageBuf, BLOCK, EXTENT, PAGE};
 
 /// The log area in memory, in chunks.
 pub(crate) struct LogImage {
@@ -104,7 +104,7 @@ fn header_at(
 ) -> Option<(BatchHeader, Bytes, u32)> {
     let h = BatchHeader::peek(&image.bytes(at, PAGE)?)?;
     let placed = l.log_offset(h.pos) - LOG_START == at && h.format_id == sb.format_id();
-    if !placed || at + h.len > l.log_bytes {
+    if !placed || h.len > l.log_bytes - at {
         return None;
     }
     let desc = image.bytes(at, h.desc_pages() * PAGE)?;
@@ -153,7 +153,7 @@ fn marks_beyond(image: &LogImage, l: &Layout, sb: &Superblock, no: u64) -> u64 {
 fn sane(r: &RawRecord, l: &Layout) -> bool {
     let slots_exist = r.slots.iter().all(|s| *s == NO_SLOT || u64::from(*s) < l.blocks);
     let in_extent = u64::from(r.offset) + u64::from(r.len) <= u64::from(EXTENT);
-    let aligned = r.offset as usize % PAGE == 0 && r.len as usize % PAGE == 0;
+    let aligned = (r.offset as usize).is_multiple_of(PAGE) && (r.len as usize).is_multiple_of(PAGE);
     slots_exist
         && match r.kind {
             Kind::Write => {
@@ -163,8 +163,11 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
                     .map(|(_, from, to)| to - from)
                     .sum();
                 let n = r.crcs.len();
+                let whole = (r.offset.saturating_add(r.len) / BLOCK)
+                    .saturating_sub(r.offset.div_ceil(BLOCK));
                 in_extent
                     && aligned
+                    && (r.slots.is_empty() || r.slots.len() == whole as usize)
                     && n * PAGE == r.len as usize
                     && n > 0
                     && logged == r.payload_pages
@@ -174,7 +177,14 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
             Kind::Copy | Kind::Repair => {
                 let n = (r.aux as u16).count_ones() as usize;
                 let logged = if r.slots.is_empty() { n } else { 0 };
-                aligned && in_extent && r.crcs.len() == n && logged == r.payload_pages as usize
+                let direct = r.slots.is_empty()
+                    || r.kind == Kind::Copy && r.slots.len() == 1 && r.slots[0] != NO_SLOT;
+                direct
+                    && aligned
+                    && in_extent
+                    && r.offset < EXTENT
+                    && r.crcs.len() == n
+                    && logged == r.payload_pages as usize
             }
             _ => {
                 r.crcs.len() == r.payload_pages as usize

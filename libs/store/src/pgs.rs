@@ -1,12 +1,12 @@
 //! The calls on placement groups: append, commit, truncate, ids, sync.
 
 use crate::apply;
+use crate::batch::Body;
 use crate::codec::{Get, Put};
 use crate::error::{AppendError, RepairError};
 use crate::ids::{IdTable, Known};
 use crate::index::{Block, ExtKey, Pg, TailRec};
 use crate::layout::{BLOCK64, NO_SLOT};
-use crate::log::Body;
 use crate::log_format::Kind;
 use crate::read::touches;
 use crate::store::Store;
@@ -14,7 +14,7 @@ use crate::types::*;
 use bytes::Bytes;
 use quarry_base::{
     crc32c, Extent, Instance, Layer, PageBuf, PgId, RequestId, Seq, Version, VtreeId, BLOCK,
-    EXTENT, PAGE,
+    BLOCKS_PER_EXTENT, EXTENT, PAGE,
 };
 use smallvec::SmallVec;
 
@@ -69,7 +69,7 @@ fn matching(crcs: &[u32], data: &[u8]) -> bool {
 
 /// O_DIRECT wants page-aligned memory.
 fn aligned(data: &Bytes) -> Bytes {
-    if data.as_ptr() as usize % PAGE == 0 {
+    if (data.as_ptr() as usize).is_multiple_of(PAGE) {
         data.clone()
     } else {
         PageBuf::copy_of(data).freeze()
@@ -151,7 +151,7 @@ impl Store {
             }
             p.tail.push_back(TailRec { rec: rec.clone(), slots: slots.clone(), jump, batch: 0 });
         }
-        Ok(self.push(idx, pg, Body::Record { rec, slots, jump }, true))
+        Ok(self.push(idx, pg, Body::Record { rec, slots, jump, again: false }, true))
     }
 
     /// Keeps `blob` (at most 64 KiB) for the group; the newest wins, for ever.
@@ -164,6 +164,7 @@ impl Store {
         if let Some(p) = self.pgs[idx as usize].as_mut() {
             p.meta = Some(blob.clone());
         }
+        self.ckpt.records_bytes += blob.len() as u64;
         Ok(self.push(idx, pg, Body::Blob { kind: Kind::Meta, data: blob }, true))
     }
 
@@ -359,6 +360,7 @@ impl Store {
         if let Some(p) = self.pgs[idx as usize].as_mut() {
             p.ids.merge(&table);
         }
+        self.ckpt.records_bytes += ids.len() as u64;
         Ok(self.push(idx, pg, Body::Blob { kind: Kind::IdsImport, data: ids }, true))
     }
 
@@ -524,7 +526,8 @@ pub(crate) fn put_key(v: &mut Vec<u8>, k: BlockKey) {
 }
 pub(crate) fn get_key(g: &mut Get) -> Option<BlockKey> {
     let (vtree, layer, extent) = (VtreeId(g.u64()?), Layer(g.u32()?), Extent(g.u32()?));
-    Some(BlockKey { vtree, layer, extent, block: g.u8()? })
+    let block = g.u8().filter(|b| u32::from(*b) < BLOCKS_PER_EXTENT)?;
+    Some(BlockKey { vtree, layer, extent, block })
 }
 pub(crate) fn put_version(v: &mut Vec<u8>, x: Version) {
     v.u64(x.epoch.0);

@@ -1,8 +1,9 @@
 //! Reads: overlay pages from memory, the rest from disk, holes as zeroes; every page checked.
 //!
-//! What to read is decided when the read starts; from then on its slots count as busy, so neither a
-//! destage nor a new owner writes to them. A page that does not match its CRC is read once more
-//! before it counts as corrupt.
+//! What to read is decided when the read starts; from then on its slots count as busy, so no new
+//! owner writes to them. A destage may (a block that is always read would else hold up the log): a
+//! page that does not match its CRC and is no longer what it was planned to be has the whole read
+//! planned anew. One that still is, is read once more before it counts as corrupt.
 
 use crate::apply::blocks_of;
 use crate::error::ReadError;
@@ -15,6 +16,9 @@ use quarry_base::crc::ZERO_PAGE_CRC;
 use quarry_base::{crc32c, Extent, Layer, PageBuf, PgId, VtreeId, PAGE};
 use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
+
+/// What a read says that cannot be answered and has no errno of its own.
+pub(crate) const EIO: i32 = 5;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Want {
@@ -42,6 +46,12 @@ struct Part {
     retried: bool,
 }
 
+impl Part {
+    fn crcs(&self) -> std::ops::Range<usize> {
+        self.crc_at..self.crc_at + self.pages as usize
+    }
+}
+
 struct Job {
     req: ReadReq,
     parts: SmallVec<[Part; 2]>,
@@ -51,6 +61,8 @@ struct Job {
     head: Option<BlockCopy>,
     bad: Vec<u32>,
     io: Option<i32>,
+    /// A page was replaced while it was read.
+    stale: bool,
 }
 
 #[derive(Default)]
@@ -85,8 +97,8 @@ impl Store {
         len: u32,
     ) {
         assert!(
-            offset as usize % PAGE == 0
-                && len as usize % PAGE == 0
+            (offset as usize).is_multiple_of(PAGE)
+                && (len as usize).is_multiple_of(PAGE)
                 && u64::from(offset) + u64::from(len) <= u64::from(quarry_base::EXTENT),
             "a read is page-aligned and inside one extent"
         );
@@ -129,6 +141,9 @@ impl Store {
 
     fn start_read(&mut self, req: ReadReq, ops: &mut Vec<DiskOp>) {
         if self.not_applied(&req) {
+            if self.failed.is_some() {
+                return self.refuse(req);
+            }
             return self.reads.parked.push(req);
         }
         self.sp.stats.reads += 1;
@@ -140,6 +155,7 @@ impl Store {
             head: None,
             bad: Vec::new(),
             io: None,
+            stale: false,
         };
         match req.want {
             Want::Range { ext, offset, len } => {
@@ -169,6 +185,24 @@ impl Store {
         }
         self.reads.jobs.insert(n, job);
         (0..parts).for_each(|i| self.issue_read(n, i, ops));
+    }
+
+    /// Committed content that will never be written here.
+    fn refuse(&mut self, req: ReadReq) {
+        let (token, e) = (req.token, ReadError::Io(EIO));
+        self.events.push(match req.want {
+            Want::Range { .. } => StoreEvent::ReadDone { token, result: Err(e) },
+            Want::Block(_) => StoreEvent::BlockDone { token, result: Err(e) },
+        });
+    }
+
+    /// Pages of a part that are no longer what they were when the read was planned.
+    fn changed(&self, pg: PgId, p: &Part, crcs: &[u32]) -> u16 {
+        let block = self.pg(pg).and_then(|g| g.block(p.key)).filter(|b| b.slot == p.slot);
+        let Some(b) = block else { return u16::MAX };
+        let here = b.valid & !b.over_mask();
+        let same = (p.page..).zip(crcs).filter(|(i, c)| self.sp.slots.crc(p.slot, *i) == **c);
+        !(here & same.fold(0, |m, (i, _)| m | 1 << i))
     }
 
     fn block_head(&self, pg: PgId, key: BlockKey) -> Option<BlockCopy> {
@@ -234,21 +268,31 @@ impl Store {
         ops.push(DiskOp::Read { id, offset, len });
     }
 
+    /// Pages of a part that do not match their checksums, and whether one of them was replaced
+    /// meanwhile. `None`: no such job.
+    fn judge(&self, n: u64, part: usize, r: &Result<PageBuf, i32>) -> Option<(u16, bool)> {
+        let job = self.reads.jobs.get(&n)?;
+        let p = job.parts.get(part)?;
+        let want = &job.data.crcs[p.crcs()];
+        let buf: &[u8] = r.as_ref().map_or(&[], |b| b);
+        let bad = (p.page..).zip(buf.chunks(PAGE).zip(want)).filter(|(_, (d, c))| crc32c(d) != **c);
+        let bad = bad.fold(0u16, |m, (i, _)| m | 1 << i);
+        Some((bad, bad != 0 && bad & self.changed(job.req.pg, p, want) != 0))
+    }
+
     pub(crate) fn read_done(&mut self, n: u64, part: usize, r: Result<PageBuf, i32>) {
+        let Some((bad, stale)) = self.judge(n, part, &r) else { return };
         let Some(job) = self.reads.jobs.get_mut(&n) else { return };
         let Some(p) = job.parts.get_mut(part) else { return };
+        job.stale |= stale;
         match r {
             Ok(buf) if buf.len() == p.pages as usize * PAGE => {
-                let want = &job.data.crcs[p.crc_at..p.crc_at + p.pages as usize];
-                let bad = buf.chunks(PAGE).zip(want).enumerate();
-                let bad = bad.filter(|(_, (d, c))| crc32c(d) != **c);
-                let bad = bad.fold(0u16, |m, (i, _)| m | 1 << (p.page as usize + i));
-                if bad != 0 && !p.retried {
+                if bad != 0 && !job.stale && !p.retried {
                     p.retried = true;
                     self.reads.again.push((n, part));
                     return;
                 }
-                if bad != 0 {
+                if bad != 0 && !job.stale {
                     self.sp.stats.crc_errors += u64::from(bad.count_ones());
                     let base = p.key.offset();
                     let pages = (0..16u32).filter(|i| bad >> i & 1 == 1);
@@ -258,7 +302,7 @@ impl Store {
                 }
                 job.data.segments[p.seg] = buf.freeze();
             }
-            Ok(_) => job.io = Some(5),
+            Ok(_) => job.io = Some(EIO),
             Err(e) => job.io = Some(e),
         }
         let slot = p.slot;
@@ -267,8 +311,10 @@ impl Store {
         self.sp.alloc.read_ends(slot);
         self.reads.in_flight -= 1;
         if all {
-            if let Some(job) = self.reads.jobs.remove(&n) {
-                self.finish_read(job);
+            match self.reads.jobs.remove(&n) {
+                Some(job) if job.stale => self.reads.waiting.push_front(job.req),
+                Some(job) => self.finish_read(job),
+                None => {}
             }
         }
     }

@@ -253,7 +253,7 @@ impl Store {
             if f.header.pos < self.log.synced_pos {
                 continue;
             }
-            for raw in &f.records {
+            for raw in f.records.iter().filter(|r| !r.again) {
                 for d in log_scan::direct_blocks(raw) {
                     let tag = r.blocks.len() as u64;
                     r.todo.push_back((tag, self.sp.layout.slot_offset(d.slot), BLOCK as usize));

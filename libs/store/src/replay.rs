@@ -28,7 +28,9 @@ impl Store {
         let mut prev = self.sb.map_or(0, |s| s.tail_prev_crc);
         for f in found {
             let pos = f.header.pos;
-            self.sp.batches.push(LiveBatch { pos, prev_crc: prev, pins: 0 });
+            self.sp.last_lsn += 1;
+            let last_lsn = self.sp.last_lsn;
+            self.sp.batches.push(LiveBatch { pos, prev_crc: prev, last_lsn, pins: 0 });
             prev = f.crc;
             self.log.written_no = f.header.batch;
             for raw in &f.records {
@@ -40,9 +42,11 @@ impl Store {
             }
         }
         self.log.last_crc = prev;
+        self.log.written_lsn = self.sp.last_lsn;
         for p in self.pgs.iter_mut().flatten() {
             cut_orphans(p, &mut self.sp);
         }
+        self.count_records();
         self.settle_slots(&named)
     }
 
@@ -103,6 +107,7 @@ impl Store {
             }
             Kind::DropBlocks => {
                 let list = decode_drops(&blob(&payload)?).ok_or(UNREADABLE)?;
+                p.cp_dirty = true;
                 apply::drop_list(p, &mut self.sp, &list);
             }
             Kind::Meta => p.meta = Some(blob(&payload)?.into()),
@@ -189,12 +194,11 @@ impl Store {
             }
         }
         owner.into_iter().for_each(|(slot, e)| self.sp.slots.set(slot, Some(e)));
-        // A slot that some record in the log names must not get other content before that record
-        // has left the log, or a later replay would take it for the record's.
-        let last = self.sp.batches.next() - 1;
+        let lsn = self.sp.last_lsn;
         for s in named {
+            self.sp.named.insert(*s, lsn);
             if self.sp.alloc.take(*s) {
-                self.sp.alloc.free_later(*s, self.sp.ckpt_begun, last);
+                self.sp.alloc.free_later(*s, self.sp.ckpt_begun, lsn);
             }
         }
         Ok(())
@@ -216,10 +220,11 @@ fn push_tail(p: &mut Pg, sp: &mut crate::space::Space, rec: Record, raw: &RawRec
         *t = TailRec { rec, slots, jump: raw.jump, batch: no };
         return;
     }
-    if v.seq <= p.last.seq {
-        truncate_tail(p, sp, v.seq);
-    } else if v.seq.0 > p.last.seq.0 + 1 {
+    if raw.jump || v.seq.0 > p.last.seq.0 + 1 {
+        // Where a jump began nothing uncommitted was left: what is here was truncated.
         truncate_tail(p, sp, Seq(p.commit.0 + 1));
+    } else if v.seq <= p.last.seq {
+        truncate_tail(p, sp, v.seq);
     }
     sp.batches.pin(no);
     p.last = v;

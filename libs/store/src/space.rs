@@ -7,7 +7,7 @@ use crate::slots::{SlotEntry, SlotTable};
 use crate::stats::StoreStats;
 use crate::types::BlockKey;
 use quarry_base::PgId;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// A batch between the log's tail and its head.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct LiveBatch {
     pub pos: u64,
     /// Descriptor checksum of the batch before it.
     pub prev_crc: u32,
+    /// Newest entry in it.
+    pub last_lsn: u64,
     /// Uncommitted records and overlays that need it.
     pub pins: u32,
 }
@@ -23,11 +25,15 @@ pub(crate) struct LiveBatch {
 pub(crate) struct Batches {
     first: u64,
     list: VecDeque<LiveBatch>,
+    /// How many at the front are not pinned.
+    loose: usize,
+    /// Newest entry that was in a batch before `first`.
+    gone_lsn: u64,
 }
 
 impl Batches {
     pub fn new(first: u64) -> Batches {
-        Batches { first, list: VecDeque::new() }
+        Batches { first, list: VecDeque::new(), loose: 0, gone_lsn: 0 }
     }
     /// Number of the next batch to be added.
     pub fn next(&self) -> u64 {
@@ -38,6 +44,12 @@ impl Batches {
     }
     pub fn push(&mut self, b: LiveBatch) {
         self.list.push_back(b);
+        self.count_loose();
+    }
+    fn count_loose(&mut self) {
+        while self.list.get(self.loose).is_some_and(|b| b.pins == 0) {
+            self.loose += 1;
+        }
     }
     fn at(&mut self, no: u64) -> &mut LiveBatch {
         let i = no.checked_sub(self.first);
@@ -51,22 +63,29 @@ impl Batches {
     }
     pub fn pin(&mut self, no: u64) {
         self.at(no).pins += 1;
+        self.loose = self.loose.min((no - self.first) as usize);
     }
     pub fn unpin(&mut self, no: u64) {
         let b = self.at(no);
         assert!(b.pins > 0, "batch {no} unpinned too often");
         b.pins -= 1;
+        self.count_loose();
     }
     /// The oldest batch that must stay; the next one if none.
     pub fn oldest_pinned(&self) -> u64 {
-        let n = self.list.iter().take_while(|b| b.pins == 0).count();
-        self.first + n as u64
+        self.first + self.loose as u64
+    }
+    /// Newest log entry in a batch before `no`.
+    pub fn lsn_before(&self, no: u64) -> u64 {
+        no.checked_sub(1).and_then(|n| self.get(n)).map_or(self.gone_lsn, |b| b.last_lsn)
     }
     pub fn drop_before(&mut self, no: u64) {
         while self.first < no {
             let b = self.list.pop_front();
             assert!(b.is_some_and(|b| b.pins == 0), "a pinned batch leaves the log");
+            self.gone_lsn = b.map_or(self.gone_lsn, |b| b.last_lsn);
             self.first += 1;
+            self.loose -= 1;
         }
     }
     pub fn total_pins(&self) -> u64 {
@@ -87,8 +106,11 @@ pub(crate) struct Space {
     pub recovering: bool,
     /// Checkpoints begun.
     pub ckpt_begun: u64,
-    /// Entries appended and not yet in a batch: each may become a batch of its own.
-    pub queued: u64,
+    /// Slots that entries in the log name, and the newest one that does. Such a slot must not get
+    /// other content before that entry has left the log, or a replay would take it for the entry's.
+    pub named: HashMap<u32, u64>,
+    /// Newest log entry appended.
+    pub last_lsn: u64,
     pub max_tombs: usize,
     pub max_id_runs: usize,
     pub stats: StoreStats,
@@ -99,8 +121,8 @@ impl Space {
         if self.recovering || slot == NO_SLOT {
             return;
         }
-        let last_named = self.batches.next() + self.queued - 1;
-        self.alloc.free_later(slot, self.ckpt_begun, last_named);
+        let lsn = self.named.get(&slot).copied().unwrap_or(0);
+        self.alloc.free_later(slot, self.ckpt_begun, lsn);
         self.slots.set(slot, None);
         self.stats.frees += 1;
     }

@@ -7,7 +7,7 @@ use crate::error::StoreError;
 use crate::index::Pg;
 use crate::layout::{Layout, BLOCK64};
 use crate::log::Log;
-use crate::read::Reads;
+use crate::read::{Reads, EIO};
 use crate::recovery::Recovery;
 use crate::space::{Batches, Space};
 use crate::stats::{Headroom, StoreStats};
@@ -110,7 +110,8 @@ impl Store {
                 unslotted: 0,
                 recovering: true,
                 ckpt_begun: 0,
-                queued: 0,
+                named: Default::default(),
+                last_lsn: 0,
                 max_tombs: cfg.max_tombstones_per_pg,
                 max_id_runs: cfg.max_id_runs,
                 stats: StoreStats::default(),
@@ -138,19 +139,18 @@ impl Store {
         if self.recovery.is_some() {
             self.poll_recovery(ops);
         } else if self.sb.is_some() {
-            if self.log.last_lsn != self.seen_lsn {
-                self.seen_lsn = self.log.last_lsn;
+            if self.sp.last_lsn != self.seen_lsn {
+                self.seen_lsn = self.sp.last_lsn;
                 self.last_append = now;
             }
             self.poll_reads(ops);
             self.poll_log(ops);
             self.poll_destage(now, ops);
             self.poll_checkpoint(now, ops);
-            // What a checkpoint or a sync mark appended goes out in the same turn.
-            if !self.log.queue.is_empty() {
-                self.seen_lsn = self.log.last_lsn;
-                self.poll_log(ops);
-            }
+            // What a checkpoint or a sync mark appended goes out in the same turn, and so does a
+            // sync that destaging asked for: nothing may be in flight that would bring the next.
+            self.seen_lsn = self.sp.last_lsn;
+            self.poll_log(ops);
             self.report_stable(events);
             self.report_space(events);
         }
@@ -165,10 +165,10 @@ impl Store {
         }
         match (kind, r) {
             (OpKind::Read(job, part), DiskResult::Read(r)) => self.read_done(job, part, r),
-            (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(5)),
+            (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(EIO)),
             (kind, DiskResult::Done(Ok(()))) => self.write_done(kind),
             (kind, DiskResult::Done(Err(errno))) => self.write_failed(kind, errno),
-            (kind, DiskResult::Read(_)) => self.write_failed(kind, 5),
+            (kind, DiskResult::Read(_)) => self.write_failed(kind, EIO),
         }
     }
 
@@ -210,6 +210,7 @@ impl Store {
             let e = StoreError::Io { what, errno };
             self.failed = Some(e.clone());
             self.events.push(StoreEvent::Failed(e));
+            self.unpark();
         }
     }
 
@@ -223,6 +224,9 @@ impl Store {
 
     /// Nothing is queued, under way or waiting to be written anywhere but in the log.
     pub fn is_idle(&self) -> bool {
+        if self.failed.is_some() {
+            return self.ops.is_empty() && self.reads.is_empty();
+        }
         self.recovery.is_none()
             && self.ops.is_empty()
             && self.log.queue.is_empty()
@@ -305,8 +309,9 @@ impl Store {
     }
     /// Index of a group, made if it is not there.
     pub(crate) fn pg_or_new(&mut self, id: PgId) -> u32 {
-        let pgs = &mut self.pgs;
+        let (pgs, ckpt) = (&mut self.pgs, &mut self.ckpt);
         *self.by_id.entry(id).or_insert_with(|| {
+            ckpt.records_bytes += 2 * quarry_base::PAGE as u64;
             pgs.push(Some(Box::new(Pg::new(id))));
             pgs.len() as u32 - 1
         })

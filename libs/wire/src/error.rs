@@ -16,11 +16,7 @@ pub enum WireError {
     #[error("data checksum mismatch")]
     DataCrc,
     #[error("{what} of {len} bytes is above the limit of {limit}")]
-    TooLong {
-        what: &'static str,
-        len: usize,
-        limit: usize,
-    },
+    TooLong { what: &'static str, len: usize, limit: usize },
     #[error("malformed {0}")]
     Malformed(&'static str),
 }

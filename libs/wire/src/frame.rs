@@ -1,6 +1,7 @@
 //! A whole frame: header, meta section, data section.
 
-use crate::{Header, WireError, HEADER_LEN};
+use crate::header::check_len;
+use crate::{Header, WireError, HEADER_LEN, MAX_DATA, MAX_META};
 use bytes::{BufMut, Bytes, BytesMut};
 use quarry_base::crc::{piece_count, pieces};
 use quarry_base::crc32c;
@@ -20,30 +21,18 @@ pub struct Frame {
 impl Frame {
     /// A frame with neither meta nor data.
     pub fn bare(header: Header) -> Frame {
-        Frame {
-            header,
-            meta: Bytes::new(),
-            data: Bytes::new(),
-        }
+        Frame { header, meta: Bytes::new(), data: Bytes::new() }
     }
 
     /// A frame with a control blob.
     pub fn with_meta(header: Header, meta: impl Into<Bytes>) -> Frame {
-        Frame {
-            header,
-            meta: meta.into(),
-            data: Bytes::new(),
-        }
+        Frame { header, meta: meta.into(), data: Bytes::new() }
     }
 
     /// A frame with data whose checksums (one a piece, see `quarry_base::crc::pieces`, cut by
     /// `header.offset`) the caller has: they travel on unchanged from where they were made.
     pub fn with_data(mut header: Header, data: Bytes, crcs: &[u32]) -> Frame {
-        assert_eq!(
-            crcs.len(),
-            piece_count(header.offset, data.len()),
-            "one checksum a piece"
-        );
+        assert_eq!(crcs.len(), piece_count(header.offset, data.len()), "one checksum a piece");
         let meta = match crcs {
             [] => Bytes::new(),
             [one] => {
@@ -59,15 +48,19 @@ impl Frame {
         Frame { header, meta, data }
     }
 
+    /// Whether a receiver would take it: meta and data within their limits.
+    pub fn check_limits(&self) -> Result<(), WireError> {
+        check_len("meta section", self.meta.len(), MAX_META)?;
+        check_len("data section", self.data.len(), MAX_DATA)
+    }
+
     /// Bytes to send: header and meta in one piece, then the data without a copy.
+    /// The frame is within the limits (see [`Frame::check_limits`]); asserted.
     pub fn encode(mut self) -> (Bytes, Bytes) {
+        assert!(self.check_limits().is_ok(), "a frame above the limits");
         self.header.meta_len = self.meta.len() as u32;
         self.header.data_len = self.data.len() as u32;
-        self.header.meta_crc = if self.meta.is_empty() {
-            0
-        } else {
-            crc32c(&self.meta)
-        };
+        self.header.meta_crc = if self.meta.is_empty() { 0 } else { crc32c(&self.meta) };
         let mut head = BytesMut::with_capacity(HEADER_LEN + self.meta.len());
         head.put_slice(&self.header.encode());
         head.put_slice(&self.meta);
@@ -85,13 +78,9 @@ impl Frame {
         match n {
             0 => Ok(Crcs::new()),
             1 => Ok(Crcs::from_slice(&[self.header.data_crc])),
-            _ if self.meta.len() == n * 4 => Ok(self
-                .meta
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|c| u32::from_le_bytes(*c))
-                .collect()),
+            _ if self.meta.len() == n * 4 => {
+                Ok(self.meta.as_chunks::<4>().0.iter().map(|c| u32::from_le_bytes(*c)).collect())
+            }
             _ => Err(WireError::Malformed("list of data checksums")),
         }
     }

@@ -210,10 +210,7 @@ impl Header {
 
     /// The 144 bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
-        let mut w = Writer {
-            out: [0; HEADER_LEN],
-            at: 0,
-        };
+        let mut w = Writer { out: [0; HEADER_LEN], at: 0 };
         w.put(&MAGIC.to_le_bytes());
         w.put(&[WIRE_VERSION, self.op as u8]);
         w.put(&self.flags.to_le_bytes());
@@ -237,14 +234,9 @@ impl Header {
         ] {
             w.put(&v.to_le_bytes());
         }
-        for v in [
-            self.layer.0,
-            self.extent.0,
-            self.offset,
-            self.length,
-            self.meta_crc,
-            self.data_crc,
-        ] {
+        for v in
+            [self.layer.0, self.extent.0, self.offset, self.length, self.meta_crc, self.data_crc]
+        {
             w.put(&v.to_le_bytes());
         }
         let crc = crc32c(&w.out[..HEADER_LEN - 4]);
@@ -259,18 +251,20 @@ impl Header {
         if magic != MAGIC {
             return Err(WireError::BadMagic(magic));
         }
-        if crc32c(&b[..HEADER_LEN - 4]) != u32_at(b, HEADER_LEN - 4) {
-            return Err(WireError::HeaderCrc);
-        }
+        // Before the checksum: another version may lay out and check its header otherwise.
         let version = r.u8();
         if version != WIRE_VERSION {
             return Err(WireError::BadVersion(version));
+        }
+        if crc32c(&b[..HEADER_LEN - 4]) != u32_at(b, HEADER_LEN - 4) {
+            return Err(WireError::HeaderCrc);
         }
         let code = r.u8();
         let op = Op::from_code(code).ok_or(WireError::BadOpcode(code))?;
         let mut h = Header::new(op);
         h.flags = r.u16();
         h.status = Status::from_code(r.u16()).ok_or(WireError::Malformed("status"))?;
+        // Two spare bytes: sent as zero, ignored.
         r.u16();
         h.meta_len = r.u32();
         h.data_len = r.u32();
@@ -291,19 +285,15 @@ impl Header {
         h.length = r.u32();
         h.meta_crc = r.u32();
         h.data_crc = r.u32();
-        check("meta section", h.meta_len, MAX_META)?;
-        check("data section", h.data_len, MAX_DATA)?;
+        check_len("meta section", h.meta_len as usize, MAX_META)?;
+        check_len("data section", h.data_len as usize, MAX_DATA)?;
         Ok(h)
     }
 }
 
-fn check(what: &'static str, len: u32, limit: usize) -> Result<(), WireError> {
-    if len as usize > limit {
-        return Err(WireError::TooLong {
-            what,
-            len: len as usize,
-            limit,
-        });
+pub(crate) fn check_len(what: &'static str, len: usize, limit: usize) -> Result<(), WireError> {
+    if len > limit {
+        return Err(WireError::TooLong { what, len, limit });
     }
     Ok(())
 }

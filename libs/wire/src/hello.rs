@@ -29,3 +29,15 @@ pub struct Hello {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<String>,
 }
+
+impl Hello {
+    /// The meta section of a Hello frame.
+    pub fn to_meta(&self) -> bytes::Bytes {
+        // Plain structs always serialise; an empty section is refused by the other side.
+        serde_json::to_vec(self).map_or_else(|_| bytes::Bytes::new(), bytes::Bytes::from)
+    }
+    /// Reads [`Hello::to_meta`]; `None` if it is not one.
+    pub fn from_meta(meta: &[u8]) -> Option<Hello> {
+        serde_json::from_slice(meta).ok()
+    }
+}

@@ -2,6 +2,12 @@
 //!
 //! Small frames come many to a receive and share its buffer without a copy. The data of a large frame is
 //! received straight into a page-aligned buffer of its own, ready for O_DIRECT.
+//!
+//! Invariants:
+//! - Work is linear in the bytes received, however they are split: an unfinished frame stays where it
+//!   lies until it is whole, and only bytes of the latest receive are ever moved.
+//! - Lengths are checked before memory is taken for them: a connection holds one frame of the largest size at most.
+//! - After an error nothing more is read: framing is lost, every further call says the same.
 
 use crate::{Frame, Header, WireError, HEADER_LEN};
 use bytes::Bytes;
@@ -17,22 +23,27 @@ pub struct RecvPlan {
 
 /// Size of the shared receive buffer, bytes.
 const CHUNK: usize = 128 << 10;
-/// Data of at least this many bytes that has not arrived yet is received into its own buffer.
+/// Data of which at least this many bytes have not arrived yet is received into its own buffer.
 const DIRECT: usize = 16 << 10;
 
 enum State {
-    /// Collecting headers and small frames; this many bytes of an unfinished frame open the next buffer.
-    Small { left: PageBuf },
+    /// Collecting headers and small frames. `buf[..have]` is the start of one unfinished frame, which
+    /// can go on when `need` bytes are there (`have < need`).
+    Small { buf: Option<PageBuf>, have: usize, need: usize },
     /// The data section of a large frame; `have` bytes are there.
-    Large {
-        header: Header,
-        meta: Bytes,
-        buf: PageBuf,
-        have: usize,
-    },
+    Large { header: Header, meta: Bytes, buf: PageBuf, have: usize },
     /// A receive is out; the plan has the buffer.
-    Out(Option<(Header, Bytes)>),
+    Out(Pending),
+    /// Framing is lost.
+    Broken(WireError),
 }
+
+enum Pending {
+    Small { need: usize },
+    Large(Header, Bytes),
+}
+
+const START: State = State::Small { buf: None, have: 0, need: HEADER_LEN };
 
 /// Turns received bytes into frames. After an error the connection is to be closed.
 pub struct FrameReader {
@@ -48,48 +59,31 @@ impl Default for FrameReader {
 impl FrameReader {
     /// A reader at the start of a stream.
     pub fn new() -> FrameReader {
-        FrameReader {
-            state: State::Small {
-                left: PageBuf::new(0),
-            },
-        }
+        FrameReader { state: START }
     }
 
-    /// The buffer for the next receive. Give it back with [`FrameReader::received`].
+    /// The buffer for the next receive. Give it back with [`FrameReader::received`]; one at a time.
     pub fn next_recv(&mut self) -> RecvPlan {
-        match std::mem::replace(&mut self.state, State::Out(None)) {
-            State::Small { left } => {
-                let have = left.len();
-                let mut buf = left;
-                let want = CHUNK.max(have + DIRECT + HEADER_LEN);
-                if buf.capacity() < want {
-                    let mut big = PageBuf::new(want);
-                    big[..have].copy_from_slice(&buf);
-                    buf = big;
-                }
-                let cap = buf.capacity();
-                buf.set_len(cap);
-                RecvPlan {
-                    buf,
-                    start: have,
-                    end: cap,
-                }
+        let out = State::Out(Pending::Small { need: HEADER_LEN });
+        match std::mem::replace(&mut self.state, out) {
+            State::Small { buf, have, need } => {
+                self.state = State::Out(Pending::Small { need });
+                let mut buf = with_room(buf, have, need);
+                let end = buf.capacity();
+                buf.set_len(end);
+                RecvPlan { buf, start: have, end }
             }
-            State::Large {
-                header,
-                meta,
-                buf,
-                have,
-            } => {
+            State::Large { header, meta, buf, have } => {
                 let end = header.data_len as usize;
-                self.state = State::Out(Some((header, meta)));
-                RecvPlan {
-                    buf,
-                    start: have,
-                    end,
-                }
+                self.state = State::Out(Pending::Large(header, meta));
+                RecvPlan { buf, start: have, end }
             }
-            State::Out(_) => unreachable_plan(),
+            State::Broken(e) => {
+                self.state = State::Broken(e);
+                let buf = PageBuf::new(1);
+                RecvPlan { buf, start: 0, end: 1 }
+            }
+            State::Out(_) => two_receives(),
         }
     }
 
@@ -100,96 +94,149 @@ impl FrameReader {
         n: usize,
         out: &mut Vec<Frame>,
     ) -> Result<(), WireError> {
-        assert!(
-            plan.start + n <= plan.end,
-            "more bytes received than asked for"
-        );
-        let RecvPlan { mut buf, start, .. } = plan;
-        let have = start + n;
-        match std::mem::replace(&mut self.state, State::Out(None)) {
-            State::Out(Some((header, meta))) => {
-                if have < header.data_len as usize {
-                    self.state = State::Large {
-                        header,
-                        meta,
-                        buf,
-                        have,
-                    };
-                } else {
-                    buf.set_len(have);
-                    out.push(Frame {
-                        header,
-                        meta,
-                        data: buf.freeze(),
-                    });
-                    self.state = State::Small {
-                        left: PageBuf::new(0),
-                    };
-                }
-                Ok(())
+        assert!(plan.start + n <= plan.end, "more bytes received than asked for");
+        let have = plan.start + n;
+        let next = match std::mem::replace(&mut self.state, START) {
+            State::Out(Pending::Small { need }) => small(plan.buf, have, need, out),
+            State::Out(Pending::Large(header, meta)) => {
+                Ok(large(header, meta, plan.buf, have, out))
             }
-            State::Out(None) => {
-                buf.set_len(have);
-                self.cut(buf, out)
-            }
-            State::Small { .. } | State::Large { .. } => {
-                assert!(n == 0, "a receive that was not planned");
-                Ok(())
-            }
-        }
-    }
-
-    /// Cuts `buf` into frames; the rest becomes the start of the next buffer.
-    fn cut(&mut self, buf: PageBuf, out: &mut Vec<Frame>) -> Result<(), WireError> {
-        if buf.len() < HEADER_LEN {
-            self.state = State::Small { left: buf };
-            return Ok(());
-        }
-        let all = buf.freeze();
-        let mut at = 0;
-        loop {
-            let rest = &all[at..];
-            let Some(head) = rest.first_chunk::<HEADER_LEN>() else {
-                break;
-            };
-            let header = Header::decode(head)?;
-            let (meta_len, data_len) = (header.meta_len as usize, header.data_len as usize);
-            let body = HEADER_LEN + meta_len;
-            if rest.len() < body {
-                break;
-            }
-            let meta = all.slice(at + HEADER_LEN..at + body);
-            if !meta.is_empty() && quarry_base::crc32c(&meta) != header.meta_crc {
-                return Err(WireError::MetaCrc);
-            }
-            let have = rest.len() - body;
-            if have >= data_len {
-                let data = all.slice(at + body..at + body + data_len);
-                out.push(Frame { header, meta, data });
-                at += body + data_len;
-            } else if data_len - have >= DIRECT {
-                let mut buf = PageBuf::new(data_len);
-                buf[..have].copy_from_slice(&rest[body..]);
-                let meta = Bytes::copy_from_slice(&meta);
-                self.state = State::Large {
-                    header,
-                    meta,
-                    buf,
-                    have,
-                };
-                return Ok(());
-            } else {
-                break;
-            }
-        }
-        self.state = State::Small {
-            left: PageBuf::copy_of(&all[at..]),
+            State::Broken(e) => Err(e),
+            State::Small { .. } | State::Large { .. } => two_receives(),
         };
-        Ok(())
+        match next {
+            Ok(state) => {
+                self.state = state;
+                Ok(())
+            }
+            Err(e) => {
+                self.state = State::Broken(e.clone());
+                Err(e)
+            }
+        }
     }
 }
 
+/// A buffer that holds `need` bytes and keeps the first `have`.
+fn with_room(buf: Option<PageBuf>, have: usize, need: usize) -> PageBuf {
+    match buf {
+        Some(b) if b.capacity() >= need => b,
+        old => {
+            let mut big = PageBuf::new(need.max(CHUNK));
+            if let Some(old) = old {
+                big[..have].copy_from_slice(&old[..have]);
+            }
+            big
+        }
+    }
+}
+
+/// What stands at the start of a run of bytes.
+enum Step {
+    /// Nothing can be done before this many bytes are there.
+    Need(usize),
+    /// A whole frame.
+    Whole(Header),
+    /// Header and meta; much of the data is missing.
+    Large(Header),
+}
+
+fn look(rest: &[u8]) -> Result<Step, WireError> {
+    let Some(head) = rest.first_chunk::<HEADER_LEN>() else {
+        return Ok(Step::Need(HEADER_LEN));
+    };
+    let header = Header::decode(head)?;
+    let (body, data_len) = (HEADER_LEN + header.meta_len as usize, header.data_len as usize);
+    let missing = (body + data_len).saturating_sub(rest.len());
+    let step = if missing == 0 {
+        Step::Whole(header)
+    } else if rest.len() < body && data_len >= DIRECT {
+        Step::Need(body)
+    } else if rest.len() >= body && missing >= DIRECT {
+        Step::Large(header)
+    } else {
+        Step::Need(body + data_len)
+    };
+    if let (Step::Whole(_) | Step::Large(_), Some(meta)) = (&step, rest.get(HEADER_LEN..body)) {
+        if !meta.is_empty() && quarry_base::crc32c(meta) != header.meta_crc {
+            return Err(WireError::MetaCrc);
+        }
+    }
+    Ok(step)
+}
+
+/// Cuts `buf[..have]` into frames; the rest opens the next buffer.
+fn small(
+    mut buf: PageBuf,
+    have: usize,
+    need: usize,
+    out: &mut Vec<Frame>,
+) -> Result<State, WireError> {
+    let keep = |buf, need| Ok(State::Small { buf: Some(buf), have, need });
+    if have < need {
+        return keep(buf, need);
+    }
+    buf.set_len(have);
+    let mut step = look(&buf)?;
+    if let Step::Need(need) = step {
+        return keep(buf, need);
+    }
+    let all = buf.freeze();
+    let mut at = 0;
+    loop {
+        match step {
+            Step::Whole(header) => {
+                let body = at + HEADER_LEN + header.meta_len as usize;
+                let end = body + header.data_len as usize;
+                let meta = all.slice(at + HEADER_LEN..body);
+                let data = all.slice(body..end);
+                out.push(Frame { header, meta, data });
+                at = end;
+                step = look(&all[at..])?;
+            }
+            Step::Large(header) => {
+                let body = at + HEADER_LEN + header.meta_len as usize;
+                let there = &all[body..];
+                let mut buf = PageBuf::new(header.data_len as usize);
+                buf[..there.len()].copy_from_slice(there);
+                return Ok(State::Large {
+                    header,
+                    meta: Bytes::copy_from_slice(&all[at + HEADER_LEN..body]),
+                    have: there.len(),
+                    buf,
+                });
+            }
+            Step::Need(need) => {
+                let rest = &all[at..];
+                let buf = (!rest.is_empty()).then(|| {
+                    let mut b = PageBuf::new(need.max(CHUNK));
+                    b[..rest.len()].copy_from_slice(rest);
+                    b
+                });
+                return Ok(State::Small { buf, have: rest.len(), need });
+            }
+        }
+    }
+}
+
+fn large(
+    header: Header,
+    meta: Bytes,
+    mut buf: PageBuf,
+    have: usize,
+    out: &mut Vec<Frame>,
+) -> State {
+    let data_len = header.data_len as usize;
+    if have < data_len {
+        return State::Large { header, meta, buf, have };
+    }
+    buf.set_len(data_len);
+    let data = buf.freeze();
+    out.push(Frame { header, meta, data });
+    START
+}
+
 #[allow(clippy::panic)] // two receives at once on one stream is a bug of the caller, never input
-fn unreachable_plan() -> RecvPlan {
-    panic!("next_recv called twice without received")
+fn two_receives() -> ! {
+    panic!("next_recv and received must alternate")
 }

@@ -38,25 +38,11 @@ pub struct PgReport {
 #[serde(rename_all = "snake_case")]
 pub enum Proposal {
     /// The syncing `device` has everything: make it in-sync (R15).
-    Add {
-        pg: PgId,
-        epoch: Epoch,
-        device: DeviceId,
-    },
+    Add { pg: PgId, epoch: Epoch, device: DeviceId },
     /// Drop the candidate or syncing `device` again (R15): it is no longer waited for.
-    DropSyncing {
-        pg: PgId,
-        epoch: Epoch,
-        device: DeviceId,
-        reason: String,
-    },
+    DropSyncing { pg: PgId, epoch: Epoch, device: DeviceId, reason: String },
     /// A member does not answer the primary (R10, R27).
-    MemberSilent {
-        pg: PgId,
-        epoch: Epoch,
-        device: DeviceId,
-        reason: String,
-    },
+    MemberSilent { pg: PgId, epoch: Epoch, device: DeviceId, reason: String },
     /// This SDS is about to stop: hand its roles over (R18).
     HandOver,
 }

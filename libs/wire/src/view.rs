@@ -65,6 +65,15 @@ impl PgConfig {
     pub fn is_in_sync(&self, device: DeviceId) -> bool {
         self.in_sync.iter().any(|m| m.device == device)
     }
+    /// The configuration as the meta section of a frame (StaleEpoch replies, ConfigPush, StreamOpen): JSON.
+    pub fn to_meta(&self) -> bytes::Bytes {
+        // Plain structs of integers always serialise; an empty section is read as "not known".
+        serde_json::to_vec(self).map_or_else(|_| bytes::Bytes::new(), bytes::Bytes::from)
+    }
+    /// Reads [`PgConfig::to_meta`]; `None` if it is not one.
+    pub fn from_meta(meta: &[u8]) -> Option<PgConfig> {
+        serde_json::from_slice(meta).ok()
+    }
     /// True if every listed device is in sync and there are as many as asked for.
     pub fn is_complete(&self) -> bool {
         self.in_sync.len() >= self.copies as usize
@@ -200,7 +209,10 @@ impl ClusterView {
             Change::Sdc(s) => drop(self.sdcs.insert(s.id, s)),
             Change::SdcGone(id) => drop(self.sdcs.remove(&id)),
             Change::Pool(p) => drop(self.pools.insert(p.id, p)),
-            Change::PoolGone(id) => drop(self.pools.remove(&id)),
+            Change::PoolGone(id) => {
+                self.pools.remove(&id);
+                self.deleted.retain(|_, pool| *pool != id);
+            }
             Change::Volume(v) => drop(self.volumes.insert(v.id, v)),
             Change::VolumeGone { id, vtree, pool } => {
                 self.volumes.remove(&id);
@@ -212,12 +224,7 @@ impl ClusterView {
     /// The group that holds an extent of a volume.
     pub fn pg_of(&self, volume: &VolumeInfo, extent: Extent) -> Option<PgId> {
         let pool = self.pools.get(&volume.pool)?;
-        Some(quarry_base::pg_of(
-            pool.id,
-            pool.pg_count,
-            volume.vtree,
-            extent,
-        ))
+        Some(quarry_base::pg_of(pool.id, pool.pg_count, volume.vtree, extent))
     }
 
     /// Where to reach a member's device, and the host it is on.

@@ -10,7 +10,12 @@ use quarry_ring::{ConnId, RecvBuf, SEND_HIGH_WATER_BYTES};
 use std::os::fd::OwnedFd;
 
 /// Connections of one volume at most.
-pub const MAX_SESSIONS: usize = 64;
+pub const MAX_SESSIONS: usize = 1024;
+/// Connections of one volume that get a full-sized receive buffer; later ones get a small one, so that a
+/// crowd costs little memory.
+const ROOMY_SESSIONS: usize = 32;
+/// Receive buffer of a connection in a crowd, bytes.
+const SMALL_RECV: usize = 16 << 10;
 
 /// One NBD connection. Its number is the engine's client id.
 pub struct NbdConn {
@@ -44,7 +49,11 @@ impl Shard {
             return self.reactor.close(conn);
         }
         slot.sessions += 1;
-        self.add_session(volume, conn, Session::new(Limits::default()));
+        let mut limits = Limits::default();
+        if slot.sessions > ROOMY_SESSIONS {
+            limits.recv_buffer = SMALL_RECV;
+        }
+        self.add_session(volume, conn, Session::new(limits));
     }
 
     /// A connection of the kernel, which is in the transmission phase already.

@@ -35,19 +35,21 @@ impl Engine {
         if h.status == Status::StaleInstance {
             return self.fence("a newer instance of this client is registered");
         }
+        let n = self.pgs.find(h.pg);
+        let key = n.and_then(|n| self.pgs.list.get(n)).and_then(|p| p.part(h.request_id.0));
+        // Counted before anything else: an answer that goes uncounted would make every later
+        // refusal on this link look like an old one, and the part would wait for ever.
+        let owed = key.and_then(|k| self.parts.get_mut(k)).map(|part| part.count_answer(link));
         if h.status == Status::StaleEpoch && self.adopt(&frame) {
             // What was out under the older epoch, this part too, has been taken back to go there.
             self.stats.stale_epoch += 1;
             return;
         }
-        let n = self.pgs.find(h.pg);
-        let Some(key) = n.and_then(|n| self.pgs.list.get(n)).and_then(|p| p.part(h.request_id.0))
-        else {
+        let (Some(key), Some(owed)) = (key, owed) else {
             self.stats.late_answers += 1;
             return;
         };
         let Some(part) = self.parts.get_mut(key) else { return };
-        let owed = part.count_answer(link);
         if h.status == Status::Ok {
             if let Some(pg) = self.pgs.list.get_mut(part.pg) {
                 pg.refusals = 0;
@@ -58,12 +60,17 @@ impl Engine {
             };
         }
         let current = matches!(part.state, PartState::Sent { link: l, .. } if l == link);
-        // With a frame of a newer epoch on the same link the refusal is that of the older one; the
-        // newer one will be answered too.
-        if !current || owed > 0 {
+        if !current {
             // Sent elsewhere or taken back since: that attempt's refusal says nothing any more.
             self.stats.late_answers += 1;
             return;
+        }
+        if owed > 0 {
+            // Two frames of it went out on this link, so this may be about the older one. A repeat is
+            // recognised by its id (R19) and costs nothing but time; waiting for a second answer that a
+            // server may have folded into this one could cost for ever.
+            self.stats.late_answers += 1;
+            return self.hold(key);
         }
         self.refusal(key, h);
     }

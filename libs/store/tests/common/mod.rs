@@ -2,6 +2,9 @@
 #![allow(dead_code)]
 
 pub mod model;
+pub mod rig;
+pub mod verify;
+pub mod world;
 
 use bytes::Bytes;
 use quarry_base::PageBuf;
@@ -123,7 +126,9 @@ impl SimDisk {
                 let mut at = offset;
                 for d in data {
                     assert!(
-                        at % 4096 == 0 && d.len() % 4096 == 0 && d.as_ptr() as usize % 4096 == 0
+                        at % 4096 == 0
+                            && d.len() % 4096 == 0
+                            && (d.as_ptr() as usize).is_multiple_of(4096)
                     );
                     self.now[at as usize..at as usize + d.len()].copy_from_slice(&d);
                     self.done += 1;
@@ -196,6 +201,19 @@ impl SimDisk {
             }
         }
         self.now.clone_from(&self.durable);
+    }
+
+    /// Power loss that takes everything not synced.
+    pub fn lose_unsynced(&mut self) {
+        self.flight.clear();
+        self.dirty.clear();
+        self.now.clone_from(&self.durable);
+    }
+
+    /// Flips a bit, in what is read and in what is durable.
+    pub fn rot(&mut self, offset: u64) {
+        self.now[offset as usize] ^= 4;
+        self.durable[offset as usize] ^= 4;
     }
 
     /// The process dies, the machine lives: what was written stays visible but is not durable.

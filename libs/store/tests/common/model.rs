@@ -39,6 +39,7 @@ pub struct PgModel {
     pub last: Version,
     pub blocks: BTreeMap<BlockKey, Blk>,
     pub tombs: BTreeMap<BlockKey, Version>,
+    pub dropped: BTreeMap<VtreeId, Version>,
     pub meta: Option<Bytes>,
     pub ids: BTreeMap<(Instance, RequestId), Seq>,
     pub floors: BTreeMap<Instance, RequestId>,
@@ -58,7 +59,7 @@ impl PgModel {
     fn newest(&self, k: BlockKey) -> Version {
         match self.blocks.get(&k) {
             Some(b) => b.version,
-            None => self.tombs.get(&k).copied().unwrap_or_default(),
+            None => self.tombs.get(&k).max(self.dropped.get(&k.vtree)).copied().unwrap_or_default(),
         }
     }
 
@@ -104,6 +105,7 @@ impl PgModel {
             RecordKind::DropVtree { vtree } => {
                 self.blocks.retain(|k, b| k.vtree != *vtree || b.version >= v);
                 self.tombs.retain(|k, t| k.vtree != *vtree || *t >= v);
+                self.dropped.insert(*vtree, v);
             }
             RecordKind::EpochStart { .. } => {}
         }
@@ -115,7 +117,7 @@ impl PgModel {
     }
 
     fn copy(&mut self, k: BlockKey, v: Version, valid: u16, tags: &[u32]) {
-        if self.newest(k) >= v {
+        if self.newest(k) > v {
             return;
         }
         self.blocks.remove(&k);
@@ -136,18 +138,28 @@ impl PgModel {
 }
 
 /// Which versions make up each group's history after these events; truncations before number `heed`
-/// count. (One is undone by a crash as long as the log still has the records.)
+/// count. (One is undone by a crash as long as the log still has the records; not if a record was
+/// appended since, also one beyond a gap.)
 fn lines(events: &[Event], heed: usize) -> HashMap<PgId, Vec<Version>> {
     let mut out: HashMap<PgId, Vec<Version>> = HashMap::new();
+    let mut cut: HashMap<PgId, Seq> = HashMap::new();
     for (i, e) in events.iter().enumerate() {
         let line = out.entry(e.pg).or_default();
         match &e.ev {
             Ev::Rec(r, _) => {
-                line.retain(|v| v.seq < r.version.seq);
+                let from = cut.remove(&e.pg).map_or(r.version.seq, |c| c.min(r.version.seq));
+                line.retain(|v| v.seq < from);
                 line.push(r.version);
             }
             Ev::Truncate(from) if i < heed => line.retain(|v| v.seq < *from),
-            Ev::DropPg => line.clear(),
+            Ev::Truncate(from) => {
+                let c = cut.entry(e.pg).or_insert(*from);
+                *c = (*from).min(*c);
+            }
+            Ev::DropPg => {
+                line.clear();
+                cut.remove(&e.pg);
+            }
             _ => {}
         }
     }

@@ -1,0 +1,82 @@
+//! Meta sections of the frames between data servers: postcard, one struct a message.
+
+use crate::history::Era;
+use bytes::Bytes;
+use quarry_base::{Extent, Layer, Version, VtreeId};
+use quarry_store::BlockKey;
+use quarry_wire::PgConfig;
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
+
+/// StreamPos: where a member stands. `header.version`: newest appended record; `header.commit`.
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
+pub(crate) struct StreamPos {
+    pub complete_through: Version,
+    /// The member's own history, up to its newest record.
+    pub history: Vec<Era>,
+}
+
+/// StreamStart: `header.version.seq` is the first number of the stream.
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
+pub(crate) struct StreamStart {
+    /// Everything from here on is dropped first.
+    pub truncate: u64,
+    /// Syncing member: everything up to here counts as complete at most.
+    pub frozen: Version,
+    pub history: Vec<Era>,
+    pub all_through: Version,
+}
+
+/// GrantAnswer: placement groups that the grant does not cover (R17).
+#[derive(Serialize, Deserialize, Debug, PartialEq, Default)]
+pub(crate) struct NotCovered(pub Vec<PgConfig>);
+
+/// SyncDrop: forget the blocks of `[from, to)` that are not in `keep`.
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
+pub(crate) struct SyncDrop {
+    pub from: Key,
+    pub to: Key,
+    pub keep: Vec<Key>,
+}
+
+/// A block key on the wire.
+pub(crate) type Key = (u64, u32, u32, u8);
+
+pub(crate) fn key_out(k: BlockKey) -> Key {
+    (k.vtree.0, k.layer.0, k.extent.0, k.block)
+}
+
+pub(crate) fn key_in(k: Key) -> BlockKey {
+    BlockKey { vtree: VtreeId(k.0), layer: Layer(k.1), extent: Extent(k.2), block: k.3 }
+}
+
+pub(crate) fn encode<T: Serialize>(v: &T) -> Bytes {
+    // Plain structs into a growing vector: cannot fail. An empty section would be refused by the peer.
+    postcard::to_stdvec(v).map_or_else(|_| Bytes::new(), Bytes::from)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(b: &[u8]) -> Option<T> {
+    postcard::from_bytes(b).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarry_base::{Epoch, Seq};
+
+    #[test]
+    fn messages_between_servers_keep_their_form() {
+        let v = |e, s| Version::new(Epoch(e), Seq(s));
+        let pos = StreamPos {
+            complete_through: v(3, 300),
+            history: vec![Era { epoch: Epoch(3), base: Seq(1) }],
+        };
+        assert_eq!(&encode(&pos)[..], [3, 172, 2, 1, 3, 1]);
+        let start =
+            StreamStart { truncate: 301, frozen: v(2, 5), history: vec![], all_through: v(1, 1) };
+        assert_eq!(&encode(&start)[..], [173, 2, 2, 5, 0, 1, 1]);
+        let drop = SyncDrop { from: (1, 0, 2, 3), to: (9, 0, 0, 0), keep: vec![(1, 0, 2, 3)] };
+        assert_eq!(&encode(&drop)[..], [1, 0, 2, 3, 9, 0, 0, 0, 1, 1, 0, 2, 3]);
+        assert_eq!(decode::<SyncDrop>(&encode(&drop)), Some(drop));
+        assert_eq!(decode::<StreamPos>(&[3]), None);
+    }
+}

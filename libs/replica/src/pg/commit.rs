@@ -1,0 +1,137 @@
+//! The commit point (R6) and the answers that wait for it.
+
+use super::primary::Primary;
+use crate::cx::Cx;
+use crate::event::LinkId;
+use quarry_base::{Nanos, Seq};
+use quarry_wire::{Frame, Header, Op, Status};
+
+/// A write that has a number.
+pub(crate) struct Sequenced {
+    pub seq: Seq,
+    pub link: LinkId,
+    pub h: Header,
+    /// Bytes it takes of the window; 0 for a repeat that waits for its first sending.
+    pub bytes: usize,
+    pub counts: bool,
+}
+
+impl Primary {
+    /// Smallest durable number of the primary and of everybody who counts; never moves back.
+    pub fn advance_commit(&mut self, cx: &mut Cx) {
+        let mut to = cx.stable(self.pg).seq;
+        for f in self.followers.iter().filter(|f| f.counts()) {
+            to = to.min(f.report());
+        }
+        if to <= self.commit {
+            return;
+        }
+        assert!(to <= self.last, "commit point above the last record");
+        self.commit = to;
+        self.commit_moved = cx.now;
+        cx.store.set_commit(self.pg, to);
+        // The window frees as numbers commit, answered or not.
+        for s in &mut self.sequenced {
+            if s.seq > to {
+                break;
+            }
+            if s.counts {
+                s.counts = false;
+                self.window_bytes -= s.bytes;
+                self.window_records -= 1;
+            }
+        }
+    }
+
+    /// Answers what is committed, in order. Only an active primary does (R18).
+    pub fn acknowledge(&mut self, cx: &mut Cx) {
+        while self.sequenced.front().is_some_and(|s| s.seq <= self.commit) {
+            let Some(s) = self.sequenced.pop_front() else { break };
+            cx.stats.acks += 1;
+            self.answer_to(&s.h, s.link, Status::Ok, cx);
+        }
+    }
+
+    /// Sends the commit point to members whom no record told it, some time after it moved.
+    pub fn send_commits(&mut self, cx: &mut Cx) {
+        if self.followers.iter().all(|f| !f.is_running() || f.told >= self.commit) {
+            return;
+        }
+        let due = self.commit_moved + cx.limits.commit_delay;
+        if cx.now < due {
+            self.wake_by(due);
+            return;
+        }
+        for i in 0..self.followers.len() {
+            self.tell_commit(i, cx);
+        }
+    }
+
+    /// Tells one member the commit point now, if it does not know it.
+    pub fn tell_commit(&mut self, i: usize, cx: &mut Cx) {
+        let (commit, pg, epoch) = (self.commit, self.pg, self.epoch);
+        let Some(f) = self.followers.get_mut(i) else { return };
+        let Some(link) = f.running_link() else { return };
+        if f.told < commit {
+            f.told = commit;
+            let mut h = cx.header(Op::Commit, pg);
+            h.epoch = epoch;
+            h.commit = commit;
+            cx.send(link, Frame::bare(h));
+        }
+    }
+
+    /// R10, R27: asks the MDM to take silent members out; connections that stay silent are made anew.
+    pub fn watch_followers(&mut self, cx: &mut Cx) {
+        let own = cx.stable(self.pg).seq;
+        let waits = self.last > self.commit || !self.leaseless.is_empty();
+        for i in 0..self.followers.len() {
+            self.watch_follower(i, own, waits, cx);
+        }
+    }
+
+    fn watch_follower(&mut self, i: usize, own: Seq, waits: bool, cx: &mut Cx) {
+        let Some(f) = self.followers.get(i) else { return };
+        let lim = cx.limits;
+        let (why, due) = if f.running_link().is_none() {
+            let since = cx.links.away_since(f.member.sds).max(f.down_since);
+            let has_link = cx.links.data(f.member.sds, f.member.start).is_some();
+            let after = if has_link { lim.silent_after } else { lim.away_after };
+            ("no stream", since + after)
+        } else if f.report() < self.last && (f.report() < own || f.report() < self.last) {
+            ("reports nothing", f.heard + lim.silent_after)
+        } else if !self.leaseless.is_empty() && f.counts() {
+            ("grants no lease", self.leaseless_since + lim.silent_after)
+        } else {
+            return;
+        };
+        if !f.counts() {
+            return;
+        }
+        if !waits && why == "reports nothing" {
+            return;
+        }
+        if why == "grants no lease" && f.grants(cx) > cx.now {
+            return;
+        }
+        let reconnect = (why == "reports nothing").then(|| f.heard + lim.reconnect_after);
+        let due = due.max(f.complained_at + lim.propose_every);
+        if cx.now >= due {
+            self.complain(i, why, cx);
+        } else {
+            self.wake_by(due);
+        }
+        if let Some(at) = reconnect {
+            if cx.now >= at {
+                self.reconnect(i, cx);
+            } else {
+                self.wake_by(at);
+            }
+        }
+        let again =
+            self.followers.get(i).map_or(Nanos::MAX, |f| f.complained_at + lim.propose_every);
+        if again > cx.now {
+            self.wake_by(again);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! A member's role: it takes its primary's ordered stream and reports what is durable.
+//!
+//! Invariants: records are appended in order without a gap from where the stream starts (R5); nothing is
+//! accepted from another stream, epoch or start; while the log is full, everything that follows waits in order.
+
+use super::{Pg, Purpose, Role};
+use crate::codec::{decode, encode, key_in, StreamPos, StreamStart, SyncDrop};
+use crate::cx::Cx;
+use crate::event::{LinkId, Note};
+use crate::history::pruned;
+use crate::pg::stream::frame_record;
+use quarry_base::{DeviceId, Epoch, RequestId, SdsId, Seq, StartNo, Version};
+use quarry_store::{AppendError, AppendId, BlockCopy, BlockKey, ReadError};
+use quarry_wire::{Frame, Header, Op, PgConfig, Status};
+use std::collections::VecDeque;
+
+/// A block that the primary wants for a repair.
+pub(crate) struct Fetch {
+    pub link: LinkId,
+    pub h: Header,
+}
+
+/// The present stream.
+struct InStream {
+    link: LinkId,
+    /// Set by StreamStart.
+    first: Option<Seq>,
+    next: Seq,
+    /// Sync items not durable yet, and how many are.
+    items: VecDeque<AppendId>,
+    items_done: u64,
+    reported: Option<(Seq, u64)>,
+    /// Frames that wait for log space.
+    stalled: VecDeque<Frame>,
+}
+
+pub(crate) struct Member {
+    epoch: Epoch,
+    primary: (SdsId, StartNo),
+    in_sync: bool,
+    stream: Option<InStream>,
+}
+
+/// What became of a frame of the stream.
+enum Took {
+    Yes,
+    /// No log space: it waits.
+    Full,
+    Broken(&'static str),
+}
+
+impl Member {
+    pub fn new(cfg: &PgConfig, device: DeviceId) -> Member {
+        let primary = cfg.primary_member().map_or((SdsId(0), StartNo(0)), |m| (m.sds, m.start));
+        Member { epoch: cfg.epoch, primary, in_sync: cfg.is_in_sync(device), stream: None }
+    }
+
+    /// Everything up to and including `upto` is durable on the device.
+    fn stable(&mut self, upto: AppendId) {
+        if let Some(s) = &mut self.stream {
+            while s.items.front().is_some_and(|id| *id <= upto) {
+                s.items.pop_front();
+                s.items_done += 1;
+            }
+        }
+    }
+}
+
+impl Pg {
+    fn member(&mut self) -> Option<&mut Member> {
+        match &mut self.role {
+            Role::Member(m) => Some(m),
+            _ => None,
+        }
+    }
+
+    /// The primary opens a stream. Its configuration, which came along, has been looked at already.
+    pub fn on_stream_open(
+        &mut self,
+        link: LinkId,
+        from: (SdsId, StartNo),
+        h: &Header,
+        cx: &mut Cx,
+    ) {
+        if h.epoch != self.epoch() {
+            return;
+        }
+        match self.member() {
+            Some(m) if m.primary == from && m.epoch == h.epoch => {
+                self.open_stream(link, h.request_id.0, cx)
+            }
+            Some(_) => {}
+            // Answered when the role begins.
+            None => self.pending_open = Some((link, h.request_id.0)),
+        }
+    }
+
+    fn open_stream(&mut self, link: LinkId, number: u64, cx: &mut Cx) {
+        let state = cx.store.pg_state(self.id);
+        let pos = StreamPos {
+            complete_through: self.meta.complete_through(self.device, state.stable.min(state.last)),
+            history: pruned(&self.meta.history, state.last).to_vec(),
+        };
+        let mut h = cx.header(Op::StreamPos, self.id);
+        h.epoch = self.epoch();
+        h.version = state.last;
+        h.commit = state.commit;
+        h.request_id = RequestId(number);
+        cx.send(link, Frame::with_meta(h, encode(&pos)));
+        if let Some(m) = self.member() {
+            m.stream = Some(InStream {
+                link,
+                first: None,
+                next: Seq::ZERO,
+                items: VecDeque::new(),
+                items_done: 0,
+                reported: None,
+                stalled: VecDeque::new(),
+            });
+        }
+    }
+
+    pub fn member_link_closed(&mut self, link: LinkId) {
+        if self.pending_open.is_some_and(|(l, _)| l == link) {
+            self.pending_open = None;
+        }
+        if let Some(m) = self.member() {
+            if m.stream.as_ref().is_some_and(|s| s.link == link) {
+                m.stream = None;
+            }
+        }
+    }
+
+    /// A frame of a stream, at our epoch. Anything but the present stream's is dropped.
+    pub fn on_stream_frame(&mut self, link: LinkId, frame: Frame, cx: &mut Cx) {
+        let Some(s) = self.member().and_then(|m| m.stream.as_mut()) else { return };
+        if s.link != link {
+            return;
+        }
+        if !s.stalled.is_empty() {
+            s.stalled.push_back(frame);
+            if s.stalled.len() > cx.limits.stalled_frames {
+                self.break_in_stream("log full for too long", cx);
+            }
+            return;
+        }
+        self.take_or_stall(frame, cx);
+    }
+
+    /// False: nothing more can be taken now.
+    fn take_or_stall(&mut self, frame: Frame, cx: &mut Cx) -> bool {
+        match self.take(&frame, cx) {
+            Took::Yes => true,
+            Took::Full => {
+                if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
+                    s.stalled.push_front(frame);
+                }
+                false
+            }
+            Took::Broken(why) => {
+                self.break_in_stream(why, cx);
+                false
+            }
+        }
+    }
+
+    fn break_in_stream(&mut self, why: &'static str, cx: &mut Cx) {
+        let (pg, device) = (self.id, self.device);
+        if let Some(s) = self.member().and_then(|m| m.stream.take()) {
+            cx.note(Note::StreamBroken { pg, device, why });
+            cx.close(s.link);
+        }
+    }
+
+    fn take(&mut self, frame: &Frame, cx: &mut Cx) -> Took {
+        let started =
+            self.member().and_then(|m| m.stream.as_ref()).is_some_and(|s| s.first.is_some());
+        match frame.header.op {
+            Op::StreamStart if !started => self.take_start(frame, cx),
+            _ if !started => Took::Broken("a record before the start of its stream"),
+            Op::Replicate => self.take_record(frame, cx),
+            Op::Commit => {
+                self.follow_commit(frame.header.commit, cx);
+                Took::Yes
+            }
+            Op::SyncCopy | Op::SyncDrop | Op::SyncIds => self.take_item(frame, cx),
+            Op::FetchBlock => {
+                self.follow_commit(frame.header.commit, cx);
+                self.fetch(frame, cx);
+                Took::Yes
+            }
+            _ => Took::Broken("an unexpected frame in a stream"),
+        }
+    }
+
+    /// Where the stream starts, what goes before it, and the history it belongs to (R8, R9).
+    fn take_start(&mut self, frame: &Frame, cx: &mut Cx) -> Took {
+        let h = &frame.header;
+        let Some(start) = decode::<StreamStart>(&frame.meta) else {
+            return Took::Broken("malformed StreamStart");
+        };
+        let state = cx.store.pg_state(self.id);
+        let in_sync = self.member().is_some_and(|m| m.in_sync);
+        if start.truncate <= state.commit.0 {
+            if in_sync {
+                return Took::Broken("the primary lacks what is committed here");
+            }
+            // Diverged for good: begin again from nothing.
+            let Ok(id) = cx.store.drop_pg(self.id) else { return Took::Full };
+            cx.appends.push_back((id, cx.group));
+            self.meta.frozen = Some(Version::ZERO);
+            self.meta.all_through = Version::ZERO;
+            cx.note(Note::StartedEmpty { pg: self.id, device: self.device });
+        } else if start.truncate <= state.last.seq.0 {
+            cx.store.truncate(self.id, Seq(start.truncate));
+        }
+        self.meta.history = start.history;
+        if !in_sync {
+            let frozen = self.meta.frozen.unwrap_or(Version::ZERO);
+            self.meta.frozen = Some(frozen.min(start.frozen));
+            // Nothing may lie open below the jump.
+            let last = cx.store.pg_state(self.id).last.seq;
+            cx.store.set_commit(self.id, last);
+        }
+        self.trim_history(cx);
+        self.store_meta(cx);
+        // The role is there already: this one is ordered before the records by the log itself.
+        if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
+            s.first = Some(h.version.seq);
+            s.next = h.version.seq;
+        }
+        self.follow_commit(h.commit, cx);
+        Took::Yes
+    }
+
+    fn take_record(&mut self, frame: &Frame, cx: &mut Cx) -> Took {
+        let h = &frame.header;
+        let next = self.member().and_then(|m| m.stream.as_ref()).map_or(Seq::ZERO, |s| s.next);
+        if h.version.seq != next {
+            return Took::Broken("a gap in the sequence");
+        }
+        let Some(rec) = frame_record(frame) else {
+            return Took::Broken("a damaged record");
+        };
+        match cx.append(self.id, rec) {
+            Ok(_) => {}
+            Err(AppendError::LogFull) => return Took::Full,
+            // The device is at its end: it reports no more, the MDM takes it out.
+            Err(AppendError::Failed) => return Took::Full,
+            Err(_) => return Took::Broken("a record that the store refuses"),
+        }
+        cx.stats.records_received += 1;
+        if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
+            s.next = Seq(next.0 + 1);
+        }
+        self.follow_commit(h.commit, cx);
+        Took::Yes
+    }
+
+    /// A commit point below the start of a syncing member's stream says nothing about what is here: it
+    /// would lie in the gap.
+    fn follow_commit(&mut self, commit: Seq, cx: &mut Cx) {
+        if let Role::Member(m) = &self.role {
+            let first = m.stream.as_ref().and_then(|s| s.first);
+            if !m.in_sync && first.is_some_and(|f| commit < f) {
+                return;
+            }
+        }
+        let state = cx.store.pg_state(self.id);
+        let to = commit.min(state.last.seq);
+        if to > state.commit {
+            cx.store.set_commit(self.id, to);
+        }
+    }
+
+    /// One item of a sync, applied in the order of the stream (R14).
+    fn take_item(&mut self, frame: &Frame, cx: &mut Cx) -> Took {
+        self.follow_commit(frame.header.commit, cx);
+        let done = match frame.header.op {
+            Op::SyncIds => {
+                if frame.header.version > Version::ZERO {
+                    self.meta.all_through = self.meta.all_through.max(frame.header.version);
+                    cx.store.set_all_through(self.id, frame.header.version);
+                }
+                cx.ids_import(self.id, frame.meta.clone())
+            }
+            Op::SyncDrop => {
+                let Some(d) = decode::<SyncDrop>(&frame.meta) else {
+                    return Took::Broken("malformed SyncDrop");
+                };
+                let keep: Vec<BlockKey> = d.keep.into_iter().map(key_in).collect();
+                cx.drop_keys(self.id, key_in(d.from), key_in(d.to), &keep)
+            }
+            _ => {
+                let Some(copy) = frame_copy(frame) else {
+                    return Took::Broken("a damaged copy");
+                };
+                cx.append_copy(self.id, copy)
+            }
+        };
+        match done {
+            Ok(id) => {
+                if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
+                    s.items.push_back(id);
+                }
+                Took::Yes
+            }
+            Err(AppendError::LogFull | AppendError::Failed) => Took::Full,
+            Err(_) => Took::Broken("an item that the store refuses"),
+        }
+    }
+
+    /// The primary repairs a block: here is ours, at whatever version it has.
+    fn fetch(&mut self, frame: &Frame, cx: &mut Cx) {
+        let h = frame.header;
+        let Some(link) = self.member().and_then(|m| m.stream.as_ref()).map(|s| s.link) else {
+            return;
+        };
+        let token = cx.token(Purpose::Fetch(Box::new(Fetch { link, h })));
+        cx.store.read_block(token, self.id, BlockKey::at(h.vtree, h.layer, h.extent, h.offset));
+    }
+
+    /// Our copy of a block was read for the primary.
+    pub fn fetched(
+        &mut self,
+        f: &Fetch,
+        result: Result<Option<BlockCopy>, ReadError>,
+        cx: &mut Cx,
+    ) {
+        let mut h = cx.header(Op::BlockData, self.id);
+        h.epoch = f.h.epoch;
+        h.request_id = f.h.request_id;
+        (h.vtree, h.layer, h.extent, h.offset) = (f.h.vtree, f.h.layer, f.h.extent, f.h.offset);
+        let frame = match result {
+            Ok(Some(copy)) => copy_frame(h, copy),
+            Ok(None) => {
+                h.status = Status::Invalid;
+                Frame::bare(h)
+            }
+            Err(_) => {
+                h.status = Status::Corrupt;
+                Frame::bare(h)
+            }
+        };
+        cx.send(f.link, frame);
+    }
+
+    /// Takes what waited for log space, and reports.
+    pub fn member_turn(&mut self, cx: &mut Cx) {
+        if let Some(m) = self.member() {
+            m.stable(cx.durable);
+        }
+        if let Some((link, number)) = self.pending_open.take() {
+            self.open_stream(link, number, cx);
+        }
+        while let Some(f) =
+            self.member().and_then(|m| m.stream.as_mut()).and_then(|s| s.stalled.pop_front())
+        {
+            if !self.take_or_stall(f, cx) {
+                break;
+            }
+        }
+        self.report(cx);
+    }
+
+    /// One report a turn, if there is news (R5).
+    fn report(&mut self, cx: &mut Cx) {
+        let stable = cx.stable(self.id).seq;
+        let (pg, epoch) = (self.id, self.epoch());
+        let Role::Member(m) = &mut self.role else { return };
+        let in_sync = m.in_sync;
+        let Some(s) = &mut m.stream else { return };
+        let Some(first) = s.first else { return };
+        let seq = if in_sync || stable >= first { stable } else { Seq(first.0.saturating_sub(1)) };
+        let news = (seq, s.items_done);
+        if s.reported == Some(news) {
+            return;
+        }
+        s.reported = Some(news);
+        let link = s.link;
+        let mut h = cx.header(Op::ReplAck, pg);
+        h.epoch = epoch;
+        h.version = Version::new(epoch, seq);
+        h.request_id = RequestId(news.1);
+        cx.send(link, Frame::bare(h));
+    }
+}
+
+/// A block copy as a frame (SyncCopy, BlockData): masks in `length`, valid low, dirty high.
+pub(crate) fn copy_frame(mut h: Header, c: BlockCopy) -> Frame {
+    h.version = c.version;
+    (h.vtree, h.layer, h.extent, h.offset) =
+        (c.key.vtree, c.key.layer, c.key.extent, c.key.offset());
+    h.length = u32::from(c.valid) | u32::from(c.dirty) << 16;
+    Frame::with_data(h, c.data, &c.crcs)
+}
+
+/// Reads [`copy_frame`]; its data is compared with its checksums.
+pub(crate) fn frame_copy(f: &Frame) -> Option<BlockCopy> {
+    let h = &f.header;
+    let (valid, dirty) = (h.length as u16, (h.length >> 16) as u16);
+    let pages = valid.count_ones() as usize;
+    if h.offset >= quarry_base::EXTENT || f.data.len() != pages * quarry_base::PAGE {
+        return None;
+    }
+    let crcs = f.verify_data().ok()?.into_iter().collect();
+    let key = BlockKey::at(h.vtree, h.layer, h.extent, h.offset);
+    Some(BlockCopy { key, version: h.version, valid, dirty, crcs, data: f.data.clone() })
+}

@@ -1,0 +1,258 @@
+//! One placement group on one device: its durable meta data and its present role.
+//!
+//! A configuration counts only if its epoch is above the stored one (R2). It ends the old role at once and is
+//! made durable before the new role begins (R1); a primary's role also waits until everything up to the
+//! configuration's index has come from the MDM (R3).
+
+pub(crate) mod commit;
+pub(crate) mod dedup;
+pub(crate) mod locks;
+pub(crate) mod member;
+pub(crate) mod merge;
+pub(crate) mod primary;
+pub(crate) mod reads;
+pub(crate) mod repair;
+pub(crate) mod request;
+pub(crate) mod requests;
+pub(crate) mod role;
+pub(crate) mod stream;
+pub(crate) mod sync;
+
+use crate::cx::Cx;
+use crate::event::{LinkId, Note};
+use crate::history::{trim, Era};
+use crate::meta::PgMeta;
+use member::Member;
+use primary::Primary;
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, SdsId, Seq, Version};
+use quarry_store::{AppendId, BlockKey};
+use quarry_wire::{PgConfig, Status};
+use request::Request;
+use smallvec::SmallVec;
+
+/// Why the store was asked to read.
+pub(crate) enum Purpose {
+    /// A client's read at an epoch.
+    Read(Epoch, Box<Request>),
+    /// A partial page of a merge: lock of the merge, true for the last page.
+    Merge { epoch: Epoch, lock: locks::LockId, tail: bool },
+    /// A block for a syncing member.
+    Copy { epoch: Epoch, device: DeviceId, sync: u64, lock: locks::LockId, key: BlockKey },
+    /// A block that the primary wants for a repair.
+    Fetch(Box<member::Fetch>),
+}
+
+#[derive(Default)]
+pub(crate) enum Role {
+    #[default]
+    None,
+    Primary(Box<Primary>),
+    Member(Box<Member>),
+}
+
+/// One placement group on one device.
+pub(crate) struct Pg {
+    pub id: PgId,
+    pub dev: usize,
+    pub device: DeviceId,
+    pub meta: PgMeta,
+    /// The newest `put_meta` that is not durable yet.
+    pub meta_wait: Option<AppendId>,
+    /// The device refused it: no role until a later one is taken.
+    pub meta_failed: bool,
+    /// Servers of earlier primaries and the ends of the grants given to them (R18).
+    pub granted: SmallVec<[(SdsId, Nanos); 2]>,
+    /// An earlier primary's server said that it serves nothing below this epoch any more.
+    pub gave_up: Option<(SdsId, Epoch)>,
+    pub role: Role,
+    /// A stream that was opened before the member's role had begun.
+    pub pending_open: Option<(LinkId, u64)>,
+    pub dirty: bool,
+    pub wake: Nanos,
+    /// Given back: nothing more happens to it.
+    pub dropped: bool,
+}
+
+impl Pg {
+    pub fn new(id: PgId, dev: usize, device: DeviceId, meta: PgMeta) -> Pg {
+        Pg {
+            id,
+            dev,
+            device,
+            meta,
+            meta_wait: None,
+            meta_failed: false,
+            granted: SmallVec::new(),
+            gave_up: None,
+            role: Role::None,
+            pending_open: None,
+            dirty: false,
+            wake: Nanos::MAX,
+            dropped: false,
+        }
+    }
+
+    /// Epoch of the stored configuration.
+    pub fn epoch(&self) -> Epoch {
+        self.meta.config.as_ref().map_or(Epoch::ZERO, |c| c.epoch)
+    }
+
+    pub fn primary(&mut self) -> Option<&mut Primary> {
+        match &mut self.role {
+            Role::Primary(p) => Some(p),
+            _ => None,
+        }
+    }
+
+    /// A configuration from the MDM or from a peer. True if it was newer than the stored one.
+    pub fn on_config(&mut self, cfg: PgConfig, cx: &mut Cx) -> bool {
+        if cfg.epoch <= self.epoch() || cfg.pg != self.id {
+            return false;
+        }
+        cx.stats.configs += 1;
+        self.end_role(&cfg, cx);
+        self.note_grants(&cfg, cx);
+        let state = cx.store.pg_state(self.id);
+        let old = self.meta.config.take();
+        let was = old.as_ref().is_some_and(|c| c.is_in_sync(self.device));
+        if cfg.is_in_sync(self.device) {
+            self.meta.frozen = None;
+        } else if was {
+            self.meta.frozen = Some(state.stable.min(state.last));
+        } else if self.meta.frozen.is_none() {
+            self.meta.frozen = Some(Version::ZERO);
+        }
+        if was && old.is_some_and(|c| c.is_complete()) {
+            self.meta.all_through = self.meta.all_through.max(state.commit_version);
+        }
+        if self.is_primary_of(&cfg, cx) {
+            let h = &mut self.meta.history;
+            h.truncate(crate::history::pruned(h, state.last).len());
+            h.push(Era { epoch: cfg.epoch, base: Seq(state.last.seq.0 + 1) });
+        }
+        self.trim_history(cx);
+        self.meta.config = Some(cfg);
+        self.store_meta(cx);
+        true
+    }
+
+    pub fn trim_history(&mut self, cx: &Cx) {
+        let (keep, max) = (cx.limits.history_keep, cx.limits.history_max);
+        trim(&mut self.meta.history, self.meta.all_through, keep, max);
+    }
+
+    pub fn store_meta(&mut self, cx: &mut Cx) {
+        match cx.put_meta(self.id, self.meta.encode()) {
+            Ok(id) => {
+                self.meta_wait = Some(id);
+                self.meta_failed = false;
+            }
+            Err(_) => self.meta_failed = true,
+        }
+    }
+
+    /// Names this device's running process as the primary?
+    pub fn is_primary_of(&self, cfg: &PgConfig, cx: &Cx) -> bool {
+        cfg.primary == Some(self.device) && self.is_named(cfg, cx)
+    }
+
+    fn is_named(&self, cfg: &PgConfig, cx: &Cx) -> bool {
+        cfg.member(self.device)
+            .is_some_and(|m| m.sds == cx.me.sds && m.start == cx.me.start && m.start.0 != 0)
+    }
+
+    /// R18: what was granted to earlier primaries has to run out before we serve.
+    fn note_grants(&mut self, cfg: &PgConfig, cx: &Cx) {
+        self.granted.retain(|(_, end)| *end > cx.now);
+        let old = self.meta.config.as_ref();
+        let one = match old {
+            // Exactly the next epoch: there was one earlier primary.
+            Some(o) if o.epoch.0 + 1 == cfg.epoch.0 => Some(o.primary_member().map(|m| m.sds)),
+            // Primaries in between may have asked us.
+            _ => None,
+        };
+        for (sds, p) in &cx.links.peers {
+            let end = p.grants.given_until;
+            if end > cx.now && one.is_none_or(|o| o == Some(*sds)) {
+                self.granted.push((*sds, end));
+            }
+        }
+        if let Some((sds, epoch)) = self.gave_up {
+            if epoch >= cfg.epoch {
+                self.granted.retain(|(s, _)| *s != sds);
+            }
+        }
+    }
+
+    /// No earlier primary serves reads after this point in time.
+    pub fn grant_end(&self) -> Nanos {
+        self.granted.iter().map(|(_, end)| *end).max().unwrap_or(Nanos::ZERO)
+    }
+
+    /// The server of an earlier primary gave its grant up for this group (R18): it serves nothing below `epoch`.
+    pub fn on_give_up(&mut self, from: SdsId, epoch: Epoch) {
+        let known = self.epoch();
+        if known == epoch {
+            self.granted.retain(|(s, _)| *s != from);
+            let end = self.grant_end();
+            if let Role::Primary(p) = &mut self.role {
+                p.grant_end = end;
+            }
+        } else if known < epoch {
+            self.gave_up = Some((from, epoch));
+        }
+    }
+
+    /// Durable state changed, time passed, a frame came: do what can be done now.
+    pub fn turn(&mut self, cx: &mut Cx) {
+        self.wake = Nanos::MAX;
+        if self.dropped {
+            return;
+        }
+        if self.meta_failed {
+            self.store_meta(cx);
+        }
+        if self.meta_wait.is_some_and(|id| id <= cx.durable) {
+            self.meta_wait = None;
+        }
+        self.maybe_start(cx);
+        match &mut self.role {
+            Role::None => {}
+            Role::Primary(p) => {
+                p.turn(cx);
+                self.wake = p.wake(cx);
+                let through = p.take_all_through(cx);
+                if let Some(v) = through {
+                    self.meta.all_through = self.meta.all_through.max(v);
+                    cx.store.set_all_through(self.id, self.meta.all_through);
+                }
+            }
+            Role::Member(_) => self.member_turn(cx),
+        }
+    }
+
+    /// A read that was under way when the role ended.
+    pub fn send_back_read(&self, r: &Request, cx: &mut Cx) {
+        cx.stats.stale_epoch += 1;
+        let commit = cx.store.pg_state(self.id).commit;
+        let newer = self.epoch() > r.h.epoch;
+        let s =
+            request::Standing { config: self.meta.config.as_ref(), commit, index: cx.view.index() };
+        let status = if newer { Status::StaleEpoch } else { Status::TryAgain };
+        request::answer(&r.h, r.link, status, &s, cx.links, cx.out);
+    }
+
+    /// This device no longer holds the group: frees everything of it.
+    pub fn drop_data(&mut self, cx: &mut Cx) -> bool {
+        let r = cx.store.drop_pg(self.id);
+        match r {
+            Ok(id) => {
+                cx.appends.push_back((id, cx.group));
+                cx.note(Note::PgDropped { pg: self.id, device: self.device });
+                self.dropped = true;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}

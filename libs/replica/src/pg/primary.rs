@@ -1,0 +1,268 @@
+//! The primary's role in one epoch: what it has, and its turn of the crank.
+//!
+//! It sequences from the start; it acknowledges and serves only when *active*: its epoch-start record is
+//! committed (with it everything inherited, R9), every grant given to an earlier primary has run out, and one
+//! lease time has passed since this process began (it cannot remember what it granted before; R18).
+
+use super::commit::Sequenced;
+use super::locks::Locks;
+use super::merge::Merge;
+use super::repair::Repair;
+use super::request::{answer, Request, Standing};
+use super::stream::Follower;
+use super::Pg;
+use crate::cx::Cx;
+use crate::event::{LinkId, Note};
+use crate::history::Era;
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version};
+use quarry_store::{Origin, Record, RecordKind};
+use quarry_wire::{PgConfig, Status};
+use std::collections::VecDeque;
+
+pub(crate) struct Primary {
+    pub pg: PgId,
+    pub device: DeviceId,
+    pub epoch: Epoch,
+    pub cfg: PgConfig,
+    pub history: Vec<Era>,
+    pub all_through: Version,
+    /// Number of the epoch-start record.
+    pub base: Seq,
+    pub started: bool,
+    pub active: bool,
+    pub grant_end: Nanos,
+    pub last: Seq,
+    pub commit: Seq,
+    /// When the commit point last moved.
+    pub commit_moved: Nanos,
+    pub followers: Vec<Follower>,
+    /// Writes without a number, in order of arrival.
+    pub waiting: VecDeque<Request>,
+    /// Writes with a number, not answered; in order of numbers.
+    pub sequenced: VecDeque<Sequenced>,
+    pub window_bytes: usize,
+    pub window_records: usize,
+    pub merges: Vec<Merge>,
+    pub locks: Locks,
+    /// Reads that came before the role was active.
+    pub early_reads: VecDeque<Request>,
+    /// Reads whose data is there and whose lease is not.
+    pub leaseless: Vec<super::reads::Held>,
+    pub leaseless_since: Nanos,
+    pub repairs: Vec<Repair>,
+    pub log_full: bool,
+    pub all_through_at: Seq,
+    /// Deleted vTrees have been looked for since this index of the view.
+    pub drops_checked: Option<quarry_base::ConfigIndex>,
+    pub syncs: u64,
+    pub wake_at: Nanos,
+}
+
+impl Primary {
+    pub fn new(pg: &Pg, cfg: PgConfig, cx: &Cx) -> Primary {
+        let state = cx.store.pg_state(pg.id);
+        let others = cfg.members().filter(|m| m.device != pg.device);
+        let followers =
+            others.map(|m| Follower::new(*m, cfg.is_in_sync(m.device), cx.now)).collect();
+        Primary {
+            pg: pg.id,
+            device: pg.device,
+            epoch: cfg.epoch,
+            history: pg.meta.history.clone(),
+            all_through: pg.meta.all_through,
+            base: Seq(state.last.seq.0 + 1),
+            started: false,
+            active: false,
+            grant_end: pg.grant_end(),
+            last: state.last.seq,
+            commit: state.commit,
+            commit_moved: cx.now,
+            followers,
+            waiting: VecDeque::new(),
+            sequenced: VecDeque::new(),
+            window_bytes: 0,
+            window_records: 0,
+            merges: Vec::new(),
+            locks: Locks::default(),
+            early_reads: VecDeque::new(),
+            leaseless: Vec::new(),
+            leaseless_since: Nanos::MAX,
+            repairs: Vec::new(),
+            log_full: false,
+            all_through_at: state.commit,
+            drops_checked: None,
+            syncs: 0,
+            wake_at: Nanos::MAX,
+            cfg,
+        }
+    }
+
+    /// Answers a request.
+    pub fn answer(&self, r: &Request, status: Status, cx: &mut Cx) {
+        self.answer_to(&r.h, r.link, status, cx);
+    }
+
+    pub fn answer_to(&self, h: &quarry_wire::Header, link: LinkId, status: Status, cx: &mut Cx) {
+        match status {
+            Status::TryAgain => cx.stats.try_again += 1,
+            Status::StaleEpoch => cx.stats.stale_epoch += 1,
+            Status::StaleInstance | Status::StaleMapping | Status::StaleRequest => {
+                cx.stats.fenced += 1
+            }
+            Status::Full => cx.stats.full += 1,
+            _ => {}
+        }
+        let standing =
+            Standing { config: Some(&self.cfg), commit: self.commit, index: cx.view.index() };
+        answer(h, link, status, &standing, cx.links, cx.out);
+    }
+
+    /// The role is over: every request goes back, with the next configuration if there is one.
+    /// What has a number stays in the tail, and its origin in the id table: the repeat is recognised.
+    pub fn send_back(&self, next: Option<&PgConfig>, cx: &mut Cx) {
+        let standing = Standing {
+            config: next.or(Some(&self.cfg)),
+            commit: self.commit,
+            index: cx.view.index(),
+        };
+        let status = if next.is_some() { Status::StaleEpoch } else { Status::TryAgain };
+        let reads = self.leaseless.iter().map(|h| (&h.req.h, h.req.link));
+        let reads = reads.chain(self.early_reads.iter().map(|r| (&r.h, r.link)));
+        let reads =
+            reads.chain(self.repairs.iter().flat_map(|r| r.readers.iter()).map(|r| (&r.h, r.link)));
+        let writes = self.waiting.iter().map(|r| (&r.h, r.link));
+        let writes = writes.chain(self.merges.iter().map(|m| (&m.req.h, m.req.link)));
+        let writes = writes.chain(self.sequenced.iter().map(|s| (&s.h, s.link)));
+        for (h, link) in reads.chain(writes) {
+            cx.stats.stale_epoch += 1;
+            answer(h, link, status, &standing, cx.links, cx.out);
+        }
+    }
+
+    /// A client's connection is gone: what waits for a number is dropped, it will be sent again.
+    pub fn link_closed(&mut self, link: LinkId) {
+        self.waiting.retain(|r| r.link != link);
+        self.early_reads.retain(|r| r.link != link);
+        self.leaseless.retain(|h| h.req.link != link);
+    }
+
+    /// Writes the epoch-start record (R8); everything else follows it.
+    fn start(&mut self, cx: &mut Cx) {
+        let rec = Record {
+            version: Version::new(self.epoch, self.base),
+            origin: Origin::default(),
+            kind: RecordKind::EpochStart { base: Seq(self.base.0 - 1) },
+        };
+        if cx.append(self.pg, rec.clone()).is_err() {
+            self.log_full = true;
+            return;
+        }
+        self.started = true;
+        self.last = self.base;
+        self.replicate(&rec, None, cx);
+    }
+
+    fn maybe_activate(&mut self, cx: &mut Cx) {
+        if self.active || !self.started || self.commit < self.base {
+            return;
+        }
+        let from = self.grant_end.max(cx.born + cx.limits.lease_granted());
+        if cx.now >= from {
+            self.active = true;
+            cx.note(Note::PrimaryActive { pg: self.pg, epoch: self.epoch });
+        }
+    }
+
+    pub fn turn(&mut self, cx: &mut Cx) {
+        self.wake_at = Nanos::MAX;
+        self.log_full = false;
+        if !self.started {
+            self.start(cx);
+        }
+        self.open_streams(cx);
+        if !self.started {
+            return;
+        }
+        self.advance_commit(cx);
+        self.maybe_activate(cx);
+        if self.active {
+            self.acknowledge(cx);
+            self.start_early_reads(cx);
+            self.serve_leased(cx);
+            self.drop_deleted(cx);
+        }
+        self.turn_repairs(cx);
+        self.turn_merges(cx);
+        self.admit(cx);
+        self.turn_syncs(cx);
+        self.send_commits(cx);
+        self.watch_followers(cx);
+    }
+
+    /// No more sequence numbers until the next epoch?
+    pub fn is_closed(&self, cx: &Cx) -> bool {
+        !self.started || cx.handing_over || self.cfg.in_sync.len() < self.cfg.min_copies as usize
+    }
+
+    /// Deleted volumes: one record drops a vTree's blocks of this group.
+    fn drop_deleted(&mut self, cx: &mut Cx) {
+        if self.is_closed(cx) || self.drops_checked == Some(cx.view.index()) {
+            return;
+        }
+        let pool = self.pg.pool();
+        let from = |v| quarry_store::BlockKey { vtree: v, ..quarry_store::BlockKey::MIN };
+        for (&vtree, _) in cx.view.cluster.deleted.iter().filter(|(_, p)| **p == pool) {
+            let rows = cx.store.scan(self.pg, from(vtree), 1, None);
+            let held = rows.first().is_some_and(|b| b.key.vtree == vtree && b.valid != 0);
+            let tail: Vec<_> = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).collect();
+            let pending = tail.iter().any(|t| record_of(&t.rec, vtree));
+            let dropping = tail
+                .iter()
+                .any(|t| matches!(t.rec.kind, RecordKind::DropVtree { vtree: v } if v == vtree));
+            if (!held && !pending) || dropping {
+                continue;
+            }
+            let rec = Record {
+                version: Version::new(self.epoch, Seq(self.last.0 + 1)),
+                origin: Origin::default(),
+                kind: RecordKind::DropVtree { vtree },
+            };
+            if cx.append(self.pg, rec.clone()).is_err() {
+                self.log_full = true;
+                return;
+            }
+            self.last = rec.version.seq;
+            self.replicate(&rec, None, cx);
+        }
+        self.drops_checked = Some(cx.view.index());
+    }
+
+    /// While every listed device is in sync, tombstones and masks below the commit point are of no use to anybody.
+    pub fn take_all_through(&mut self, cx: &Cx) -> Option<Version> {
+        if !self.active || self.commit.0 < self.all_through_at.0 + cx.limits.all_through_every {
+            return None;
+        }
+        self.all_through_at = self.commit;
+        self.cfg.is_complete().then(|| cx.store.pg_state(self.pg).commit_version)
+    }
+
+    pub fn wake_by(&mut self, at: Nanos) {
+        self.wake_at = self.wake_at.min(at);
+    }
+
+    /// When the next turn is due if nothing happens before.
+    pub fn wake(&self, cx: &Cx) -> Nanos {
+        let mut at = self.wake_at;
+        if self.started && !self.active && self.commit >= self.base {
+            at = at.min(self.grant_end.max(cx.born + cx.limits.lease_granted()));
+        }
+        at
+    }
+}
+
+fn record_of(rec: &Record, v: quarry_base::VtreeId) -> bool {
+    match &rec.kind {
+        RecordKind::Write { vtree, .. } | RecordKind::Zero { vtree, .. } => *vtree == v,
+        _ => false,
+    }
+}

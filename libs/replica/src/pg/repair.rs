@@ -1,0 +1,184 @@
+//! A page whose content does not match its checksum is replaced by a good copy from another member.
+//!
+//! The block is locked, writes in flight on it are waited for, every in-sync member is asked in turn for its
+//! copy; only content of exactly our version is taken (the store checks it). Whoever needed the page goes on
+//! then; without a good copy reads and merges of it are answered `Corrupt`, until it is overwritten (R25).
+
+use super::locks::{LockId, PageRange, Span};
+use super::member::frame_copy;
+use super::primary::Primary;
+use super::request::Request;
+use crate::cx::Cx;
+use crate::event::{LinkId, Note};
+use quarry_base::{DeviceId, Nanos, RequestId, Seq};
+use quarry_store::{AppendError, AppendId, BlockKey, RepairError};
+use quarry_wire::{Frame, Op, Status};
+
+pub(crate) struct Repair {
+    key: BlockKey,
+    lock: LockId,
+    tried: Vec<DeviceId>,
+    /// Member asked, on which link, when.
+    asked: Option<(DeviceId, LinkId, Nanos)>,
+    pub readers: Vec<Request>,
+    merges: Vec<LockId>,
+    for_sync: bool,
+    /// The good copy is on its way to the device.
+    healing: Option<AppendId>,
+}
+
+impl Primary {
+    fn repair_of(&mut self, key: BlockKey, cx: &mut Cx) -> &mut Repair {
+        let at = match self.repairs.iter().position(|r| r.key == key) {
+            Some(i) => i,
+            None => {
+                cx.note(Note::Corruption { pg: self.pg, device: self.device, key });
+                let lock = self.locks.take(Span::Pages(PageRange::of_block(key)));
+                self.repairs.push(Repair {
+                    key,
+                    lock,
+                    tried: Vec::new(),
+                    asked: None,
+                    readers: Vec::new(),
+                    merges: Vec::new(),
+                    for_sync: false,
+                    healing: None,
+                });
+                self.repairs.len() - 1
+            }
+        };
+        &mut self.repairs[at]
+    }
+
+    pub fn repair_for_read(&mut self, key: BlockKey, r: Request, cx: &mut Cx) {
+        self.repair_of(key, cx).readers.push(r);
+    }
+    pub fn repair_for_merge(&mut self, key: BlockKey, merge: LockId, cx: &mut Cx) {
+        self.repair_of(key, cx).merges.push(merge);
+    }
+    pub fn repair_for_sync(&mut self, key: BlockKey, cx: &mut Cx) {
+        self.repair_of(key, cx).for_sync = true;
+    }
+
+    pub fn turn_repairs(&mut self, cx: &mut Cx) {
+        let mut i = 0;
+        while i < self.repairs.len() {
+            if let Some(id) = self.repairs[i].healing {
+                if cx.durable >= id {
+                    self.end_repair(i, true, cx);
+                } else {
+                    i += 1;
+                }
+                continue;
+            }
+            if let Some((device, link, at)) = self.repairs[i].asked {
+                let due = at + cx.limits.fetch_timeout;
+                let alive = self
+                    .followers
+                    .iter()
+                    .any(|f| f.running_link() == Some(link) && f.member.device == device);
+                if alive && cx.now < due {
+                    self.wake_by(due);
+                    i += 1;
+                    continue;
+                }
+                self.repairs[i].asked = None;
+            }
+            if self.ask_next(i, cx) {
+                i += 1;
+            } else {
+                self.end_repair(i, false, cx);
+            }
+        }
+    }
+
+    /// Asks the next member. False: none is left.
+    fn ask_next(&mut self, i: usize, cx: &mut Cx) -> bool {
+        let r = &self.repairs[i];
+        let (key, lock) = (r.key, r.lock);
+        let span = Span::Pages(PageRange::of_block(key));
+        // A merge that waits for this very repair holds an older lock: it does not go on before us.
+        let open = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec));
+        if open {
+            return true;
+        }
+        let next = self.followers.iter().position(|f| {
+            f.in_sync && f.is_running() && !self.repairs[i].tried.contains(&f.member.device)
+        });
+        let Some(m) = next else {
+            // One whose stream is down may come back, or be taken out.
+            let tried = &self.repairs[i].tried;
+            return self
+                .followers
+                .iter()
+                .any(|f| f.in_sync && !f.is_running() && !tried.contains(&f.member.device));
+        };
+        self.tell_commit(m, cx);
+        let f = &self.followers[m];
+        let (device, Some(link)) = (f.member.device, f.running_link()) else { return false };
+        self.repairs[i].tried.push(device);
+        self.repairs[i].asked = Some((device, link, cx.now));
+        let mut h = cx.header(Op::FetchBlock, self.pg);
+        h.epoch = self.epoch;
+        h.commit = self.commit;
+        h.request_id = RequestId(lock);
+        (h.vtree, h.layer, h.extent, h.offset) = (key.vtree, key.layer, key.extent, key.offset());
+        cx.send(link, Frame::bare(h));
+        self.wake_by(cx.now + cx.limits.fetch_timeout);
+        true
+    }
+
+    /// A member's copy of a block.
+    pub fn on_block_data(&mut self, link: LinkId, frame: &Frame, cx: &mut Cx) {
+        let lock = frame.header.request_id.0;
+        let asked = |r: &Repair| r.lock == lock && r.asked.is_some_and(|(_, l, _)| l == link);
+        let Some(i) = self.repairs.iter().position(asked) else { return };
+        self.repairs[i].asked = None;
+        if frame.header.status != Status::Ok {
+            return;
+        }
+        let Some(copy) = frame_copy(frame).filter(|c| c.key == self.repairs[i].key) else { return };
+        match cx.store.repair(self.pg, copy) {
+            Ok(id) => {
+                cx.appends.push_back((id, cx.group));
+                self.repairs[i].healing = Some(id);
+            }
+            // Later, from the same member: the log is full now.
+            Err(RepairError::Append(AppendError::LogFull)) => {
+                self.repairs[i].tried.pop();
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn end_repair(&mut self, i: usize, good: bool, cx: &mut Cx) {
+        let r = self.repairs.remove(i);
+        self.locks.release(r.lock);
+        if good {
+            cx.stats.repairs += 1;
+            cx.note(Note::Repaired { pg: self.pg, device: self.device, key: r.key });
+        } else {
+            cx.stats.no_good_copy += 1;
+            cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
+        }
+        for req in r.readers {
+            if good {
+                self.start_read(req, cx);
+            } else {
+                self.answer(&req, Status::Corrupt, cx);
+            }
+        }
+        for lock in r.merges {
+            if good {
+                if let Some(m) = self.merges.iter_mut().find(|m| m.lock == lock) {
+                    m.repairing = false;
+                }
+            } else {
+                self.fail_merge(lock, cx);
+            }
+        }
+        if r.for_sync && good {
+            self.sync_repaired(r.key);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Beginning and ending a role.
+
+use super::member::Member;
+use super::primary::Primary;
+use super::{Pg, Role};
+use crate::cx::Cx;
+use crate::event::Note;
+use quarry_base::{SdsId, StartNo};
+use quarry_wire::{Frame, Op, PgConfig};
+
+impl Pg {
+    /// Takes the role that the stored configuration gives, once that is durable and (primary) the view reaches it.
+    pub fn maybe_start(&mut self, cx: &mut Cx) {
+        if !matches!(self.role, Role::None) || self.meta_wait.is_some() || self.meta_failed {
+            return;
+        }
+        let Some(cfg) = self.meta.config.clone() else { return };
+        let Some(me) = cfg.member(self.device) else { return };
+        if me.sds != cx.me.sds || me.start != cx.me.start || me.start == StartNo::ZERO {
+            return;
+        }
+        if cfg.primary != Some(self.device) {
+            if cfg.primary.is_some() {
+                self.role = Role::Member(Box::new(Member::new(&cfg, self.device)));
+            }
+            return;
+        }
+        if cx.view.index() < cfg.index || !cx.view.known {
+            return;
+        }
+        let epoch = cfg.epoch;
+        for m in cfg.members().filter(|m| m.device != self.device) {
+            cx.links.add_ref(m.sds, cx.now);
+        }
+        let p = Primary::new(self, cfg, cx);
+        self.role = Role::Primary(Box::new(p));
+        cx.note(Note::PrimaryStarted { pg: self.id, epoch });
+    }
+
+    /// Ends the role because of `next` (or of a new start number): what waits is sent back with it.
+    pub fn end_role(&mut self, next: &PgConfig, cx: &mut Cx) {
+        match std::mem::take(&mut self.role) {
+            Role::None | Role::Member(_) => {}
+            Role::Primary(p) => {
+                p.send_back(Some(next), cx);
+                for m in p.cfg.members().filter(|m| m.device != self.device) {
+                    cx.links.drop_ref(m.sds);
+                }
+                if let Some(m) = next.primary_member() {
+                    give_up(self.id, next, m.sds, m.start, cx);
+                }
+            }
+        }
+    }
+
+    /// The process was declared dead and registered anew: every role of the old start is over.
+    pub fn fence(&mut self, cx: &mut Cx) {
+        if let Some(cfg) = self.meta.config.clone() {
+            match std::mem::take(&mut self.role) {
+                Role::Primary(p) => {
+                    p.send_back(None, cx);
+                    for m in cfg.members().filter(|m| m.device != self.device) {
+                        cx.links.drop_ref(m.sds);
+                    }
+                }
+                Role::None | Role::Member(_) => {}
+            }
+        }
+    }
+}
+
+/// Tells the next primary that we serve no reads below its epoch any more (R18).
+fn give_up(pg: quarry_base::PgId, next: &PgConfig, sds: SdsId, start: StartNo, cx: &mut Cx) {
+    if sds == cx.me.sds {
+        return;
+    }
+    if let Some(link) = cx.links.data(sds, start) {
+        let mut h = cx.header(Op::GrantGiveUp, pg);
+        h.epoch = next.epoch;
+        cx.send(link, Frame::bare(h));
+    }
+}

@@ -1,0 +1,220 @@
+//! The end of a run: faults stop, everything must heal, every replica must hold the same, and what clients
+//! were told must still be there.
+
+use crate::net::Addr;
+use crate::node::{recover, Node};
+use crate::world::{Ev, World, MS};
+use quarry_base::*;
+use quarry_store::{BlockCopy, BlockKey, Store, StoreEvent};
+use std::collections::BTreeMap;
+
+/// Everything must be whole again this long after the last fault.
+const HEALED_WITHIN: u64 = 40_000 * MS;
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Report {
+    pub steps: u64,
+    pub operations: u64,
+    pub reads: usize,
+    pub seen: BTreeMap<String, u64>,
+}
+
+impl World {
+    /// Runs everything; an error names what was violated.
+    pub fn run(mut self) -> Result<Report, String> {
+        let faults_end = 10_000 * MS + self.cfg.faults_ms * MS;
+        self.run_until(faults_end);
+        self.end_faults();
+        self.wait_until_whole();
+        self.quiet = true;
+        self.wait_until(HEALED_WITHIN, "requests without an answer", |w| {
+            w.clients.iter().all(|c| c.is_idle())
+        });
+        self.read_everything();
+        // The last commit points reach the members.
+        let until = self.now + 500 * MS;
+        self.run_until(until);
+        if let Some(f) = self.failure.take() {
+            return Err(f);
+        }
+        self.history.check()?;
+        self.compare_replicas()?;
+        let operations = self.clients.iter().map(|c| c.started).sum();
+        Ok(Report { steps: self.steps, operations, reads: self.history.reads(), seen: self.seen })
+    }
+
+    fn end_faults(&mut self) {
+        self.trace(|| "--- no more faults".into());
+        self.net.cut.clear();
+        for n in 0..self.nodes.len() {
+            self.nodes[n].paused_until = 0;
+            if self.nodes[n].engine.is_none() {
+                self.at(self.now, Ev::Restart { node: n });
+            }
+        }
+    }
+
+    fn wait_until(&mut self, at_most: u64, what: &str, done: impl Fn(&World) -> bool) {
+        let end = self.now + at_most;
+        while self.failure.is_none() && !done(self) {
+            if self.now >= end {
+                let open: String = self.clients.iter().map(|c| c.describe()).collect();
+                return self.fail(format!("{what}: {open}"));
+            }
+            let next = self.now + 50 * MS;
+            self.run_until(next);
+        }
+    }
+
+    fn wait_until_whole(&mut self) {
+        let end = self.now + HEALED_WITHIN;
+        while self.failure.is_none() && !(self.mdm.is_whole() && self.all_active()) {
+            if self.now >= end {
+                let all: Vec<String> =
+                    self.mdm.view.pgs.values().map(|c| format!("{c:?}")).collect();
+                for n in &self.nodes {
+                    self.trace(|| n.describe());
+                }
+                return self.fail(format!("not whole: {}", all.join("; ")));
+            }
+            let next = self.now + 50 * MS;
+            self.run_until(next);
+        }
+    }
+
+    fn all_active(&self) -> bool {
+        let led: Vec<_> = self
+            .nodes
+            .iter()
+            .filter_map(|n| n.engine.as_ref())
+            .flat_map(|e| e.reports().2)
+            .filter(|r| r.active)
+            .map(|r| (r.pg, r.epoch))
+            .collect();
+        self.mdm.view.pgs.values().all(|c| led.contains(&(c.pg, c.epoch)))
+    }
+
+    fn read_everything(&mut self) {
+        for e in 0..self.cfg.load.extents {
+            for b in 0..BLOCKS_PER_EXTENT {
+                let now = self.now;
+                self.clients[0].read_all(e, b * BLOCK, BLOCK, now);
+            }
+        }
+        self.pump(0);
+        self.wait_until(HEALED_WITHIN, "last reads without an answer", |w| {
+            w.clients.iter().all(|c| c.is_idle())
+        });
+    }
+
+    /// Stops every server, recovers every store, compares the members of each group block by block.
+    fn compare_replicas(&mut self) -> Result<(), String> {
+        for n in 0..self.nodes.len() {
+            for l in self.net.of(Addr::Sds(n)) {
+                self.close(l);
+            }
+            if let Some(e) = &self.nodes[n].engine {
+                if let Some(s) = e.store(self.nodes[n].device) {
+                    s.check_invariants().map_err(|e| format!("sds{}: {e}", n + 1))?;
+                }
+            }
+        }
+        let mut stores = Vec::new();
+        for n in &mut self.nodes {
+            n.engine = None;
+            n.disk.kill(&mut self.rng);
+            stores.push(recover(&mut n.disk).map_err(|e| format!("at the end: {}: {e}", n.sds))?);
+        }
+        for cfg in self.mdm.view.pgs.values() {
+            let mut first: Option<(DeviceId, BTreeMap<BlockKey, BlockCopy>)> = None;
+            for m in &cfg.in_sync {
+                let i = m.sds.0 as usize - 1;
+                let all = content(&mut stores[i], &mut self.nodes[i], cfg.pg, self.cfg.rot)?;
+                match &first {
+                    None => first = Some((m.device, all)),
+                    Some((d, want)) if !self.cfg.rot => compare(cfg.pg, *d, want, m.device, &all)?,
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compare(
+    pg: PgId,
+    a: DeviceId,
+    want: &BTreeMap<BlockKey, BlockCopy>,
+    b: DeviceId,
+    have: &BTreeMap<BlockKey, BlockCopy>,
+) -> Result<(), String> {
+    for k in want.keys().chain(have.keys()) {
+        match (want.get(k), have.get(k)) {
+            (Some(x), Some(y))
+                if x.version == y.version && x.valid == y.valid && x.data == y.data => {}
+            (x, y) => {
+                let s = |c: Option<&BlockCopy>| {
+                    c.map(|c| format!("{} valid {:04x}", c.version, c.valid))
+                };
+                return Err(format!(
+                    "{pg}: {k:?} differs: device {a} has {:?}, device {b} has {:?}",
+                    s(x),
+                    s(y)
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every block with content. All that the log has counts: in a quiet group it is committed.
+fn content(
+    store: &mut Store,
+    node: &mut Node,
+    pg: PgId,
+    rot: bool,
+) -> Result<BTreeMap<BlockKey, BlockCopy>, String> {
+    let last = store.pg_state(pg).last.seq;
+    store.set_commit(pg, last);
+    let mut all = BTreeMap::new();
+    let keys: Vec<BlockKey> = store
+        .scan(pg, BlockKey::MIN, usize::MAX, None)
+        .into_iter()
+        .filter(|b| b.valid != 0)
+        .map(|b| b.key)
+        .collect();
+    for (i, key) in keys.iter().enumerate() {
+        store.read_block(i as u64, pg, *key);
+        match wait_block(store, node) {
+            Ok(copy) => drop(all.insert(*key, copy)),
+            // Found bad and not read by anybody: it would be repaired when it is.
+            Err(_) if rot && node.sds == SdsId(1) => {}
+            Err(e) => return Err(format!("{pg} {key:?} on {}: {e}", node.sds)),
+        }
+    }
+    Ok(all)
+}
+
+fn wait_block(store: &mut Store, node: &mut Node) -> Result<BlockCopy, String> {
+    let (mut ops, mut events) = (Vec::new(), Vec::new());
+    for _ in 0..100_000 {
+        store.poll(Nanos(1), &mut ops, &mut events);
+        for e in events.drain(..) {
+            if let StoreEvent::BlockDone { result, .. } = e {
+                return match result {
+                    Ok(Some(c)) => Ok(c),
+                    Ok(None) => Err("no block".into()),
+                    Err(e) => Err(e.to_string()),
+                };
+            }
+        }
+        for op in std::mem::take(&mut ops) {
+            let id = node.disk.begin(op);
+            if let Some(r) = node.disk.finish(id) {
+                store.complete(Nanos(1), id, r);
+            }
+        }
+    }
+    Err("the read does not end".into())
+}

@@ -1,0 +1,367 @@
+//! What goes wrong: failing writes and syncs, bit rot, a full log, a full device; and orders of
+//! completion in which something was lost once.
+
+mod common;
+
+use common::rig::*;
+use quarry_base::*;
+use quarry_store::*;
+use std::time::Duration;
+
+const LOG: std::ops::Range<u64> = 128 << 10..(128 << 10) + (1 << 20);
+
+fn offset_of(op: &DiskOp) -> Option<u64> {
+    match op {
+        DiskOp::Write { offset, .. } | DiskOp::Read { offset, .. } => Some(*offset),
+        _ => None,
+    }
+}
+fn in_log(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { .. }) && offset_of(op).is_some_and(|o| LOG.contains(&o))
+}
+fn to_blocks(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { .. }) && offset_of(op).is_some_and(|o| o >= LOG.end + (64 << 10))
+}
+
+#[test]
+fn after_a_failed_write_or_sync_nothing_more_is_stable_and_reads_go_on() {
+    for fails in [in_log as fn(&DiskOp) -> bool, is_sync] {
+        for ack in [AckMode::Durable, AckMode::Cached] {
+            let mut r = Rig::new(StoreConfig { ack, ..small_config() });
+            r.put(PG, write(0, 0, &[1]));
+            r.flush();
+            let stable = r.stable();
+            r.append(PG, write(0, 0, &[2])).unwrap();
+            // Committed and never written: its content cannot be served, the old one must not be.
+            r.commit_all(PG);
+            let parked = r.begin_read(PG, 0, 0, 4096);
+            r.poll();
+            r.fails = fails;
+            r.store.sync();
+            r.run_all();
+            assert_eq!(r.failures(), 1, "{ack:?}");
+            assert!(r.store.failed().is_some());
+            if ack == AckMode::Durable {
+                assert_eq!(r.stable(), stable);
+                assert!(r.answer(parked).map_or(true, |d| d.crcs[0] != 0));
+            }
+            let told = r.stable();
+            r.fails = |_| false;
+            assert_eq!(r.append(PG, write(0, 0, &[3])), Err(AppendError::Failed));
+            assert_eq!(r.store.put_meta(PG, vec![1].into()), Err(AppendError::Failed));
+            r.store.flush_all();
+            r.wait(Duration::from_secs(5));
+            r.run_all();
+            assert_eq!((r.failures(), r.stable()), (1, told));
+            assert!(r.store.is_idle(), "nothing is left to wait for");
+            r.pages(PG, 0, 4096, &[0]);
+        }
+    }
+}
+
+#[test]
+fn a_read_of_what_will_never_be_written_fails() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.append(PG, write(0, 0, &[2])).unwrap();
+    r.commit_all(PG);
+    let t = r.begin_read(PG, 0, 0, 4096);
+    r.poll();
+    r.fails = in_log;
+    r.run_all();
+    assert_eq!(r.answer(t), Err(ReadError::Io(5)));
+}
+
+#[test]
+fn failing_destage_table_and_superblock_writes_are_final_and_lose_nothing() {
+    let table = |o: &DiskOp| matches!(o, DiskOp::Write { offset, .. } if (LOG.end..LOG.end + (64 << 10)).contains(offset));
+    let sb = |o: &DiskOp| matches!(o, DiskOp::Write { offset, .. } if *offset < LOG.start);
+    for fails in [to_blocks as fn(&DiskOp) -> bool, table, sb] {
+        let mut r = Rig::new(small_config());
+        r.put(PG, write(0, 0, &[1, 2, 3]));
+        r.fails = fails;
+        r.store.flush_all();
+        r.run_all();
+        assert_eq!(r.failures(), 1);
+        r.pages(PG, 0, 0, &[1, 2, 3]);
+        r.fails = |_| false;
+        r.power_loss();
+        assert_eq!(r.reopen(), Ok(()));
+        r.commit_all(PG);
+        r.pages(PG, 0, 0, &[1, 2, 3]);
+    }
+}
+
+fn find_page(r: &Rig, tag: u32) -> u64 {
+    let want = common::model::page_of(tag);
+    let at = r.disk.durable.chunks(PAGE).rposition(|p| p == want);
+    at.expect("the page is on the disk") as u64 * PAGE as u64
+}
+
+#[test]
+fn a_rotten_block_page_is_never_served_and_can_be_repaired() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.put(PG, write(0, 65536, &[20]));
+    r.flush();
+    let good = r.block(PG, key(0, 0)).unwrap().unwrap();
+    let at = find_page(&r, 4);
+    r.disk.rot(at + 77);
+    let bad = Err(ReadError::Corrupt { pages: vec![3 * 4096] });
+    assert_eq!(r.read(PG, 0, 0, 65536), bad);
+    assert_eq!(r.read(PG, 0, 3 * 4096, 4096), bad);
+    assert!(matches!(r.block(PG, key(0, 0)), Err(ReadError::Corrupt { .. })));
+    let told = |e: &StoreEvent| matches!(e, StoreEvent::Corruption { pages: 8, .. });
+    assert!(r.events.iter().any(told));
+    r.pages(PG, 0, 0, &[1, 2, 3]);
+    r.pages(PG, 0, 65536, &[20]);
+    // Only the same version and content repairs.
+    let other = BlockCopy { version: v(9, 9), ..good.clone() };
+    assert_eq!(r.store.repair(PG, other), Err(RepairError::OtherVersion));
+    let other = copy_of(key(0, 0), good.version, 0xFFFF, &whole(2));
+    assert_eq!(r.store.repair(PG, other), Err(RepairError::OtherContent));
+    r.store.repair(PG, good.clone()).unwrap();
+    r.run_all();
+    r.pages(PG, 0, 0, &whole(1));
+    r.flush();
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.pages(PG, 0, 0, &whole(1));
+    assert_eq!(r.block(PG, key(0, 0)), Ok(Some(good)));
+}
+
+#[test]
+fn rot_in_the_log_below_the_sync_mark_is_corruption_and_above_it_a_torn_tail() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.put(PG, write(0, 4096, &[2]));
+    r.put(PG, write(0, 8192, &[3]));
+    let before = r.disk.durable.clone();
+    for (tag, opens) in [(1, false), (2, false), (3, true)] {
+        r.disk.durable.clone_from(&before);
+        r.disk.lose_unsynced();
+        let at = find_page(&r, tag);
+        assert!(LOG.contains(&at));
+        r.disk.rot(at);
+        let out = r.reopen();
+        if opens {
+            // No later batch says that the last one was synced.
+            assert_eq!(out, Ok(()));
+            assert_eq!(r.store.pg_state(PG).last, v(1, 2));
+            r.pages(PG, 0, 0, &[1, 0, 0]);
+        } else {
+            assert!(matches!(out, Err(StoreError::LogCorrupt { .. })), "{tag}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rotten_table_page_is_found_at_open() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    let side = (0..2).map(|s| LOG.end + s * 8192).find(|o| r.disk.durable[*o as usize] != 0);
+    r.disk.rot(side.unwrap() + 100);
+    assert!(r.reopen().is_err());
+}
+
+#[test]
+fn sustained_writes_on_a_small_log_never_wedge() {
+    let mut r = Rig::new(small_config());
+    let other = PgId::new(PoolId(1), 1);
+    // This group's tail stays uncommitted: it must not hold up the log.
+    for i in 0..3 {
+        r.append(other, write(1, i * 65536, &whole(i * 16 + 1))).unwrap();
+        r.append(other, write(1, i * 65536 + 8192, &[900 + i])).unwrap();
+    }
+    let mut refused = 0;
+    for i in 0..4000u32 {
+        let kind = match i % 16 {
+            0 => write(0, 65536 * (i / 16 % 8), &whole(i * 16)),
+            _ => write(0, 4096 * (i * 7 % 200), &[i + 1, i + 2]),
+        };
+        let mut tries = 0;
+        while let Err(e) = r.append(PG, kind.clone()) {
+            assert_eq!(e, AppendError::LogFull);
+            (refused, tries) = (refused + 1, tries + 1);
+            assert!(tries < 10_000, "the log never has room again, after {i}");
+            if !r.one(&|_| true) {
+                r.wait(Duration::from_millis(50));
+            }
+            let s = r.store.pg_state(PG).stable.seq;
+            r.store.set_commit(PG, s);
+        }
+        let s = r.store.pg_state(PG).stable.seq;
+        r.store.set_commit(PG, s);
+        if i % 3 == 0 {
+            r.one(&|_| true);
+        }
+    }
+    assert!(refused > 0 && r.store.stats().relogged > 0, "{:?}", r.store.stats());
+    r.run_all();
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.pg_state(other).last.seq, Seq(6));
+    r.commit_all(other);
+    for i in 0..3 {
+        let mut want = whole(i * 16 + 1);
+        want[2] = 900 + i;
+        r.pages(other, 1, i * 65536, &want);
+    }
+    r.flush();
+}
+
+#[test]
+fn a_full_device_keeps_what_it_has_and_takes_trims() {
+    for pages in [1, 16] {
+        let mut r = Rig::new(small_config());
+        let mut n = 0u32;
+        // Beyond `full`, until nothing more goes: a caller that does not heed it harms nobody.
+        let mut was_full = false;
+        let mut idle = 0;
+        while idle < 50 {
+            let tags: Vec<u32> = (n * 16 + 1..n * 16 + 1 + pages).collect();
+            match r.append(PG, write(n / 16, n % 16 * 65536, &tags)) {
+                Ok(_) => (n, idle) = (n + 1, 0),
+                Err(e) => {
+                    assert_eq!(e, AppendError::LogFull);
+                    idle += 1;
+                    r.wait(Duration::from_millis(500));
+                }
+            }
+            r.run_all();
+            r.commit_all(PG);
+            r.run_all();
+            was_full |= r.store.headroom().full;
+            assert!(n < 2000, "it takes more than it has");
+        }
+        assert!(was_full && r.store.headroom().full && r.store.headroom().blocks == 0);
+        assert_eq!(r.store.check_invariants(), Ok(()));
+        // A clean shutdown ends also then.
+        r.flush();
+        r.power_loss();
+        assert_eq!(r.reopen(), Ok(()));
+        r.commit_all(PG);
+        for i in 0..n {
+            let tags: Vec<u32> = (i * 16 + 1..i * 16 + 1 + pages).collect();
+            r.pages(PG, i / 16, i % 16 * 65536, &tags);
+        }
+        let last = (n - 1) / 16;
+        for e in 0..last {
+            r.append(PG, zero(e, 0, EXTENT)).unwrap();
+            r.run_all();
+            r.commit_all(PG);
+            r.run_all();
+        }
+        r.wait(Duration::from_secs(3));
+        r.run_all();
+        assert!(!r.store.headroom().full, "{:?}", r.store.headroom());
+        r.put(PG, write(0, 0, &whole(7)));
+        r.flush();
+        r.pages(PG, 0, 0, &whole(7));
+        r.pages(PG, last, 0, &[last * 256 + 1]);
+    }
+}
+
+#[test]
+fn a_copy_on_its_way_to_the_log_outlives_a_checkpoint_that_begins_meanwhile() {
+    for tags in [vec![7], whole(7)] {
+        let mut r = Rig::new(small_config());
+        r.put(PG, write(0, 0, &[1]));
+        let valid = if tags.len() == 1 { 1 } else { 0xFFFF };
+        r.store.append_copy(PG, copy_of(key(0, 5), v(1, 1), valid, &tags)).unwrap();
+        r.poll();
+        // Everything but the copy's batch goes on.
+        let held: Vec<OpId> = r.pending.iter().filter(|o| in_log(o)).map(|o| o.id()).collect();
+        assert!(!held.is_empty());
+        r.store.flush_all();
+        r.run(&|o| !held.contains(&o.id()));
+        r.flush();
+        r.power_loss();
+        assert_eq!(r.reopen(), Ok(()));
+        r.pages(PG, 0, 5 * 65536, &tags);
+    }
+}
+
+#[test]
+fn a_tail_appended_again_does_not_overwrite_what_was_destaged_onto_its_blocks() {
+    let mut r = Rig::new(small_config());
+    let busy = PgId::new(PoolId(1), 1);
+    r.append(PG, write(0, 0, &whole(1))).unwrap();
+    r.append(PG, write(0, 8192, &[99])).unwrap();
+    r.run_all();
+    let before = r.store.stats().relogged;
+    let mut n = 0;
+    while r.store.stats().relogged == before {
+        n += 1;
+        assert!(n < 2000, "the tail is never appended again");
+        // Other traffic fills the log; of the tail's second writing only the first is held.
+        if r.append(busy, write(3, n % 256 * 4096, &[n])).is_err() {
+            r.run_all();
+        }
+        r.one(&|_| true);
+        r.commit_all(busy);
+    }
+    // Hold every write to blocks that the second writing may have begun; commit; destage; let go.
+    r.commit_all(PG);
+    r.poll();
+    let early: Vec<OpId> = r.pending.iter().filter(|o| to_blocks(o)).map(|o| o.id()).collect();
+    r.store.flush_all();
+    r.run(&|o| !early.contains(&o.id()));
+    r.run_all();
+    let mut want = whole(1);
+    want[2] = 99;
+    r.pages(PG, 0, 0, &want);
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.pages(PG, 0, 0, &want);
+}
+
+#[test]
+fn a_block_that_is_always_read_is_destaged_and_read_right() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    let t = r.begin_read(PG, 0, 0, 65536);
+    r.poll();
+    // The read waits in the device while its page is replaced and destaged.
+    let no_reads = |o: &DiskOp| !matches!(o, DiskOp::Read { .. });
+    r.append(PG, write(0, 4096, &[50])).unwrap();
+    r.run(&no_reads);
+    r.commit_all(PG);
+    r.store.flush_all();
+    r.run(&no_reads);
+    assert_eq!(r.store.stats().dirty_pages, 0, "the read held up the destage");
+    r.run_all();
+    let got = r.answer(t).map(|d| d.segments.concat());
+    let mut want = whole(1);
+    want[1] = 50;
+    let want: Vec<u8> = want.iter().flat_map(|t| common::model::page_of(*t)).collect();
+    assert!(got == Ok(want), "neither content");
+    assert_eq!(r.store.stats().crc_errors, 0);
+}
+
+#[test]
+fn slots_freed_before_a_crash_come_back_without_new_writes() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.put(PG, write(0, 0, &whole(20)));
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.commit_all(PG);
+    r.flush();
+    assert_eq!(r.store.stats().used_bytes, r.store.pg_state(PG).bytes_used);
+    // A slot on which only a read is left is free when that ends.
+    let t = r.begin_read(PG, 0, 0, 65536);
+    r.poll();
+    let no_reads = |o: &DiskOp| !matches!(o, DiskOp::Read { .. });
+    r.append(PG, write(0, 0, &whole(40))).unwrap();
+    r.run(&no_reads);
+    r.commit_all(PG);
+    r.store.flush_all();
+    r.run(&no_reads);
+    assert_eq!(r.store.stats().used_bytes, 2 * 65536);
+    r.run_all();
+    assert!(r.answer(t).is_ok());
+    assert_eq!(r.store.stats().used_bytes, 65536);
+}

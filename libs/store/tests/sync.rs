@@ -1,0 +1,237 @@
+//! What a sync between replicas rests on: copies, scans, tombstones, ids, gaps in the sequence.
+
+mod common;
+
+use common::rig::*;
+use quarry_base::*;
+use quarry_store::*;
+
+fn crash(r: &mut Rig) {
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+}
+
+#[test]
+fn a_block_read_here_and_copied_there_is_the_same_block() {
+    let mut a = Rig::new(small_config());
+    a.put(PG, write(0, 0, &whole(1)));
+    a.put(PG, zero(0, 4096, 8192));
+    a.put(PG, write(0, 4096 * 20, &[77, 78]));
+    a.put(PG, write(0, 2 * 65536, &[80]));
+    a.put(PG, zero(0, 2 * 65536, 65536));
+    for flushed in [false, true] {
+        if flushed {
+            a.flush();
+        }
+        let mut b = Rig::new(small_config());
+        let rows = a.store.scan(PG, BlockKey::MIN, 100, None);
+        assert_eq!(rows.len(), 3);
+        for row in &rows {
+            let c = a.block(PG, row.key).unwrap().unwrap();
+            assert_eq!((c.version, c.valid), (row.version, row.valid));
+            b.store.append_copy(PG, c).unwrap();
+        }
+        b.run_all();
+        for _ in 0..2 {
+            assert_eq!(b.store.scan(PG, BlockKey::MIN, 100, None), rows);
+            for row in &rows {
+                assert_eq!(b.block(PG, row.key), a.block(PG, row.key));
+            }
+            b.flush();
+            crash(&mut b);
+        }
+        b.pages(PG, 0, 0, &[1, 0, 0, 4]);
+    }
+    assert_eq!(a.block(PG, key(5, 5)), Ok(None));
+}
+
+#[test]
+fn a_copy_of_the_blocks_own_version_replaces_it() {
+    for n in [3u32, 16] {
+        let mut r = Rig::new(small_config());
+        r.put(PG, write(0, 0, &whole(1)));
+        // Applied to a stale block: page 5 is right, the rest is not.
+        r.put(PG, write(0, 5 * 4096, &[50]));
+        let at = r.store.pg_state(PG).commit_version;
+        let tags: Vec<u32> = (100..100 + n).collect();
+        let valid = ((1u32 << n) - 1) as u16;
+        let c = copy_of(key(0, 0), at, valid, &tags);
+        r.store.append_copy(PG, c.clone()).unwrap();
+        r.run_all();
+        let mut want = tags.clone();
+        want.resize(16, 0);
+        r.pages(PG, 0, 0, &want);
+        // An older one does not.
+        let old = copy_of(key(0, 0), v(1, 1), 1, &[9]);
+        r.store.append_copy(PG, old).unwrap();
+        r.run_all();
+        r.pages(PG, 0, 0, &want);
+        crash(&mut r);
+        r.commit_all(PG);
+        r.pages(PG, 0, 0, &want);
+        r.flush();
+        crash(&mut r);
+        r.pages(PG, 0, 0, &want);
+        // Nor does one from before the vTree was deleted bring anything back.
+        r.put(PG, RecordKind::DropVtree { vtree: VtreeId(1) });
+        r.store.append_copy(PG, c).unwrap();
+        r.run_all();
+        assert_eq!(r.store.scan(PG, BlockKey::MIN, 10, None), []);
+    }
+}
+
+#[test]
+fn what_lay_between_a_truncation_and_a_gap_stays_truncated() {
+    for next in [6, 7, 8, 9, 12] {
+        let mut r = Rig::new(small_config());
+        for i in 1..=7 {
+            r.append(PG, write(0, i * 65536, &[i])).unwrap();
+        }
+        r.run_all();
+        r.store.set_commit(PG, Seq(5));
+        r.store.truncate(PG, Seq(6));
+        assert_eq!(r.store.pg_state(PG).stable, v(1, 5));
+        r.append_as(PG, v(2, next), write(0, 65536 * 10, &[30])).unwrap();
+        r.run_all();
+        r.store.set_commit(PG, Seq(next));
+        r.run_all();
+        r.append_as(PG, v(2, next + 1), write(0, 65536 * 11, &[31])).unwrap();
+        r.run_all();
+        for _ in 0..2 {
+            let s = r.store.pg_state(PG);
+            assert_eq!((s.last, s.commit), (v(2, next + 1), Seq(next)), "gap to {next}");
+            r.pages(PG, 0, 5 * 65536, &[5]);
+            r.pages(PG, 0, 6 * 65536, &[0]);
+            r.pages(PG, 0, 7 * 65536, &[0]);
+            r.pages(PG, 0, 10 * 65536, &[30]);
+            crash(&mut r);
+        }
+        assert!(r.append_as(PG, v(2, next), zero(0, 0, 4096)).is_err());
+        let gap = r.append_as(PG, v(2, next + 9), zero(0, 0, 4096));
+        assert!(matches!(gap, Err(AppendError::Invalid(_))), "a gap above an uncommitted tail");
+    }
+}
+
+#[test]
+fn ids_travel_and_survive() {
+    let mut a = Rig::new(small_config());
+    for i in 0..5 {
+        a.put(PG, write(0, i * 4096, &[i + 1]));
+    }
+    a.append(PG, write(0, 0, &[9])).unwrap();
+    let seen = |r: &Rig, id| r.store.seen(PG, Instance(1), RequestId(id));
+    assert_eq!(
+        (seen(&a, 5), seen(&a, 6), seen(&a, 7)),
+        (Seen::Committed, Seen::InTail(Seq(6)), Seen::New)
+    );
+    let ids = a.store.ids_export(PG);
+    let mut b = Rig::new(small_config());
+    b.store.ids_import(PG, ids).unwrap();
+    b.run_all();
+    for _ in 0..3 {
+        assert_eq!((seen(&b, 5), seen(&b, 6)), (Seen::Committed, Seen::New));
+        crash(&mut b);
+        b.flush();
+    }
+    assert!(b.store.ids_import(PG, vec![1, 2, 3].into()).is_err());
+    b.store.forget_instances(&|_| false);
+    assert_eq!(seen(&b, 5), Seen::New);
+    // A record without an instance is not entered.
+    let rec = Record { version: v(1, 1), origin: Origin::default(), kind: zero(0, 0, 4096) };
+    b.store.append(PG, rec).unwrap();
+    assert_eq!(b.store.seen(PG, Instance(0), RequestId(0)), Seen::New);
+}
+
+#[test]
+fn a_delta_has_what_changed_tombstones_and_deleted_vtrees() {
+    let mut r = Rig::new(small_config());
+    for i in 0..6 {
+        r.put(PG, write(0, i * 65536, &[i + 1]));
+    }
+    let since = r.store.pg_state(PG).commit_version;
+    r.store.set_all_through(PG, since);
+    assert_eq!(r.store.delta_floor(PG), since);
+    r.put(PG, write(0, 65536 + 4096, &[50]));
+    r.put(PG, zero(0, 3 * 65536, 65536));
+    r.put(PG, RecordKind::DropVtree { vtree: VtreeId(8) });
+    for _ in 0..3 {
+        let rows = r.store.scan(PG, BlockKey::MIN, 100, Some(since));
+        let rows: Vec<_> =
+            rows.iter().map(|b| (b.key.block, b.version, b.valid, b.dirty)).collect();
+        assert_eq!(rows, [(1, v(1, 7), 3, 2), (3, v(1, 8), 0, 0xFFFF)]);
+        assert_eq!(r.store.dropped_vtrees(PG, since), [(VtreeId(8), v(1, 9))]);
+        assert_eq!(r.store.bytes_changed_since(PG, Some(since)), 4096);
+        let page = r.store.scan(PG, key(0, 2), 2, None);
+        assert_eq!(page.iter().map(|b| b.key.block).collect::<Vec<_>>(), [2, 3]);
+        r.flush();
+        crash(&mut r);
+    }
+    r.store.set_all_through(PG, v(1, 9));
+    assert_eq!(r.store.scan(PG, BlockKey::MIN, 100, Some(since)).len(), 1);
+    assert_eq!(r.store.dropped_vtrees(PG, since), []);
+}
+
+#[test]
+fn dropping_more_keys_than_fit_one_record_drops_them_all() {
+    let cfg = StoreConfig {
+        device_bytes: 200 << 20,
+        log_bytes: 2 << 20,
+        max_batch_bytes: 16 << 10,
+        ..StoreConfig::default()
+    };
+    let mut r = Rig::new(cfg);
+    let n = 1000u32;
+    for i in 0..n {
+        while r.append(PG, write(i / 16, i % 16 * 65536, &[i + 1])).is_err() {
+            r.run_all();
+            r.commit_all(PG);
+            r.run_all();
+        }
+    }
+    r.run_all();
+    r.commit_all(PG);
+    r.flush();
+    let keep = [key(0, 3), key(30, 1)];
+    let before = r.stable();
+    let to = key(n / 16 - 1, 0);
+    let last = r.store.drop_keys(PG, BlockKey::MIN, to, &keep).unwrap();
+    assert!(last > before + 2, "several records");
+    r.run_all();
+    assert_eq!(r.stable(), last);
+    for _ in 0..2 {
+        let rows = r.store.scan(PG, BlockKey::MIN, usize::MAX, None);
+        let left = rows.iter().filter(|b| b.key < to).map(|b| b.key);
+        assert_eq!(left.collect::<Vec<_>>(), keep);
+        assert_eq!(rows.len(), 2 + (n as usize - (n as usize / 16 - 1) * 16));
+        r.pages(PG, 0, 3 * 65536, &[4]);
+        r.pages(PG, 0, 4 * 65536, &[0]);
+        crash(&mut r);
+        r.flush();
+    }
+}
+
+#[test]
+fn a_group_dropped_and_begun_again_keeps_only_the_new() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.store.put_meta(PG, b"old".to_vec().into()).unwrap();
+    r.flush();
+    let t = r.begin_read(PG, 0, 0, 4096);
+    r.store.drop_pg(PG).unwrap();
+    assert_eq!(r.store.pgs(), []);
+    r.store.put_meta(PG, b"new".to_vec().into()).unwrap();
+    r.append_as(PG, v(3, 40), write(0, 65536, &[7])).unwrap();
+    r.run_all();
+    assert!(r.answer(t).is_ok());
+    r.commit_all(PG);
+    r.run_all();
+    for _ in 0..3 {
+        assert_eq!(r.store.meta(PG).as_deref(), Some(&b"new"[..]));
+        r.pages(PG, 0, 0, &[0]);
+        r.pages(PG, 0, 65536, &[7]);
+        crash(&mut r);
+        r.commit_all(PG);
+        r.flush();
+    }
+    assert_eq!(r.store.stats().used_bytes, 65536);
+}

@@ -1,0 +1,265 @@
+//! A device from the first look at it to the store that serves it.
+//!
+//! Phases: `Blank` -> `Formatting` -> `Opening` -> `Recovered` -> `Serving`, or `Failed`. A formatted device
+//! begins with `Opening`. What has no Quarry superblock and is not all zero is never written to.
+//!
+//! Opening and the first look block: they happen before anything is served.
+
+use crate::error::SdsError;
+use crate::format::Formatter;
+use crate::patience::patiently;
+use crate::state::{from_hex, to_hex, StateFile};
+use quarry_base::{DeviceId, Nanos, PageBuf};
+use quarry_control::DeviceReport;
+use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingError};
+use quarry_store::{read_ident, DeviceIdent, FormatInfo, Store, StoreConfig, IDENT_BYTES};
+use quarry_wire::PgHave;
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Smallest device, bytes: 128 MiB.
+pub const MIN_BYTES: u64 = 128 << 20;
+/// Longest wait for the first read of a device.
+const FIRST_READ: Duration = Duration::from_secs(30);
+
+/// Where a device stands.
+pub enum Phase {
+    /// Waits for registration, which gives cluster and device id.
+    Blank,
+    Formatting(Box<Formatter>),
+    /// Recovery runs.
+    Opening(Box<Store>),
+    /// Recovered, waits for registration.
+    Recovered(Box<Store>),
+    /// The engine has the store.
+    Serving,
+    /// Not usable, and why.
+    Failed(String),
+}
+
+/// One device of this server.
+pub struct Device {
+    pub path: PathBuf,
+    pub file: FileId,
+    /// Size of the file or block device, bytes.
+    pub bytes: u64,
+    /// Past the page cache: buffers must be aligned.
+    pub direct: bool,
+    pub uuid: [u8; 16],
+    /// Known once registered.
+    pub id: Option<DeviceId>,
+    pub phase: Phase,
+    /// Formatting it failed.
+    pub unformatted: bool,
+    /// As the store said last, for reports.
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// What its groups held when it was recovered; the engine knows better once it serves.
+    pub recovered: Vec<PgHave>,
+}
+
+impl Device {
+    /// Why it takes no writes, if it does not.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Failed(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Whether recovery is still under way.
+    pub fn is_opening(&self) -> bool {
+        matches!(self.phase, Phase::Opening(_))
+    }
+
+    /// What the MDM is told of it. `pgs`: from the engine when it serves.
+    pub fn report(&self, pgs: Option<Vec<PgHave>>, failed: Option<String>) -> DeviceReport {
+        DeviceReport {
+            uuid: to_hex(&self.uuid),
+            path: self.path.clone(),
+            capacity_bytes: self.capacity_bytes,
+            used_bytes: self.used_bytes,
+            shard: 0,
+            failed: failed.or_else(|| self.failure().map(str::to_string)),
+            pgs: pgs.unwrap_or_else(|| self.recovered.clone()),
+        }
+    }
+
+    /// Settings of its store.
+    pub fn store_config(&self) -> StoreConfig {
+        StoreConfig { device_bytes: self.bytes, ..StoreConfig::default() }
+    }
+
+    /// Begins formatting as device `id` of `cluster`.
+    pub fn format(&mut self, cluster: [u8; 16], id: DeviceId) -> Result<(), String> {
+        let ident = DeviceIdent { cluster, device_uuid: self.uuid, device: id };
+        let steps = quarry_store::format(&self.store_config(), ident).map_err(|e| e.to_string())?;
+        tracing::info!(device = %self.path.display(), id = id.0, "formatting");
+        self.phase = Phase::Formatting(Box::new(Formatter::new(steps)));
+        Ok(())
+    }
+
+    /// Begins recovery. It is of `cluster` if that is known.
+    pub fn recover(&mut self, cluster: Option<[u8; 16]>) {
+        self.phase = Phase::Opening(Box::new(Store::open(self.store_config(), cluster)));
+    }
+}
+
+/// Opens all devices of a daemon and looks at each.
+pub fn open_all(
+    reactor: &mut Reactor,
+    paths: &[PathBuf],
+    create: Option<u64>,
+    state: &mut StateFile,
+) -> Result<Vec<Device>, SdsError> {
+    if let Some(bytes) = create.filter(|b| *b < MIN_BYTES) {
+        let path = PathBuf::from("--device-size");
+        return Err(SdsError::TooSmall { path, bytes });
+    }
+    let mut seen = HashSet::new();
+    let mut devices = Vec::new();
+    for path in paths {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        if !seen.insert(real) {
+            return Err(SdsError::Twice { path: path.clone() });
+        }
+        devices.push(open_one(reactor, path, create, state)?);
+    }
+    Ok(devices)
+}
+
+fn open_one(
+    reactor: &mut Reactor,
+    path: &Path,
+    create: Option<u64>,
+    state: &mut StateFile,
+) -> Result<Device, SdsError> {
+    let found = std::fs::metadata(path);
+    let missing = matches!(&found, Err(e) if e.kind() == io::ErrorKind::NotFound);
+    if missing && create.is_none() {
+        return Err(SdsError::Missing { path: path.into() });
+    }
+    if found.is_ok_and(|m| m.is_dir()) {
+        return Err(SdsError::Directory { path: path.into() });
+    }
+    let opened =
+        open_file(reactor, path, OpenOpts { direct: true, read_only: false, create_size: create })?;
+    if !opened.direct {
+        tracing::warn!(device = %path.display(), "O_DIRECT is refused here: data also goes through the page cache, slower");
+    }
+    if opened.size < MIN_BYTES {
+        return Err(SdsError::TooSmall { path: path.into(), bytes: opened.size });
+    }
+    let info = look(reactor, opened.id, path)?;
+    let mut device = Device {
+        path: path.into(),
+        file: opened.id,
+        bytes: opened.size,
+        direct: opened.direct,
+        uuid: [0; 16],
+        id: None,
+        phase: Phase::Blank,
+        unformatted: false,
+        capacity_bytes: opened.size,
+        used_bytes: 0,
+        recovered: Vec::new(),
+    };
+    match info {
+        None => device.uuid = state.uuid_of_blank(path)?,
+        Some(info) => {
+            accept(path, &info, opened.size, state.state.cluster.as_deref())?;
+            device.uuid = info.ident.device_uuid;
+            device.id = Some(info.ident.device);
+            device.bytes = info.device_bytes;
+            device.recover(Some(info.ident.cluster));
+            // The first device decides for a node that does not know its cluster any more.
+            if state.state.cluster.is_none() {
+                state.state.cluster = Some(to_hex(&info.ident.cluster));
+                state.save()?;
+            }
+        }
+    }
+    Ok(device)
+}
+
+/// Opens a file; refusals say what to do.
+pub fn open_file(
+    reactor: &mut Reactor,
+    path: &Path,
+    opts: OpenOpts,
+) -> Result<quarry_ring::OpenedFile, SdsError> {
+    patiently(|| reactor.open_device(path, opts)).map_err(|e| match e {
+        RingError::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            SdsError::Permission { path: path.into() }
+        }
+        RingError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            SdsError::Missing { path: path.into() }
+        }
+        e => e.into(),
+    })
+}
+
+/// Reads who a device is. `None`: blank.
+pub fn look(
+    reactor: &mut Reactor,
+    file: FileId,
+    path: &Path,
+) -> Result<Option<FormatInfo>, SdsError> {
+    let bad = |errno| SdsError::Unreadable {
+        path: path.into(),
+        source: io::Error::from_raw_os_error(errno),
+    };
+    let start = read_blocking(reactor, file, IDENT_BYTES)?.map_err(bad)?;
+    match read_ident(&start) {
+        // Some file systems leave the first and the seventeenth page alone.
+        Ok(None) if start.iter().any(|b| *b != 0) => Err(SdsError::Foreign { path: path.into() }),
+        Ok(info) => Ok(info),
+        Err(e) => Err(SdsError::of_ident(path.into(), e)),
+    }
+}
+
+/// Reads the first `len` bytes and waits for them. Only before anything is served.
+fn read_blocking(
+    reactor: &mut Reactor,
+    file: FileId,
+    len: usize,
+) -> Result<Result<PageBuf, i32>, SdsError> {
+    let mut events = Vec::new();
+    reactor.read_at(file, 0, PageBuf::new(len), len, 0);
+    let limit = quarry_ring::now_boottime() + FIRST_READ;
+    while quarry_ring::now_boottime() < limit {
+        reactor.turn(Some(limit), &mut events)?;
+        for e in events.drain(..) {
+            if let Event::ReadDone { result, mut buf, .. } = e {
+                buf.set_len(len);
+                return Ok(result.map(|_| buf));
+            }
+        }
+    }
+    // ETIMEDOUT
+    Ok(Err(110))
+}
+
+fn accept(path: &Path, info: &FormatInfo, bytes: u64, ours: Option<&str>) -> Result<(), SdsError> {
+    let found = to_hex(&info.ident.cluster);
+    if let Some(ours) = ours.filter(|o| from_hex(o) != Some(info.ident.cluster)) {
+        return Err(SdsError::OtherCluster { path: path.into(), found, ours: ours.to_string() });
+    }
+    if info.device_bytes > bytes {
+        return Err(SdsError::Shrunk { path: path.into(), formatted: info.device_bytes, bytes });
+    }
+    Ok(())
+}
+
+/// Earliest time a store that recovers wants to be called.
+pub fn next_deadline(devices: &[Device]) -> Option<Nanos> {
+    devices
+        .iter()
+        .filter_map(|d| match &d.phase {
+            Phase::Opening(s) => s.next_deadline(),
+            _ => None,
+        })
+        .min()
+}

@@ -1,0 +1,187 @@
+//! Carries the stores' disk operations out and measures them.
+//!
+//! Every operation submitted completes exactly once (the reactor's promise); its token is its slot here.
+
+use crate::format::FormatOp;
+use crate::metrics::DeviceMetrics;
+use bytes::Bytes;
+use quarry_base::{Nanos, PageBuf, PAGE};
+use quarry_ring::{FileId, Reactor};
+use quarry_store::{DiskOp, DiskResult, OpId};
+use slab::Slab;
+
+/// Whose operation it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Format,
+    Store(OpId),
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Write,
+    WriteSync,
+    Sync,
+    Discard,
+}
+
+struct Pending {
+    device: usize,
+    owner: Owner,
+    kind: Kind,
+    started: Nanos,
+    bytes: u64,
+}
+
+/// A completed operation.
+pub struct Done {
+    /// Index of the device.
+    pub device: usize,
+    pub owner: Owner,
+    pub result: DiskResult,
+}
+
+/// Operations under way on all devices.
+#[derive(Default)]
+pub struct Disks {
+    pending: Slab<Pending>,
+}
+
+/// Where an operation goes.
+pub struct Target<'a> {
+    /// Index of the device.
+    pub device: usize,
+    pub file: FileId,
+    /// Buffers must be aligned.
+    pub direct: bool,
+    pub metrics: &'a DeviceMetrics,
+}
+
+impl Disks {
+    /// Operations not completed.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn token(
+        &mut self,
+        reactor: &Reactor,
+        device: usize,
+        owner: Owner,
+        kind: Kind,
+        bytes: usize,
+    ) -> u64 {
+        let started = reactor.now();
+        self.pending.insert(Pending { device, owner, kind, started, bytes: bytes as u64 }) as u64
+    }
+
+    /// Starts an operation of a store.
+    pub fn submit(&mut self, reactor: &mut Reactor, to: &Target<'_>, op: DiskOp) {
+        let owner = Owner::Store(op.id());
+        match op {
+            DiskOp::Read { offset, len, .. } => {
+                let token = self.token(reactor, to.device, owner, Kind::Read, len);
+                reactor.read_at(to.file, offset, PageBuf::new(len), len, token);
+            }
+            DiskOp::Write { offset, mut data, sync, .. } => {
+                if to.direct && !data.iter().all(is_aligned) {
+                    to.metrics.copied.inc();
+                    data = vec![gather(&data)];
+                }
+                let bytes = data.iter().map(Bytes::len).sum();
+                let kind = if sync { Kind::WriteSync } else { Kind::Write };
+                let token = self.token(reactor, to.device, owner, kind, bytes);
+                if sync {
+                    reactor.write_then_sync(to.file, offset, data, token);
+                } else {
+                    reactor.write_vectored_at(to.file, offset, data, token);
+                }
+            }
+            DiskOp::Sync { .. } => {
+                let token = self.token(reactor, to.device, owner, Kind::Sync, 0);
+                reactor.fdatasync(to.file, token);
+            }
+            DiskOp::Discard { offset, len, .. } => {
+                let token = self.token(reactor, to.device, owner, Kind::Discard, 0);
+                reactor.discard(to.file, offset, len, token);
+            }
+        }
+    }
+
+    /// Starts a step of formatting.
+    pub fn submit_format(&mut self, reactor: &mut Reactor, to: &Target<'_>, op: FormatOp) {
+        match op {
+            FormatOp::Write { offset, data } => {
+                let token = self.token(reactor, to.device, Owner::Format, Kind::Write, data.len());
+                reactor.write_at(to.file, offset, data, token);
+            }
+            FormatOp::Sync => {
+                let token = self.token(reactor, to.device, Owner::Format, Kind::Sync, 0);
+                reactor.fdatasync(to.file, token);
+            }
+        }
+    }
+
+    /// Takes a completion. `metrics`: those of each device.
+    pub fn complete(
+        &mut self,
+        now: Nanos,
+        token: u64,
+        result: DiskResult,
+        metrics: &[DeviceMetrics],
+    ) -> Option<Done> {
+        let p = self.pending.try_remove(usize::try_from(token).ok()?)?;
+        if let Some(m) = metrics.get(p.device) {
+            let nanos = u64::try_from(now.since(p.started).as_nanos()).unwrap_or(u64::MAX);
+            let (histo, moved) = match p.kind {
+                Kind::Read => (&m.read, Some(&m.read_bytes)),
+                Kind::Write => (&m.write, Some(&m.write_bytes)),
+                Kind::WriteSync => (&m.write_sync, Some(&m.write_bytes)),
+                Kind::Sync => (&m.sync, None),
+                Kind::Discard => (&m.discard, None),
+            };
+            histo.record(nanos);
+            match (&result, moved) {
+                (DiskResult::Read(Ok(_)) | DiskResult::Done(Ok(())), Some(c)) => c.add(p.bytes),
+                (DiskResult::Read(Err(_)) | DiskResult::Done(Err(_)), _)
+                    if !matches!(p.kind, Kind::Discard) =>
+                {
+                    m.errors.inc();
+                }
+                _ => {}
+            }
+        }
+        Some(Done { device: p.device, owner: p.owner, result })
+    }
+}
+
+fn is_aligned(piece: &Bytes) -> bool {
+    (piece.as_ptr() as usize).is_multiple_of(PAGE) && piece.len().is_multiple_of(PAGE)
+}
+
+/// The pieces one after another in one aligned buffer.
+fn gather(pieces: &[Bytes]) -> Bytes {
+    let mut all = PageBuf::new(pieces.iter().map(Bytes::len).sum());
+    let mut at = 0;
+    for p in pieces {
+        all[at..at + p.len()].copy_from_slice(p);
+        at += p.len();
+    }
+    all.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_that_o_direct_would_refuse_are_gathered() {
+        let page = PageBuf::copy_of(&[7; PAGE]).freeze();
+        let off = PageBuf::copy_of(&[9; 2 * PAGE]).freeze().slice(16..16 + PAGE);
+        assert!(is_aligned(&page) && !is_aligned(&off));
+        let all = gather(&[page, off]);
+        assert!(is_aligned(&all));
+        assert!(all[..PAGE].iter().all(|b| *b == 7) && all[PAGE..].iter().all(|b| *b == 9));
+    }
+}

@@ -1,0 +1,63 @@
+//! `sds-server`: see `--help`.
+
+use quarry_control::Capability;
+use quarry_metrics::lockfile::LockFile;
+use quarry_metrics::{cli, logging};
+use sds_server::error::SdsError;
+use sds_server::settings::{Cli, Command};
+use sds_server::{serve, tool, VERSION};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(cli::parse(VERSION)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sds-server: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Cli) -> Result<(), SdsError> {
+    match args.command {
+        Some(Command::Format { force, path }) => {
+            println!("{}", tool::format(&path, force)?);
+            return Ok(());
+        }
+        Some(Command::Inspect { path }) => {
+            println!("{}", tool::inspect(&path)?);
+            return Ok(());
+        }
+        None => {}
+    }
+    let (common, settings) = cli::layered(args.common, args.settings)?;
+    let config = settings.check()?;
+    if common.check_config {
+        println!("configuration ok");
+        return Ok(());
+    }
+    logging::init(&common)?;
+    let _lock = LockFile::acquire(&config.data_dir, "sds-server")?;
+    if let Err(error) = quarry_ring::raise_nofile() {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
+    if config.node.capabilities.contains(&Capability::Sdc) {
+        // Clients on this host may need us to get memory back.
+        if let Err(error) = quarry_ring::lock_memory() {
+            tracing::warn!(%error, "memory is not locked");
+        }
+        // Threads started later inherit it. Needs CAP_SYS_RESOURCE.
+        if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+            tracing::warn!(%error, "memory reclaim may wait for this process: give it CAP_SYS_RESOURCE");
+        }
+    }
+    tracing::info!(version = VERSION.details(), node = config.node.name, "starting");
+    let result = serve(config);
+    match &result {
+        Ok(()) => tracing::info!("stopped"),
+        // `main` says it on stderr; the log file should say it too.
+        Err(error) if common.log_file.is_some() => tracing::error!("{error}"),
+        Err(_) => {}
+    }
+    result
+}

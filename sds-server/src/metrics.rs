@@ -1,0 +1,260 @@
+//! What the daemon exports. Per-I/O values are atomics touched by the shard; levels are published by it
+//! a few times a second and read when somebody scrapes.
+
+use quarry_metrics::{Counter, Family, Histo, Metrics};
+use quarry_ring::RingStats;
+use std::sync::{Arc, Mutex};
+
+/// Handles for one device's operations.
+pub struct DeviceMetrics {
+    pub read: Arc<Histo>,
+    pub write: Arc<Histo>,
+    pub write_sync: Arc<Histo>,
+    pub sync: Arc<Histo>,
+    pub discard: Arc<Histo>,
+    pub read_bytes: Counter,
+    pub write_bytes: Counter,
+    pub errors: Counter,
+    /// Writes whose buffers had to be copied for O_DIRECT.
+    pub copied: Counter,
+}
+
+/// Levels of one device.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceLevels {
+    pub label: String,
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    pub log_bytes: u64,
+    pub log_used_bytes: u64,
+    pub checksum_errors: u64,
+    pub repairs: u64,
+    pub failed: bool,
+}
+
+/// What the shard published last.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    pub devices: Vec<DeviceLevels>,
+    /// The engine's counters by name.
+    pub engine: Vec<(&'static str, u64)>,
+    pub ring: RingStats,
+    pub connections: usize,
+    pub disk_in_flight: usize,
+    /// Why `/healthz` is not 200.
+    pub unhealthy: Option<String>,
+}
+
+/// Everything the daemon counts.
+#[derive(Clone)]
+pub struct SdsMetrics {
+    pub registry: Metrics,
+    pub published: Arc<Mutex<Published>>,
+    pub wire_errors: Counter,
+    pub limit_reached: Family<Counter>,
+    seconds: Family<Arc<Histo>>,
+    bytes: Family<Counter>,
+    errors: Family<Counter>,
+    copied: Family<Counter>,
+}
+
+impl SdsMetrics {
+    /// Registers all names.
+    pub fn new(registry: Metrics) -> SdsMetrics {
+        let published = Arc::new(Mutex::new(Published::default()));
+        let m = SdsMetrics {
+            wire_errors: registry.counter(
+                "quarry_sds_wire_errors_total",
+                "Connections closed because what they sent was not understood",
+            ),
+            limit_reached: registry.counter_family(
+                "quarry_limit_reached_total",
+                "Times a limit was reached and somebody had to wait or was cut off",
+                &["limit"],
+            ),
+            seconds: registry.histogram_family(
+                "quarry_device_request_seconds",
+                "Time of disk operations",
+                &["device", "op"],
+            ),
+            bytes: registry.counter_family(
+                "quarry_device_bytes_total",
+                "Bytes read from and written to devices",
+                &["device", "op"],
+            ),
+            errors: registry.counter_family(
+                "quarry_device_errors_total",
+                "Disk operations that failed",
+                &["device"],
+            ),
+            copied: registry.counter_family(
+                "quarry_device_unaligned_writes_total",
+                "Writes whose buffers had to be copied to suit O_DIRECT",
+                &["device"],
+            ),
+            published,
+            registry,
+        };
+        m.levels();
+        m.counts();
+        m
+    }
+
+    /// The handles for a device.
+    pub fn device(&self, label: &str) -> DeviceMetrics {
+        let seconds = |op| self.seconds.with(&[label, op]);
+        DeviceMetrics {
+            read: seconds("read"),
+            write: seconds("write"),
+            write_sync: seconds("write_sync"),
+            sync: seconds("sync"),
+            discard: seconds("discard"),
+            read_bytes: self.bytes.with(&[label, "read"]),
+            write_bytes: self.bytes.with(&[label, "write"]),
+            errors: self.errors.with(&[label]),
+            copied: self.copied.with(&[label]),
+        }
+    }
+
+    fn levels(&self) {
+        type Level = fn(&DeviceLevels) -> f64;
+        let gauges: [(&'static str, &'static str, Level); 5] = [
+            ("quarry_device_capacity_bytes", "Bytes for data on the device", |d| {
+                d.capacity_bytes as f64
+            }),
+            ("quarry_device_used_bytes", "Bytes of data blocks in use", |d| d.used_bytes as f64),
+            ("quarry_device_log_bytes", "Size of the device's log", |d| d.log_bytes as f64),
+            ("quarry_device_log_used_bytes", "Bytes of the device's log in use", |d| {
+                d.log_used_bytes as f64
+            }),
+            ("quarry_device_failed", "1 when the device takes no writes any more", |d| {
+                f64::from(u8::from(d.failed))
+            }),
+        ];
+        for (name, help, value) in gauges {
+            let p = Arc::clone(&self.published);
+            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
+        }
+        let counters: [(&'static str, &'static str, Level); 2] = [
+            (
+                "quarry_device_checksum_errors_total",
+                "Pages that did not match their checksum",
+                |d| d.checksum_errors as f64,
+            ),
+            ("quarry_device_repairs_total", "Pages replaced from a good copy", |d| {
+                d.repairs as f64
+            }),
+        ];
+        for (name, help, value) in counters {
+            let p = Arc::clone(&self.published);
+            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
+        }
+        let one = |name, help, value: fn(&Published) -> f64| {
+            let p = Arc::clone(&self.published);
+            self.registry.gauge_fn(name, help, &[], move || vec![(vec![], with(&p, value))]);
+        };
+        one("quarry_sds_connections", "Connections to clients and servers", |p| {
+            p.connections as f64
+        });
+        one("quarry_sds_disk_in_flight", "Disk operations not completed", |p| {
+            p.disk_in_flight as f64
+        });
+    }
+
+    fn counts(&self) {
+        let p = Arc::clone(&self.published);
+        let read = move || {
+            with(&p, |p| p.engine.iter().map(|(n, v)| (vec![n.to_string()], *v as f64)).collect())
+        };
+        self.registry.counter_fn(
+            "quarry_sds_events_total",
+            "What the replication engine counted, by kind",
+            &["kind"],
+            read,
+        );
+        self.by_op(
+            "quarry_sds_requests_total",
+            "Requests of clients",
+            &[("read", "read_ops"), ("write", "write_ops"), ("zero", "zero_ops")],
+        );
+        self.by_op(
+            "quarry_sds_bytes_total",
+            "Bytes of clients' requests",
+            &[("read", "read_bytes"), ("write", "write_bytes")],
+        );
+        let p = Arc::clone(&self.published);
+        self.registry.counter_fn(
+            "quarry_rebuild_sent_bytes_total",
+            "Bytes sent to bring copies up to date",
+            &[],
+            move || vec![(vec![], with(&p, |p| count(p, "sync_bytes")))],
+        );
+        let p = Arc::clone(&self.published);
+        self.registry.counter_fn(
+            "quarry_ring_events_total",
+            "What the reactor counted, by kind",
+            &["kind"],
+            move || {
+                with(&p, |p| {
+                    ring_counts(&p.ring)
+                        .iter()
+                        .map(|(n, v)| (vec![n.to_string()], *v as f64))
+                        .collect()
+                })
+            },
+        );
+        let p = Arc::clone(&self.published);
+        self.registry.set_health(move || with(&p, |p| p.unhealthy.clone()).map_or(Ok(()), Err));
+    }
+}
+
+impl SdsMetrics {
+    /// A counter by operation, from the engine's counters.
+    fn by_op(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        ops: &'static [(&'static str, &'static str)],
+    ) {
+        let p = Arc::clone(&self.published);
+        self.registry.counter_fn(name, help, &["op"], move || {
+            with(&p, |p| {
+                ops.iter().map(|(op, key)| (vec![op.to_string()], count(p, key))).collect()
+            })
+        });
+    }
+}
+
+fn count(p: &Published, key: &str) -> f64 {
+    p.engine.iter().find(|(n, _)| *n == key).map_or(0, |(_, v)| *v) as f64
+}
+
+fn with<T>(p: &Mutex<Published>, f: impl FnOnce(&Published) -> T) -> T {
+    f(&p.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+fn per_device(p: &Mutex<Published>, value: fn(&DeviceLevels) -> f64) -> Vec<(Vec<String>, f64)> {
+    with(p, |p| p.devices.iter().map(|d| (vec![d.label.clone()], value(d))).collect())
+}
+
+fn ring_counts(r: &RingStats) -> [(&'static str, u64); 17] {
+    [
+        ("turns", r.turns),
+        ("enters", r.enters),
+        ("submissions", r.sqes),
+        ("completions", r.cqes),
+        ("queue_full", r.sq_full),
+        ("receives", r.recvs),
+        ("receive_bytes", r.recv_bytes),
+        ("sends", r.sends),
+        ("send_bytes", r.send_bytes),
+        ("short_sends", r.short_sends),
+        ("reads", r.reads),
+        ("writes", r.writes),
+        ("fsyncs", r.fsyncs),
+        ("short_disk", r.short_disk),
+        ("disk_waits", r.disk_waits),
+        ("accepts", r.accepts),
+        ("accept_pauses", r.accept_pauses),
+    ]
+}

@@ -1,0 +1,183 @@
+//! What the shard tells: heartbeats and reports for the MDM, levels for the metrics.
+
+use super::{Shard, PUBLISH};
+use crate::device::Phase;
+use crate::mail::FromShard;
+use crate::metrics::{DeviceLevels, Published};
+use quarry_base::{DeviceId, Nanos, PgId};
+use quarry_control::{DeviceReport, FromNode, PgReport};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// How often a group's report is repeated although nothing but its size changed.
+const REPEAT: Duration = Duration::from_secs(1);
+
+/// What the MDM was told of each group, so that a heartbeat carries news only.
+#[derive(Default)]
+pub(super) struct Reported {
+    last: HashMap<PgId, PgReport>,
+    repeat_at: Nanos,
+}
+
+impl Reported {
+    /// Everything is told again: a new session, or a new view.
+    pub(super) fn clear(&mut self) {
+        self.last.clear();
+    }
+
+    /// Those of `all` that say something new, or all when it is time to repeat.
+    fn news(&mut self, now: Nanos, all: Vec<PgReport>) -> Vec<PgReport> {
+        let repeat = now >= self.repeat_at;
+        if repeat {
+            self.repeat_at = now + REPEAT;
+        }
+        let same = |a: &PgReport, b: &PgReport| {
+            PgReport { bytes: 0, ..a.clone() } == PgReport { bytes: 0, ..b.clone() }
+        };
+        let mut next = HashMap::with_capacity(all.len());
+        let mut news = Vec::new();
+        for r in all {
+            if repeat || self.last.get(&r.pg).is_none_or(|old| !same(old, &r)) {
+                news.push(r.clone());
+            }
+            next.insert(r.pg, r);
+        }
+        self.last = next;
+        news
+    }
+}
+
+impl Shard {
+    /// All devices as they stand now.
+    pub(super) fn device_reports(&mut self) -> Vec<DeviceReport> {
+        self.refresh_devices();
+        let mut out = Vec::with_capacity(self.devices.len());
+        for d in &self.devices {
+            let (mut pgs, mut failed) = (None, None);
+            if let (Phase::Serving, Some(id)) = (&d.phase, d.id) {
+                pgs = Some(self.engine.haves(id));
+                failed = self.store_failure(id);
+            }
+            out.push(d.report(pgs, failed));
+        }
+        out
+    }
+
+    fn store_failure(&self, id: DeviceId) -> Option<String> {
+        self.engine.store(id)?.failed().map(ToString::to_string)
+    }
+
+    /// Takes capacity and use over from the stores.
+    fn refresh_devices(&mut self) {
+        for d in &mut self.devices {
+            if let (Phase::Serving, Some(id)) = (&d.phase, d.id) {
+                if let Some(store) = self.engine.store(id) {
+                    d.capacity_bytes = store.stats().capacity_bytes;
+                    d.used_bytes = store.stats().used_bytes;
+                }
+            }
+        }
+    }
+
+    /// Sends a heartbeat. Left out when the control thread is behind: the next one says the same.
+    pub(super) fn heartbeat(&mut self) {
+        if self.registered.is_none() {
+            return;
+        }
+        self.refresh_devices();
+        let (applied, confirmed, pgs) = self.engine.reports();
+        let now = self.reactor.now();
+        let pgs = self.reported.news(now, pgs);
+        let mut devices = Vec::with_capacity(self.devices.len());
+        for d in &self.devices {
+            let Some(id) = d.id else { continue };
+            let failed = self.store_failure(id).or_else(|| d.failure().map(str::to_string));
+            devices.push((id, d.capacity_bytes, d.used_bytes, failed));
+        }
+        let counters = self.counters().into_iter().map(|(n, v)| (format!("sds.{n}"), v)).collect();
+        let beat = FromNode::Heartbeat { applied, confirmed, pgs, devices, counters };
+        if self.tx.try_send(FromShard::Send(Box::new(beat))).is_err() {
+            self.metrics.limit_reached.with(&["control_queue"]).inc();
+        }
+    }
+
+    /// The engine's counters by name.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.engine.stats().named()
+    }
+
+    pub(super) fn publish_if_due(&mut self, now: Nanos) {
+        if now >= self.publish_at {
+            self.publish_at = now + PUBLISH;
+            self.publish(now);
+        }
+    }
+
+    /// Publishes levels for the metrics page.
+    pub(super) fn publish(&mut self, _now: Nanos) {
+        self.refresh_devices();
+        let devices = self
+            .devices
+            .iter()
+            .map(|d| {
+                let store = d.id.and_then(|id| self.engine.store(id));
+                let stats = store.map(|s| s.stats()).unwrap_or_default();
+                DeviceLevels {
+                    label: d.path.to_string_lossy().into_owned(),
+                    capacity_bytes: d.capacity_bytes,
+                    used_bytes: d.used_bytes,
+                    log_bytes: stats.log_bytes,
+                    log_used_bytes: stats.log_used_bytes,
+                    checksum_errors: stats.crc_errors,
+                    repairs: stats.repairs,
+                    failed: d.failure().is_some() || store.is_some_and(|s| s.failed().is_some()),
+                }
+            })
+            .collect::<Vec<_>>();
+        let unhealthy = match self.registered {
+            None => Some("not registered with an MDM yet".to_string()),
+            Some(_) => devices.iter().find(|d| d.failed).map(|d| format!("{} has failed", d.label)),
+        };
+        let p = Published {
+            devices,
+            engine: self.counters(),
+            ring: *self.reactor.stats(),
+            connections: self.links.len(),
+            disk_in_flight: self.disks.in_flight(),
+            unhealthy,
+        };
+        // A scrape holds the lock for microseconds; then the next time will do.
+        if let Ok(mut place) = self.metrics.published.try_lock() {
+            *place = p;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarry_base::Epoch;
+
+    #[test]
+    fn a_group_is_reported_when_it_changed_and_once_a_second() {
+        let r = |active, bytes| PgReport {
+            pg: PgId(1),
+            epoch: Epoch(1),
+            device: DeviceId(1),
+            active,
+            bytes,
+            sync_left_bytes: 0,
+            sync_done_bytes: 0,
+        };
+        let at = |ms: u64| Nanos(10_000_000_000 + ms * 1_000_000);
+        let mut told = Reported::default();
+        assert_eq!(told.news(at(0), vec![r(false, 0)]).len(), 1);
+        assert_eq!(told.news(at(100), vec![r(false, 9)]).len(), 0, "only its size");
+        assert_eq!(told.news(at(200), vec![r(true, 9)]).len(), 1);
+        assert_eq!(told.news(at(300), vec![]).len(), 0);
+        assert_eq!(told.news(at(400), vec![r(true, 9)]).len(), 1, "led again");
+        assert_eq!(told.news(at(1000), vec![r(true, 9)]).len(), 1, "repeated");
+        told.clear();
+        assert_eq!(told.news(at(1100), vec![r(true, 9)]).len(), 1);
+    }
+}

@@ -1,0 +1,125 @@
+//! The little the daemon remembers in its data directory: its cluster, and the identities it gave to
+//! devices that are not formatted yet (so that a crash in between does not register them twice).
+
+use crate::error::SdsError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Name of the file in the data directory.
+const FILE: &str = "sds.json";
+
+/// Content of the file.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this file's layout.
+    pub version: u32,
+    /// Cluster this server belongs to, 32 hexadecimal digits.
+    pub cluster: Option<String>,
+    /// Identity of each blank device, by path.
+    pub blank: BTreeMap<PathBuf, String>,
+}
+
+/// The state and where it lies.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    pub state: State,
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> SdsError + '_ {
+    move |source| SdsError::File { path: path.to_path_buf(), source }
+}
+
+impl StateFile {
+    /// Reads it, or begins an empty one.
+    pub fn load(dir: &Path) -> Result<StateFile, SdsError> {
+        let path = dir.join(FILE);
+        let state = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| {
+                SdsError::Setting(format!(
+                    "{} is damaged ({e}): remove it; devices keep their identity themselves",
+                    path.display()
+                ))
+            })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                State { version: 1, ..State::default() }
+            }
+            Err(e) => return Err(failed(&path)(e)),
+        };
+        Ok(StateFile { path, state })
+    }
+
+    /// Replaces the file: all or nothing, durable.
+    pub fn save(&self) -> Result<(), SdsError> {
+        let fail = failed(&self.path);
+        let temp = self.path.with_extension("json.new");
+        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| fail(e.into()))?;
+        let mut f = std::fs::File::create(&temp).map_err(&fail)?;
+        f.write_all(&text).and_then(|()| f.sync_all()).map_err(&fail)?;
+        std::fs::rename(&temp, &self.path).map_err(&fail)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(&fail)
+    }
+
+    /// The identity of a blank device: the one given before, or a new one.
+    pub fn uuid_of_blank(&mut self, path: &Path) -> Result<[u8; 16], SdsError> {
+        if let Some(known) = self.state.blank.get(path).and_then(|t| from_hex(t)) {
+            return Ok(known);
+        }
+        let uuid = *uuid::Uuid::new_v4().as_bytes();
+        self.state.blank.insert(path.to_path_buf(), to_hex(&uuid));
+        self.save()?;
+        Ok(uuid)
+    }
+}
+
+/// 32 hexadecimal digits.
+pub fn to_hex(id: &[u8; 16]) -> String {
+    id.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The identity behind 32 hexadecimal digits (hyphens, as in UUIDs, are allowed).
+pub fn from_hex(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b'-').collect();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut id = [0; 16];
+    for (out, pair) in id.iter_mut().zip(digits.chunks(2)) {
+        let pair =
+            std::str::from_utf8(pair).ok().filter(|p| p.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *out = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blank_device_keeps_the_identity_it_was_given_over_a_restart() {
+        let dir = std::env::temp_dir().join(format!("quarry-sds-state-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut s = StateFile::load(&dir).unwrap();
+        let id = s.uuid_of_blank(Path::new("/dev/x")).unwrap();
+        assert_ne!(id, s.uuid_of_blank(Path::new("/dev/y")).unwrap());
+        let mut again = StateFile::load(&dir).unwrap();
+        assert_eq!(again.uuid_of_blank(Path::new("/dev/x")).unwrap(), id);
+        std::fs::write(dir.join(FILE), "nonsense").unwrap();
+        assert!(StateFile::load(&dir).unwrap_err().to_string().contains("is damaged"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn identities_survive_hexadecimal() {
+        let id = [0, 1, 0xfe, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255];
+        assert_eq!(from_hex(&to_hex(&id)), Some(id));
+        assert_eq!(from_hex("0001fe03-0405-0607-0809-0a0b0c0d0eff"), Some(id));
+        for bad in ["", "12", &"g".repeat(32), &"+1".repeat(16)] {
+            assert_eq!(from_hex(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The server and its MDM: registration, identity, broken sessions, the end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+use common::*;
+use quarry_control::{FromNode, Role, ToNode};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_fresh_device_is_formatted_after_registration_and_keeps_its_identity() {
+    let (d, mdm) = (Dir::new("fresh"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    assert_eq!((s.hello.role, s.hello.name.as_str()), (Role::Sds, "a"));
+    assert_eq!((s.hello.cluster.clone(), s.hello.resume), (None, None));
+    assert_eq!((s.hello.devices.len(), s.hello.endpoints.len()), (1, 1));
+    assert!(s.hello.devices[0].pgs.is_empty() && s.hello.devices[0].failed.is_none());
+    let uuid = s.hello.devices[0].uuid.clone();
+    s.register(7, 100);
+    s.until_open();
+    server.kill();
+    drop(s);
+
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    assert_eq!(s.hello.cluster.as_deref(), Some(CLUSTER));
+    assert_eq!(s.hello.devices[0].uuid, uuid, "read from the device now");
+    assert_eq!(s.hello.resume, None, "another process");
+}
+
+#[test]
+fn a_crash_before_formatting_does_not_register_the_device_twice() {
+    let (d, mdm) = (Dir::new("crash"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let uuid = mdm.accept().hello.devices[0].uuid.clone();
+    server.kill();
+    let _server = Server::start(&d, "a", &mdm);
+    assert_eq!(mdm.accept().hello.devices[0].uuid, uuid);
+}
+
+#[test]
+fn a_redialled_session_names_the_start_it_was_given() {
+    let (d, mdm) = (Dir::new("resume"), Mdm::new());
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 55);
+    let capacity = s.until_open();
+    drop(s);
+    let s = mdm.accept();
+    assert_eq!(s.hello.resume, Some(55));
+    assert_eq!(s.hello.devices[0].capacity_bytes, capacity);
+    s.register(1, 56);
+    s.until_open();
+    drop(s);
+    assert_eq!(mdm.accept().hello.resume, Some(56), "the newest one counts");
+}
+
+#[test]
+fn a_refusal_is_said_and_ends_the_process() {
+    let (d, mdm) = (Dir::new("refused"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.send(&ToNode::Refused {
+        code: "bad_secret".into(),
+        message: "the secret does not match".into(),
+        hint: "copy it from the MDM".into(),
+    });
+    assert_eq!(server.ended().code(), Some(1));
+    let text = server.text();
+    assert!(
+        text.contains("the secret does not match") && text.contains("copy it from the MDM"),
+        "{text}"
+    );
+}
+
+#[test]
+fn another_clusters_mdm_is_not_obeyed() {
+    let (d, mdm) = (Dir::new("cluster"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    drop(s);
+    let s = mdm.accept();
+    s.register_in("ffffffffffffffffffffffffffffffff", 1, 2);
+    assert_eq!(server.ended().code(), Some(1));
+    assert!(server.text().contains("another cluster"), "{}", server.text());
+}
+
+#[test]
+fn a_device_of_another_cluster_is_refused() {
+    let (d, mdm) = (Dir::new("swap"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    server.kill();
+    drop(s);
+    let state = d.0.join("a-data/sds.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    std::fs::write(&state, text.replace(CLUSTER, &"f".repeat(32))).unwrap();
+    let mut server = Server::start(&d, "a", &mdm);
+    assert_eq!(server.ended().code(), Some(1));
+    let text = server.text();
+    assert!(text.contains("belongs to cluster") && text.contains("format --force"), "{text}");
+}
+
+#[test]
+fn sigterm_ends_a_registered_server_quickly_with_status_0() {
+    let (d, mdm) = (Dir::new("term"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    let socket = s.hello.endpoints[0].unix.clone().unwrap();
+    let start = Instant::now();
+    server.terminate();
+    assert!(server.ended().success());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(!socket.exists(), "the socket goes with the server");
+}
+
+#[test]
+fn garbage_closes_its_connection_only_and_is_counted() {
+    let (d, mdm) = (Dir::new("garbage"), Mdm::new());
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    let mut good = Client::greet(&s, 1);
+    let mut bad = Client::connect(&s);
+    bad.raw(&[0x55; 4096]);
+    assert!(bad.recv().is_none(), "closed");
+    good.send(quarry_wire::Frame::bare(quarry_wire::Header::new(quarry_wire::Op::Ping)));
+    assert_eq!(good.recv().unwrap().header.op, quarry_wire::Op::Pong);
+    let page = metrics(&s);
+    assert!(page.contains("quarry_sds_wire_errors_total 1"), "{page}");
+}
+
+#[test]
+fn heartbeats_come_as_often_as_asked_and_carry_counters() {
+    let (d, mdm) = (Dir::new("beat"), Mdm::new());
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(3, 1);
+    s.until_open();
+    let start = Instant::now();
+    for _ in 0..10 {
+        match s.recv() {
+            FromNode::Heartbeat { devices, counters, .. } => {
+                assert_eq!(devices[0].0 .0, 3);
+                assert!(counters.iter().any(|(n, _)| n.starts_with("sds.")), "{counters:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_cluster_id_written_as_a_uuid_is_the_same_cluster_after_a_restart() {
+    let (d, mdm) = (Dir::new("uuid"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    let text = "00112233-4455-6677-8899-aabbccddeeff";
+    s.register_in(text, 1, 1);
+    s.until_open();
+    server.kill();
+    drop(s);
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    assert_eq!(s.hello.cluster.as_deref(), Some(text), "in the MDM's spelling");
+    s.register_in(text, 1, 2);
+    s.until_open();
+}
