@@ -2,6 +2,8 @@
 //! write, fstrim, remount, fsck, for ext4 and xfs. With QUARRY_TEST_FULL=1 the SDC is killed under the mounted
 //! file system and started again too.
 
+#![allow(clippy::expect_used)]
+
 use quarry_tests::skip;
 use std::path::Path;
 use std::process::Command;

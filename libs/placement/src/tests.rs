@@ -1,3 +1,5 @@
+//! Placement: bounds on imbalance and movement, by property tests.
+
 use crate::{place, plan_pool, replace, Candidate};
 use proptest::prelude::*;
 use quarry_base::{DeviceId, SdsId};

@@ -255,7 +255,12 @@ impl Store {
     pub fn set_commit(&mut self, pg: PgId, seq: Seq) {
         let Some(&idx) = self.by_id.get(&pg) else { return };
         let Some(p) = self.pgs[idx as usize].as_mut() else { return };
-        let seq = seq.min(p.last.seq);
+        // Always the seq of a record that is here: the next one appended may fill the gap above it.
+        let i = p.tail.partition_point(|t| t.rec.version.seq <= seq);
+        let Some(seq) = i.checked_sub(1).and_then(|i| p.tail.get(i)).map(|t| t.rec.version.seq)
+        else {
+            return;
+        };
         if seq > p.commit {
             p.commit = seq;
             self.try_apply(idx);

@@ -132,8 +132,8 @@ impl Store {
         let b = decode_pg(blob).ok_or(UNREADABLE)?;
         self.replay_commit(idx, b.applied.seq);
         let Some(p) = self.pgs[idx as usize].as_mut() else { return Ok(()) };
+        // Still dirty: what was applied while this record was on its way lies before it in the log.
         p.cp_batch = no;
-        p.cp_dirty = false;
         if b.applied > p.applied {
             p.applied = b.applied;
             p.commit = p.commit.max(b.applied.seq);
@@ -213,11 +213,9 @@ fn push_tail(p: &mut Pg, sp: &mut crate::space::Space, rec: Record, raw: &RawRec
     if v.seq <= p.commit {
         return;
     }
-    let slots: SmallVec<[u32; 16]> = raw.slots.clone();
-    if let Some(t) = p.tail_at(v.seq).filter(|t| t.rec.version == v) {
-        sp.batches.unpin(t.batch);
-        sp.batches.pin(no);
-        *t = TailRec { rec, slots, jump: raw.jump, batch: no };
+    if p.tail_at(v.seq).is_some_and(|t| t.rec.version == v) {
+        // The earlier one keeps its place and its batch: what follows it here may have been truncated
+        // when this was appended again, and must not then lie before it in the log.
         return;
     }
     if raw.jump || v.seq.0 > p.last.seq.0 + 1 {
@@ -231,7 +229,7 @@ fn push_tail(p: &mut Pg, sp: &mut crate::space::Space, rec: Record, raw: &RawRec
     if rec.origin.instance.0 != 0 {
         p.tail_ids.insert((rec.origin.instance, rec.origin.id), v.seq);
     }
-    p.tail.push_back(TailRec { rec, slots, jump: raw.jump, batch: no });
+    p.tail.push_back(TailRec { rec, slots: raw.slots.clone(), jump: raw.jump, batch: no });
 }
 
 /// Drops the rest of a tail whose beginning was truncated and has left the log. Only at the end: until

@@ -1,6 +1,8 @@
 //! What goes wrong: failing writes and syncs, bit rot, a full log, a full device; and orders of
 //! completion in which something was lost once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::rig::*;
@@ -268,6 +270,7 @@ fn a_copy_on_its_way_to_the_log_outlives_a_checkpoint_that_begins_meanwhile() {
     for tags in [vec![7], whole(7)] {
         let mut r = Rig::new(small_config());
         r.put(PG, write(0, 0, &[1]));
+        r.flush();
         let valid = if tags.len() == 1 { 1 } else { 0xFFFF };
         r.store.append_copy(PG, copy_of(key(0, 5), v(1, 1), valid, &tags)).unwrap();
         r.poll();

@@ -3,6 +3,8 @@
 //! The files in `tests/golden` were written by this program (`STORE_GOLDEN=write`) at format
 //! version 1. A device of version 1 must stay readable: change them only together with the version.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::rig::*;

@@ -1,5 +1,7 @@
 //! What a sync between replicas rests on: copies, scans, tombstones, ids, gaps in the sequence.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::rig::*;

@@ -1,3 +1,5 @@
+//! The sled store: crashes, damage, formats.
+
 use super::{MemStore, MetaStore, SledStore, StoreError};
 use std::path::{Path, PathBuf};
 

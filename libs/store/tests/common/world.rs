@@ -41,12 +41,23 @@ pub struct World {
     pub all_through: HashMap<PgId, Version>,
     pub next_id: HashMap<(PgId, u64), u64>,
     pub reads: HashMap<u64, Result<ReadData, ReadError>>,
-    pub pending: HashMap<u64, (PgId, BlockKey, u32, u32, Vec<u32>)>,
+    pub pending: HashMap<u64, Pending>,
     pub token: u64,
     pub crashes: u32,
     /// Also gaps in the sequence, and a group that gets no commits for long.
     pub harsh: bool,
     pub stuck: Option<PgId>,
+}
+
+/// A read under way: what was expected when it began, the commit point and number of events then.
+pub struct Pending {
+    pg: PgId,
+    key: BlockKey,
+    offset: u32,
+    len: u32,
+    before: Vec<u32>,
+    commit: Seq,
+    events: usize,
 }
 
 pub type Check = Result<(), String>;
@@ -132,9 +143,12 @@ impl World {
         Ok(())
     }
 
-    /// A read that ran among writes sees, page by page, what was committed when it began or now.
+    /// A read that ran among writes sees, page by page, what was committed when it began, now, or in
+    /// between.
     pub fn read_answer(&mut self, token: u64, result: Result<ReadData, ReadError>) -> Check {
-        let Some((pg, key, offset, len, before)) = self.pending.remove(&token) else {
+        let Some(Pending { pg, key, offset, len, before, commit, events }) =
+            self.pending.remove(&token)
+        else {
             self.reads.insert(token, result);
             return Ok(());
         };
@@ -142,7 +156,14 @@ impl World {
         let after = self.expect(pg, key, offset, len);
         let got: Vec<u8> = d.segments.concat();
         for (i, page) in got.chunks(PAGE).enumerate() {
-            if page != page_of(before[i]) && page != page_of(after[i]) {
+            let here = self.events.iter().enumerate().filter(|(_, e)| e.pg == pg);
+            let mut since = here.flat_map(|(n, e)| match &e.ev {
+                Ev::Rec(r, tags) if r.version.seq > commit => &tags[..],
+                Ev::Copy(_, _, _, tags) if n >= events => &tags[..],
+                _ => &[],
+            });
+            let old_or_new = page == page_of(before[i]) || page == page_of(after[i]);
+            if !old_or_new && page != page_of(0) && !since.any(|t| page == page_of(*t)) {
                 return Err(format!(
                     "{pg} {key:?} page {i} of {offset}: neither old nor new content"
                 ));
@@ -290,6 +311,14 @@ impl World {
         if busy.is_some() || s.commit_version == Version::ZERO {
             return;
         }
+        // A crash may bring back a truncated record, which the model applies where it was appended.
+        let cut = |e: &Event| match &e.ev {
+            Ev::Rec(r, _) => e.pg == pg && r.version.seq > s.commit,
+            _ => false,
+        };
+        if self.events.iter().filter(|e| cut(e)).count() > self.store.tail(pg, s.commit).count() {
+            return;
+        }
         let valid = match self.rng.below(4) {
             0 => 0,
             1 => 0xFFFF,
@@ -333,7 +362,7 @@ impl World {
             self.events.push(Event { id, pg, ev: Ev::DropPg });
             *self.epochs.entry(pg).or_insert(1) += 1;
             // Reads under way may find either.
-            self.pending.retain(|_, p| p.0 != pg);
+            self.pending.retain(|_, p| p.pg != pg);
         }
     }
 
@@ -357,6 +386,8 @@ impl World {
         self.token += 1;
         let want = self.expect(pg, key, offset, len);
         self.store.read(self.token, pg, key.vtree, key.layer, key.extent, offset, len);
-        self.pending.insert(self.token, (pg, key, offset, len, want));
+        let (commit, events) = (self.store.pg_state(pg).commit, self.events.len());
+        let p = Pending { pg, key, offset, len, before: want, commit, events };
+        self.pending.insert(self.token, p);
     }
 }
