@@ -60,17 +60,12 @@ impl Engine {
             };
         }
         let current = matches!(part.state, PartState::Sent { link: l, .. } if l == link);
-        if !current {
+        // With a frame of a newer epoch on the same link the refusal is that of the older one; the
+        // newer one will be answered too: every frame is answered once while its link lives.
+        if !current || owed > 0 {
             // Sent elsewhere or taken back since: that attempt's refusal says nothing any more.
             self.stats.late_answers += 1;
             return;
-        }
-        if owed > 0 {
-            // Two frames of it went out on this link, so this may be about the older one. A repeat is
-            // recognised by its id (R19) and costs nothing but time; waiting for a second answer that a
-            // server may have folded into this one could cost for ever.
-            self.stats.late_answers += 1;
-            return self.hold(key);
         }
         self.refusal(key, h);
     }

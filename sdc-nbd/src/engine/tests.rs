@@ -156,23 +156,6 @@ fn a_refusal_after_an_epoch_change_at_the_same_primary_is_tried_again() {
 }
 
 #[test]
-fn a_server_that_answers_two_sendings_once_does_not_hold_a_part_for_ever() {
-    let mut w = World::ready();
-    w.write(1, 0, 4096, 1);
-    let (l, _) = w.requests().pop().unwrap();
-    w.set_config(config(pg(0).index(), 2, primary(&w, 0)));
-    w.tell_config(pg(0));
-    let (l2, f2) = w.requests().pop().unwrap();
-    assert_eq!(l2, l);
-    // The first sending never gets an answer of its own.
-    w.reply(l2, &f2.header, Status::TryAgain, Bytes::new());
-    w.tick(100);
-    let (l3, f3) = w.requests().pop().expect("a refused part is sent again");
-    w.reply(l3, &f3.header, Status::Ok, Bytes::new());
-    assert_eq!(w.oks(), [1]);
-}
-
-#[test]
 fn an_older_configuration_is_ignored() {
     let mut w = World::ready();
     w.set_config(moved(&w, 0));
