@@ -99,7 +99,17 @@ pub async fn start(
     tokio::spawn(control::serve(listeners.control, access));
     tokio::spawn(control::drive(hub.clone(), engine.clone(), state.clone()));
     let metrics_addr = running.metrics_addr.to_string();
-    let api = Api::new(hub, engine, state, &id.token, &id.name, &metrics_addr, metrics.clone());
+    let api = Api::new(
+        hub.clone(),
+        engine,
+        state.clone(),
+        &id.token,
+        &id.name,
+        &metrics_addr,
+        metrics.clone(),
+    );
+    let full = crate::gauges::limits(&metrics, &api);
+    tokio::spawn(crate::timeline::run(api.timeline.clone(), hub, state, full));
     crate::gauges::register(&metrics, &api);
     tokio::spawn(quarry_metrics::serve(listeners.metrics, metrics));
     let router = api::router(api);

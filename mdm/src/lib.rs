@@ -2,7 +2,8 @@
 //!
 //! [`state`] is a pure state machine over a log of commands; [`log`] keeps the log durably; [`engine`] runs the
 //! one writer and publishes what is durable; [`control`] holds the sessions of SDSs and SDCs and notices who is
-//! gone; [`api`] is the REST interface.
+//! gone; [`api`] is the REST interface; [`timeline`] records what the daemons
+//! report for graphs.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
@@ -15,3 +16,4 @@ pub mod log;
 pub mod state;
 #[cfg(test)]
 mod test_util;
+pub mod timeline;

@@ -13,11 +13,13 @@ class Api:
     def __init__(self, url, token=None):
         self.url, self.token = url, token
 
-    def call(self, method, path, body=None, timeout=5):
+    def call(self, method, path, body=None, timeout=5, headers=None):
         """(status, answer); raises OSError when nobody answers."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method)
         request.add_header("Content-Type", "application/json")
+        for name, value in (headers or {}).items():
+            request.add_header(name, value)
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
         try:

@@ -3,17 +3,20 @@
 mod cluster;
 mod error;
 mod input;
+mod measure;
 mod nodes;
 mod observe;
 mod pools;
 mod render;
 #[cfg(test)]
 mod tests;
+mod ui;
 mod volumes;
 
 use crate::control::Hub;
 use crate::engine::{Engine, SharedState};
 use crate::health;
+use crate::timeline::Timeline;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State as Ext};
 use axum::middleware::{from_fn_with_state, Next};
 use axum::response::{IntoResponse, Response};
@@ -39,6 +42,7 @@ pub struct Api {
     /// Address of its own exporter.
     pub metrics_addr: Arc<str>,
     pub metrics: Metrics,
+    pub timeline: Timeline,
     requests: Family<Counter>,
     seconds: Family<Arc<Histo>>,
 }
@@ -73,6 +77,7 @@ impl Api {
             node: node.into(),
             metrics_addr: metrics_addr.into(),
             metrics,
+            timeline: Timeline::default(),
             requests,
             seconds,
         }
@@ -92,12 +97,12 @@ pub fn router(api: Api) -> Router {
         .merge(nodes::routes())
         .merge(volumes::routes())
         .merge(cluster::routes())
-        .merge(observe::routes());
+        .merge(observe::routes())
+        .merge(measure::routes())
+        .merge(ui::routes());
     let later = Router::new()
         .route("/sds/{id}/drain", post(error::not_built))
-        .route("/metrics/timeline", get(error::not_built))
         .route("/openapi.json", get(error::not_built))
-        .route("/ui", get(error::not_built))
         .route("/policy/{*rest}", any(error::not_built))
         .route("/fault_set/{*rest}", any(error::not_built));
     real.merge(later)
@@ -130,7 +135,7 @@ async fn guard(Ext(api): Ext<Api>, req: Request, next: Next) -> Response {
 }
 
 fn allowed(api: &Api, req: &Request) -> Result<(), ApiError> {
-    if open(req.uri().path()) {
+    if open(req.uri().path()) || ui::is_ui(req.uri().path()) {
         return Ok(());
     }
     let given = req.headers().get("authorization").and_then(|v| v.to_str().ok());

@@ -49,6 +49,42 @@ async fn a_volume_is_created_mapped_and_taken_away_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timeline_is_recorded_and_bad_questions_are_refused() {
+    let (mdm, _nodes) = cluster().await;
+    mdm.post("/pool/create", json!({"name": "default"})).await;
+    mdm.post("/vol/create", json!({"name": "v1", "size_bytes": 1 << 20})).await;
+    let path = "/metrics/timeline?kind=pool&id=default&metric=capacity_bytes&seconds=60&step=1";
+    let mut answer = Value::Null;
+    for _ in 0..100 {
+        answer = mdm.get(path).await;
+        if answer["points"].as_array().is_some_and(|p| p.len() >= 2) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let capacity = &mdm.get("/pool/default").await["capacity_bytes"];
+    let points = answer["points"].as_array().unwrap();
+    assert!(points.len() >= 2, "{answer}");
+    let newest = points.last().unwrap()[1].as_f64();
+    assert_eq!((newest, &answer["unit"]), (capacity.as_f64(), &json!("bytes")));
+    for (query, status, code) in [
+        ("id=1&metric=read_ops", 400, "malformed"),
+        ("kind=volume&metric=read_ops", 400, "malformed"),
+        ("kind=volume&id=1", 400, "malformed"),
+        ("kind=moon&id=1&metric=read_ops", 422, "unknown_kind"),
+        ("kind=volume&id=7&metric=read_ops", 404, "not_found"),
+        ("kind=volume&id=1&metric=tides", 422, "unknown_metric"),
+        ("kind=volume&id=1&metric=read_ops&seconds=0", 422, "bad_range"),
+        ("kind=volume&id=1&metric=read_ops&seconds=99999999", 422, "bad_range"),
+        ("kind=volume&id=1&metric=read_ops&step=x", 400, "malformed"),
+    ] {
+        let (s, e) = mdm.call("GET", &format!("/metrics/timeline?{query}"), None).await;
+        assert_eq!((s, e["code"].as_str()), (status, Some(code)), "{query}: {e}");
+        assert!(!e["hint"].as_str().unwrap_or_default().is_empty(), "{query}: {e}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unmap_that_nobody_confirms_becomes_a_task_that_names_who() {
     let (mdm, nodes) = cluster().await;
     mdm.post("/pool/create", json!({"name": "default"})).await;
@@ -121,7 +157,8 @@ async fn bad_requests_get_a_code_a_message_and_the_right_status() {
         ("GET", "/no/such", json!({}), 404, "no_such_route"),
         ("PUT", "/vol/list", json!({}), 405, "method_not_allowed"),
         ("POST", "/sds/1/drain", json!({}), 501, "not_built"),
-        ("GET", "/metrics/timeline", json!({}), 501, "not_built"),
+        ("GET", "/metrics/timeline", json!({}), 400, "malformed"),
+        ("GET", "/ui/no.js", json!({}), 404, "no_such_file"),
         ("GET", "/vol/list?limit=x", json!({}), 400, "malformed"),
     ];
     for (method, path, body, status, code) in cases {

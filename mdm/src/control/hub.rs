@@ -110,6 +110,8 @@ pub struct HubInner {
     pub rates: HashMap<quarry_base::PoolId, SyncRate>,
     /// When this MDM started.
     pub started: Nanos,
+    /// Sessions closed because they did not take their messages.
+    pub slow_sessions: u64,
     /// Memberships changed since the driver looked last.
     pub dirty: bool,
 }
@@ -138,6 +140,7 @@ impl Hub {
             pgs: HashMap::new(),
             rates: HashMap::new(),
             started: at,
+            slow_sessions: 0,
             dirty: true,
         }))
     }
@@ -207,6 +210,7 @@ impl HubInner {
                 limit = SESSION_QUEUE,
                 "a session cannot keep up: closed, it gets a snapshot again"
             );
+            self.slow_sessions += 1;
             self.close(session);
         }
     }

@@ -1,0 +1,95 @@
+//! Rows of one object in three resolutions: every second for five minutes, every ten for an hour, every minute for
+//! half a day. What does not change takes no room: a row covers the whole time for which its values held.
+
+use std::collections::VecDeque;
+
+/// (seconds between rows, rows kept) of each tier, finest first.
+pub const TIERS: [(u64, usize); 3] = [(1, 300), (10, 360), (60, 720)];
+/// A row this much older than wanted still stands for it: the recorder came late.
+const LATE: u64 = 3;
+
+#[derive(Clone, Debug)]
+struct Row {
+    first: u64,
+    last: u64,
+    values: Box<[f64]>,
+}
+
+#[derive(Clone, Debug)]
+struct Tier {
+    every: u64,
+    keep: usize,
+    rows: VecDeque<Row>,
+}
+
+impl Tier {
+    fn push(&mut self, at: u64, values: &[f64]) {
+        if let Some(r) = self.rows.back_mut() {
+            // The clock went back, or this cell has its row.
+            if at / self.every <= r.last / self.every {
+                return;
+            }
+            if *r.values == *values && at - r.last <= self.every + LATE {
+                r.last = at;
+                return;
+            }
+        }
+        self.rows.push_back(Row { first: at, last: at, values: values.into() });
+        let horizon = at.saturating_sub(self.every * self.keep as u64);
+        while self.rows.len() > self.keep || self.rows.front().is_some_and(|r| r.last < horizon) {
+            self.rows.pop_front();
+        }
+    }
+
+    /// The newest row at or before `at`, not older than `slack`, and the time it speaks of.
+    fn at(&self, at: u64, slack: u64) -> Option<(u64, &[f64])> {
+        let after = self.rows.partition_point(|r| r.first <= at);
+        let r = self.rows.get(after.checked_sub(1)?)?;
+        let time = r.last.min(at);
+        (at - time <= slack).then_some((time, &*r.values))
+    }
+}
+
+/// All tiers of one object.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    tiers: Vec<Tier>,
+}
+
+impl Default for Ring {
+    fn default() -> Ring {
+        let tier = |(every, keep)| Tier { every, keep, rows: VecDeque::new() };
+        Ring { tiers: TIERS.into_iter().map(tier).collect() }
+    }
+}
+
+impl Ring {
+    /// Notes the values at `at` (Unix seconds). A time not after the last one is left out.
+    pub fn push(&mut self, at: u64, values: &[f64]) {
+        for t in &mut self.tiers {
+            t.push(at, values);
+        }
+    }
+
+    /// Values at `at` in a tier, with the time they were taken at.
+    pub fn at(&self, tier: usize, at: u64) -> Option<(u64, &[f64])> {
+        let t = self.tiers.get(tier)?;
+        t.at(at, t.every - 1 + LATE)
+    }
+
+    /// The newest values.
+    pub fn newest(&self) -> Option<&[f64]> {
+        Some(&*self.tiers.first()?.rows.back()?.values)
+    }
+
+    /// Rows held, of all tiers.
+    pub fn rows(&self) -> usize {
+        self.tiers.iter().map(|t| t.rows.len()).sum()
+    }
+}
+
+/// The finest tier that reaches `seconds` back, the coarsest if none does.
+pub fn tier_for(seconds: u64) -> usize {
+    let reaches = |(every, keep): &(u64, usize)| every * (*keep as u64) >= seconds;
+    TIERS.iter().position(reaches).unwrap_or(TIERS.len() - 1)
+}
