@@ -20,7 +20,7 @@ pub enum LockError {
     )]
     Held { dir: PathBuf, holder: String },
     /// The directory or the file in it cannot be made or locked.
-    #[error("cannot lock {path}: {source}")]
+    #[error("cannot lock {path}: {source}; the data directory has to be writable and its disk to have room, or give another --data-dir")]
     Io { path: PathBuf, source: std::io::Error },
 }
 

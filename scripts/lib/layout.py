@@ -95,6 +95,31 @@ def make_device(path, size):
         os.close(fd)
 
 
+# What a --members file may say of a member, and its type.
+OVERRIDES = {"address": str, "port": int, "wrap": list, "args": list, "devices": list}
+
+
+def read_members(path, names):
+    """What a --members file says: `{"sds1": {"address": "10.1.2.3", ...}}`.
+
+    `address`: where the member listens instead of 127.0.0.1; `port`: an SDS's data port; `wrap`: a
+    command in front of the daemon's that ends in an exec of it (nsenter, unshare, env); `args`: more
+    arguments; `devices`: existing blank files or block devices of an SDS."""
+    try:
+        with open(path) as f:
+            found = json.load(f)
+    except (OSError, ValueError) as e:
+        raise Failure(f"--members {path}: {e}", "a JSON object, a member's name to an object", 2) from None
+    for name, what in found.items():
+        if name not in names:
+            raise Failure(f"--members {path}: there is no member '{name}'", f"there are: {' '.join(names)}", 2)
+        for key, value in what.items():
+            if key not in OVERRIDES or not isinstance(value, OVERRIDES[key]):
+                raise Failure(f"--members {path}: '{key}' of {name} is not understood",
+                              f"known: {' '.join(OVERRIDES)}", 2)
+    return found
+
+
 def plan(directory, options, bin_dir):
     """The state of a new cluster; nothing is made yet."""
     members = []
@@ -106,6 +131,15 @@ def plan(directory, options, bin_dir):
                             "metrics": None, "data": os.path.join(directory, name),
                             "devices": devices, "log": os.path.join(directory, "log", name + ".log"),
                             "command": []})
+    names = [m["name"] for m in members]
+    special = read_members(options.members, names) if options.members else {}
+    for m in members:
+        what = special.get(m["name"], {})
+        m["address"], m["port"] = what.get("address", "127.0.0.1"), what.get("port", 0)
+        m["wrap"], m["args"] = what.get("wrap", []), what.get("args", [])
+        m["given"] = "devices" in what
+        if m["given"]:
+            m["devices"] = [os.path.abspath(d) for d in what["devices"]]
     state = {"version": 1, "api": None, "apis": [], "token": secrets.token_hex(16),
              "cluster_id": None, "members": members, "socket_dir": socket_dir(directory),
              "backing": options.backing, "device_size": options.device_size,
@@ -120,10 +154,10 @@ def assign(directory, state, bin_dir):
     ports = iter(free_ports(len(members) + 2 * sum(m["role"] == "mdm" for m in members)))
     state["apis"], state["controls"] = [], []
     for m in members:
-        m["metrics"] = f"http://127.0.0.1:{next(ports)}/metrics"
+        m["metrics"] = f"http://{m['address']}:{next(ports)}/metrics"
         if m["role"] == "mdm":
-            state["apis"].append(f"http://127.0.0.1:{next(ports)}")
-            state["controls"].append(f"127.0.0.1:{next(ports)}")
+            state["apis"].append(f"http://{m['address']}:{next(ports)}")
+            state["controls"].append(f"{m['address']}:{next(ports)}")
     state["api"] = state["apis"][0]
     state["bin_dir"] = bin_dir
     for m in members:
@@ -153,10 +187,10 @@ def command(directory, state, m, bin_dir):
     else:
         argv += ["--socket-dir", member_sockets(state, m)]
     if m["role"] == "sds":
-        argv += ["--listen", "127.0.0.1:0"]
+        argv += ["--listen", f"{m['address']}:{m['port']}"]
         for device in m["devices"]:
             argv += ["--device", device]
-    return argv + ["--metrics", address(m["metrics"]), "--log-file", m["log"]]
+    return argv + ["--metrics", address(m["metrics"]), "--log-file", m["log"]] + m["args"]
 
 
 def ports_of(state):
@@ -175,7 +209,7 @@ def write_settings(directory, state):
             write_atomic(path, text + "\n", 0o600)
     for m in state["members"]:
         # JSON strings and arrays of strings are TOML too.
-        lines = [("name", m["name"]), ("addresses", ["127.0.0.1"]),
+        lines = [("name", m["name"]), ("addresses", [m["address"]]),
                  ("capabilities", [CAPABILITY[m["role"]]]), ("mdm", state["controls"]),
                  ("secret_file", os.path.join(directory, "secret"))]
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines)
@@ -187,7 +221,7 @@ def make_devices(state):
     made = []
     try:
         for m in state["members"]:
-            for path in m["devices"]:
+            for path in m["devices"] if not m["given"] else []:
                 if os.path.lexists(path):
                     raise Failure(f"{path} exists already", "give another --backing, or remove it")
                 make_device(path, state["device_size"])

@@ -83,7 +83,7 @@ class Cluster:
             return
         errors = m["log"] + ".stderr"
         with open(errors, "ab") as f:
-            child = subprocess.Popen(m["command"], stdin=subprocess.DEVNULL, stdout=f, stderr=f,
+            child = subprocess.Popen(m["wrap"] + m["command"], stdin=subprocess.DEVNULL, stdout=f, stderr=f,
                                      cwd="/", start_new_session=True)
         # We look at it by pid and start time; it outlives this script.
         child.returncode = 0

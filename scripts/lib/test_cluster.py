@@ -157,6 +157,37 @@ class ClusterCase(unittest.TestCase):
         self.assertEqual(os.listdir(backing), ["other"])
         self.assertFalse(os.path.exists(self.dir))
 
+    def members_file(self, what):
+        path = os.path.join(self.temp, "members.json")
+        with open(path, "w") as f:
+            json.dump(what, f)
+        return path
+
+    def test_members_are_wrapped_placed_and_given_devices(self):
+        own = os.path.join(self.temp, "own.img")
+        with open(own, "wb") as f:
+            f.truncate(64 << 20)
+        what = {"sds2": {"address": "127.0.0.2", "port": 29999, "devices": [own], "args": ["--no-unix"],
+                         "wrap": ["/usr/bin/env", "WRAPPED=yes"]}}
+        r = self.up("--members", self.members_file(what))
+        self.assertEqual(r.returncode, 0, r.stderr)
+        m = next(m for m in self.state()["members"] if m["name"] == "sds2")
+        self.assertEqual(proc.command_of(m["pid"])[-len(m["command"]):], m["command"])
+        self.assertIn("127.0.0.2:29999", m["command"])
+        self.assertEqual(m["command"][-1], "--no-unix")
+        self.assertTrue(m["metrics"].startswith("http://127.0.0.2:"))
+        with open(f"/proc/{m['pid']}/environ", "rb") as f:
+            self.assertIn(b"WRAPPED=yes", f.read().split(b"\0"))
+        self.assertEqual(self.cluster("down", "--dir", self.dir, "--purge").returncode, 0)
+        self.assertTrue(os.path.exists(own), "a given device is not ours to remove")
+
+    def test_a_members_file_that_is_not_understood_is_refused(self):
+        for what in ({"sds9": {}}, {"sds1": {"colour": "red"}}, {"sds1": {"port": "x"}}):
+            r = self.up("--members", self.members_file(what))
+            self.assertEqual(r.returncode, 2, r.stderr)
+            self.assertIn("hint:", r.stderr)
+            self.assertFalse(os.path.exists(os.path.join(self.dir, "cluster.json")))
+
     def test_clean_removes_what_a_crashed_cluster_left_and_spares_a_running_one(self):
         self.assertEqual(self.up().returncode, 0)
         s = self.state()

@@ -74,6 +74,9 @@ def _again(cluster, bin_dir):
     if any(cluster.running(m) for m in cluster.members):
         cluster.save()
         return
+    # What was killed from outside is still written down as running; it has not failed to start now.
+    for m in cluster.members:
+        m["pid"] = m["start_time"] = None
     if not all(layout.port_free(p) for p in layout.ports_of(state)):
         say("a port is taken by somebody else; the cluster moves to new ones")
         layout.assign(cluster.directory, state, bin_dir)

@@ -141,6 +141,9 @@ fn open_one(
     if missing && create.is_none() {
         return Err(SdsError::Missing { path: path.into() });
     }
+    if let Some(bytes) = create.filter(|_| missing) {
+        has_room(path, bytes)?;
+    }
     if found.is_ok_and(|m| m.is_dir()) {
         return Err(SdsError::Directory { path: path.into() });
     }
@@ -184,6 +187,18 @@ fn open_one(
     Ok(device)
 }
 
+/// A file larger than its disk would fail when it is needed most.
+fn has_room(path: &Path, bytes: u64) -> Result<(), SdsError> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match rustix::fs::statvfs(parent) {
+        Ok(s) if s.f_bavail.saturating_mul(s.f_frsize) < bytes => {
+            Err(SdsError::NoRoom { path: path.into() })
+        }
+        // What is wrong with the directory is told when the file is made.
+        _ => Ok(()),
+    }
+}
+
 /// Opens a file; refusals say what to do.
 pub fn open_file(
     reactor: &mut Reactor,
@@ -193,6 +208,12 @@ pub fn open_file(
     patiently(|| reactor.open_device(path, opts)).map_err(|e| match e {
         RingError::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             SdsError::Permission { path: path.into() }
+        }
+        RingError::File { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            SdsError::ReadOnly { path: path.into() }
+        }
+        RingError::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            SdsError::NoRoom { path: path.into() }
         }
         RingError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             SdsError::Missing { path: path.into() }

@@ -30,6 +30,10 @@ pub enum SdsError {
     Missing { path: PathBuf },
     #[error("cannot open {path}: permission denied; run as a user that may read and write it")]
     Permission { path: PathBuf },
+    #[error("cannot open {path}: it is on a read-only file system; mount that for writing, or name another device")]
+    ReadOnly { path: PathBuf },
+    #[error("there is no space to create {path}: give a smaller --device-size, or a path on a larger disk")]
+    NoRoom { path: PathBuf },
     #[error("{path} has {}, a device needs at least {}", show_size(*bytes), show_size(crate::device::MIN_BYTES))]
     TooSmall { path: PathBuf, bytes: u64 },
     #[error("the same device is named twice: {path}")]

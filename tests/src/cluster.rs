@@ -6,7 +6,7 @@
 use crate::command::tail;
 use crate::failure::While;
 use crate::scratch::keep;
-use crate::{ensure, fail, wait_until, Command, Failure, Output, Res, Scratch, Uri};
+use crate::{ensure, fail, replicas, wait_until, Command, Failure, Output, Res, Scratch, Uri};
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -48,14 +48,25 @@ pub struct Cluster {
     directory: PathBuf,
     backing: String,
     options: ClusterOptions,
+    /// For `--members`; null for none.
+    special: Value,
     // Last: the directories go after the daemons.
-    _scratch: Scratch,
+    scratch: Scratch,
     _memory: Scratch,
 }
 
 /// Starts a cluster, runs `body` on it and purges it. When `body` fails the end of each log is printed.
 pub fn with_cluster<T>(options: ClusterOptions, body: impl FnOnce(&Cluster) -> Res<T>) -> Res<T> {
-    let cluster = Cluster::up(options)?;
+    with_members(options, Value::Null, body)
+}
+
+/// The same with members that are placed, wrapped or given devices, as `scripts/cluster up --members` takes them.
+pub fn with_members<T>(
+    options: ClusterOptions,
+    special: Value,
+    body: impl FnOnce(&Cluster) -> Res<T>,
+) -> Res<T> {
+    let cluster = Cluster::up_with(options, special)?;
     let result = body(&cluster);
     if result.is_err() {
         cluster.show_logs();
@@ -80,6 +91,11 @@ pub fn binary(name: &str) -> Res<String> {
 impl Cluster {
     /// Starts a new cluster with its devices in memory and waits until it is healthy.
     pub fn up(options: ClusterOptions) -> Res<Cluster> {
+        Cluster::up_with(options, Value::Null)
+    }
+
+    /// The same with special members ([`with_members`]).
+    pub fn up_with(options: ClusterOptions, special: Value) -> Res<Cluster> {
         // Missing binaries are said at once: the script would begin to build them.
         for name in ["mdm", "sds-server", "sdc-nbd", "scli"] {
             binary(name)?;
@@ -89,7 +105,8 @@ impl Cluster {
             directory: scratch.path().join("c"),
             backing: memory.file("data"),
             options,
-            _scratch: scratch,
+            special,
+            scratch,
             _memory: memory,
         };
         cluster.up_again()?;
@@ -105,6 +122,11 @@ impl Cluster {
         args.extend(["--device-size".to_string(), o.device_size.to_string()]);
         for (flag, n) in numbers {
             args.extend([flag.to_string(), n.to_string()]);
+        }
+        if !self.special.is_null() {
+            let file = self.scratch.file("members.json");
+            std::fs::write(&file, self.special.to_string()).doing(|| format!("writing {file}"))?;
+            args.extend(["--members".to_string(), file]);
         }
         // `up` itself gives up after 60 s.
         self.script("up", &args, 90)?.map_good()
@@ -242,6 +264,24 @@ impl Cluster {
             }
             fail!("{status}")
         })
+    }
+
+    /// Kills everything at rest (nothing may be writing) and compares all copies of every placement group on the
+    /// devices. Waits for health `ok` first; nothing runs afterwards.
+    pub fn expect_identical_replicas(&self) -> Res<replicas::Compared> {
+        self.wait_health("ok", Duration::from_secs(60))?;
+        // The last records reach all members; commit points need not.
+        std::thread::sleep(Duration::from_millis(200));
+        self.kill_everything()?;
+        let mut devices = Vec::new();
+        for m in self.of_role("sds")? {
+            for path in &m.devices {
+                devices.push(replicas::Device::open(&m.name, Path::new(path))?);
+            }
+        }
+        let seen = replicas::compare(&mut devices, self.options.copies as usize)?;
+        eprintln!("  replicas: {seen}");
+        Ok(seen)
     }
 
     /// Prints the end of each daemon's log.

@@ -65,6 +65,24 @@ pub fn get(url: &str) -> Res<Response> {
     request("GET", url, &[], None)
 }
 
+/// Sum of the samples called `name` on a metrics page whose labels contain `label`. Fails when there is none.
+pub fn metric(url: &str, name: &str, label: &str) -> Res<f64> {
+    let page = get(url)?;
+    let found: Vec<f64> = page.body.lines().filter_map(|l| sample(l, name, label)).collect();
+    if found.is_empty() {
+        fail!("{url} has no sample {name} with {label}");
+    }
+    Ok(found.iter().sum())
+}
+
+/// The value of a line of a metrics page, if it is of this name and its labels contain `label`.
+fn sample(line: &str, name: &str, label: &str) -> Option<f64> {
+    let rest = line.strip_prefix(name)?;
+    let (labels, value) = rest.rsplit_once(' ')?;
+    let own = labels.is_empty() || labels.starts_with('{');
+    (own && labels.contains(label)).then(|| value.parse().ok()).flatten()
+}
+
 fn parse(raw: &[u8]) -> Res<Response> {
     let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") else {
         fail!("no HTTP answer in {} bytes", raw.len());
@@ -104,6 +122,15 @@ fn unchunk(mut raw: &[u8]) -> Res<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_are_found_by_name_and_label() {
+        let line = "quarry_x_total{device=\"a b\",op=\"write\"} 12.5";
+        assert_eq!(sample(line, "quarry_x_total", "op=\"write\""), Some(12.5));
+        assert_eq!(sample(line, "quarry_x_total", "op=\"read\""), None);
+        assert_eq!(sample(line, "quarry_x", ""), None);
+        assert_eq!(sample("quarry_y 3", "quarry_y", ""), Some(3.0));
+    }
 
     #[test]
     fn answers_with_a_length_and_in_chunks_are_read() {

@@ -2,7 +2,7 @@
 //! checker that knows afterwards whether anything was lost.
 //!
 //! Everything here is written from the specification, not from the daemons: the NBD client, the page
-//! stamps and the checker share no code with them but the CRC.
+//! stamps and the checker share no code with them but the CRC. Only [`replicas`] reads devices by the store's own code.
 //!
 //! A test in `tests/tests/` looks like this:
 //!
@@ -32,7 +32,9 @@
 //! - [`nbd`]: a client with many requests in flight, and [`nbd::raw`] for bytes no client should send.
 //! - [`load`], [`history`], [`page`]: load generator, what it recorded, how a page says who wrote it.
 //! - [`check`]: linearizability of every 4 KiB page as a register, over crashes and several clients.
+//! - [`replicas`]: whether all copies on the devices of a stopped cluster are the same.
 //! - [`cluster`]: `scripts/cluster` and `scli` with cleanup, also after a panic.
+//! - [`fault`]: a row of the fault table. [`net`], [`proxy`], [`disk`], [`rot`]: networks and disks to break.
 //! - [`command`]: external programs with a time limit. [`http`]: a GET or POST without a client library.
 //! - [`skip`] says that a test cannot run here; [`short_or_full`] picks a duration.
 //!
@@ -44,19 +46,27 @@ pub mod cases;
 pub mod check;
 pub mod cluster;
 pub mod command;
+pub mod disk;
 pub mod failure;
+pub mod fault;
 pub mod history;
 pub mod http;
 pub mod load;
 pub mod nbd;
+pub mod net;
 pub mod page;
+pub mod proxy;
+pub mod replicas;
 pub mod rng;
+pub mod rot;
 pub mod scratch;
 
 pub use cases::Cases;
-pub use cluster::{with_cluster, Cluster, ClusterOptions};
+pub use cluster::{with_cluster, with_members, Cluster, ClusterOptions};
 pub use command::{need_programs, Command, Output};
+pub use disk::Disk;
 pub use failure::{wait_until, Failure, Res};
+pub use fault::Fault;
 pub use history::History;
 pub use load::{Area, Load, LoadReport, LoadSpec, Mix};
 pub use nbd::Uri;

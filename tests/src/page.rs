@@ -66,6 +66,11 @@ pub fn stamp(page: &mut [u8], number: u64, value: Value, run: u64) {
     page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// Whether a page begins as one of ours.
+pub fn is_stamped(page: &[u8]) -> bool {
+    page.len() == PAGE && word(page, 0) == MAGIC
+}
+
 /// Says what page `number` of a volume holds.
 pub fn read(page: &[u8], number: u64, run: u64) -> Value {
     assert_eq!(page.len(), PAGE);

@@ -22,7 +22,9 @@ fn kill_9_of_any_one_sds_under_load() -> Res<()> {
                 let seen = load.stop();
                 eprintln!("  {}: {seen}", sds.name);
                 // The next round is to begin with all of them, whatever was wrong in this one.
+                let began = std::time::Instant::now();
                 let back = cluster.start(&sds.name).and_then(|()| cluster.wait_health("ok", HEAL));
+                fault::leave_run(1, "kill -9 of one server", &seen, began.elapsed())?;
                 result?;
                 back?;
                 seen.expect_no_error()?;
@@ -34,6 +36,7 @@ fn kill_9_of_any_one_sds_under_load() -> Res<()> {
             history.final_read(&uri)?;
             check::verify(&history).expect_clean()
         });
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })
 }

@@ -19,12 +19,14 @@ fn kill_9_of_everything_loses_no_acknowledged_write() -> Res<()> {
             let report = load.stop();
             eprintln!("round {round}: {report}");
             report.expect_no_nbd_error()?;
+            let began = std::time::Instant::now();
             cluster.up_again().map_err(|e| e.within(format!("restart of round {round}")))?;
+            fault::leave_run(4, "kill -9 of everything at once", &report, began.elapsed())?;
             uri = cluster.map("all", "sdc1")?;
             history.final_read(&uri)?;
             let verdict = check::verify(&history);
             verdict.expect_clean().map_err(|e| e.within(format!("after round {round}")))?;
         }
-        cluster.wait_health("ok", Duration::from_secs(60))
+        cluster.expect_identical_replicas().map(drop)
     })
 }

@@ -30,7 +30,9 @@ fn killing_the_mdm_does_not_stop_io() -> Res<()> {
             eprintln!("  {report}");
             report.expect_no_error()?;
             report.expect_stall_below(Duration::from_millis(1500))?;
-            cluster.wait_health("ok", Duration::from_secs(30))
+            let began = std::time::Instant::now();
+            cluster.wait_health("ok", Duration::from_secs(30))?;
+            fault::leave_run(3, "kill -9 of the only MDM", &report, began.elapsed())
         });
         cases.case("an SDS restarted without an MDM waits and loses nothing", || {
             let load =
@@ -51,6 +53,7 @@ fn killing_the_mdm_does_not_stop_io() -> Res<()> {
             history.final_read(&uri)?;
             check::verify(&history).expect_clean()
         });
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })
 }

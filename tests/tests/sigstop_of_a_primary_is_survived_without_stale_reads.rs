@@ -28,7 +28,9 @@ fn sigstop_of_a_primary_is_survived_without_stale_reads() -> Res<()> {
                 eprintln!("  {sds}: {report}");
                 report.expect_no_error()?;
                 report.expect_stall_below(Duration::from_secs(3))?;
-                cluster.wait_health("ok", Duration::from_secs(60))
+                let began = std::time::Instant::now();
+                cluster.wait_health("ok", Duration::from_secs(60))?;
+                fault::leave_run(8, "SIGSTOP of a primary", &report, began.elapsed())
             });
         }
         cases.case("every page reads as the history allows, from both", || {
@@ -36,6 +38,7 @@ fn sigstop_of_a_primary_is_survived_without_stale_reads() -> Res<()> {
             history.final_read(&second)?;
             check::verify(&history).expect_clean()
         });
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })
 }

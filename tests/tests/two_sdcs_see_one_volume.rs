@@ -42,6 +42,12 @@ fn two_sdcs_see_one_volume() -> Res<()> {
             load.run_for(short_or_full(3, 10))?;
             let report = load.stop();
             eprintln!("  {report}");
+            fault::leave_run(
+                2,
+                "kill -9 of a client daemon, another shares its volume",
+                &report,
+                Duration::ZERO,
+            )?;
             ensure!(report.lost_connections >= 1, "killing sdc1 was not noticed: {report}");
             report.expect_no_nbd_error()?;
             nbd::Connection::open(&first)
@@ -53,6 +59,7 @@ fn two_sdcs_see_one_volume() -> Res<()> {
             history.final_read(&second)?;
             check::verify(&history).expect_clean()
         });
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })
 }

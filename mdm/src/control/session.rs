@@ -389,6 +389,13 @@ async fn message(a: &Access, peer: Peer, session: u64, m: FromNode) {
         }
         (FromNode::Unreachable { pg, device }, Peer::Sdc(id, _)) => {
             tracing::warn!(sdc = %id, %pg, %device, "an SDC cannot reach a primary");
+            let engine = a.engine.clone();
+            tokio::spawn(async move {
+                let op = Op::Unreachable { sdc: id, pg, device };
+                if let Err(e) = engine.submit(&format!("sdc {id}"), None, op).await {
+                    tracing::info!(%pg, %device, reason = e.message, "its primary stays");
+                }
+            });
         }
         (
             FromNode::Hello(_)

@@ -68,6 +68,7 @@ impl State {
             Op::DeviceFailed { device, start, reason, answered } => {
                 self.device_failed(ctx, *device, *start, reason, answered)
             }
+            Op::Unreachable { sdc, pg, device } => self.unreachable(ctx, *sdc, *pg, *device),
             Op::Rebuild => self.rebuild(ctx),
             Op::AddDomain { name } => self.add_domain(ctx, name),
             Op::DeleteDomain { id } => self.delete_domain(ctx, *id),

@@ -113,6 +113,12 @@ pub enum Op {
         reason: String,
         answered: Answered,
     },
+    /// A client cannot reach the primary of a group, but another member (R27).
+    Unreachable {
+        sdc: SdcId,
+        pg: PgId,
+        device: DeviceId,
+    },
     /// Forward rebuild of what has been lost longer than the grace time (R16).
     Rebuild,
     AddDomain {
@@ -192,6 +198,7 @@ impl Op {
             Op::Elect { .. } => "elect",
             Op::Propose { .. } => "propose",
             Op::DeviceFailed { .. } => "device_failed",
+            Op::Unreachable { .. } => "pg_move",
             Op::Rebuild => "rebuild",
             Op::AddDomain { .. } => "pd_create",
             Op::DeleteDomain { .. } => "pd_delete",

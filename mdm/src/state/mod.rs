@@ -12,6 +12,7 @@ mod nodes;
 mod objects;
 mod pg;
 mod pools;
+mod reach;
 mod rebuild;
 #[cfg(test)]
 mod tests;

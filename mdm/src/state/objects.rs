@@ -196,6 +196,9 @@ pub struct Pg {
     pub config: PgConfig,
     /// Devices dropped at a primary's request, and the time before which they do not come back (R27).
     pub held: Vec<(DeviceId, u64)>,
+    /// When its primary moved because clients could not reach it, last minute (R27).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved_ms: Vec<u64>,
 }
 
 /// One line of history.

@@ -76,7 +76,7 @@ impl State {
 
     /// Chooses a primary where there is none, lets listed devices join as syncing, and if anything has changed makes
     /// it the next epoch of the group.
-    fn finish(&mut self, ctx: &mut Ctx, mut c: PgConfig, n: &mut Primaries) {
+    pub(crate) fn finish(&mut self, ctx: &mut Ctx, mut c: PgConfig, n: &mut Primaries) {
         let Some(p) = self.pgs.get(&c.pg) else { return };
         let old = p.config.clone();
         if !c.primary.is_some_and(|d| c.is_in_sync(d)) {

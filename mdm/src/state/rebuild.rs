@@ -51,7 +51,7 @@ impl State {
                 min_copies: p.min_copies,
             };
             ctx.change(Change::Pg(config.clone()));
-            self.pgs.insert(pg, Pg { config, held: Vec::new() });
+            self.pgs.insert(pg, Pg { config, held: Vec::new(), moved_ms: Vec::new() });
         }
         ctx.event(
             "pool_layout",

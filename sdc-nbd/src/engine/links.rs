@@ -1,5 +1,6 @@
 //! Links to data servers: dialling, handshake, liveness.
 
+use super::pgs::Pg;
 use super::types::{Action, LinkId, Note, Target};
 use super::volume::PartState;
 use super::{Engine, Timer};
@@ -11,7 +12,7 @@ use std::time::Duration;
 /// Failures in a row before an unreachable server is reported (R27).
 const FAILS_TO_REPORT: u32 = 2;
 /// Groups named in one report at most; the next report names the rest.
-const REPORT_GROUPS: usize = 64;
+const REPORT_GROUPS: usize = 256;
 
 /// How it stands with a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -284,9 +285,16 @@ impl Engine {
         {
             return;
         }
+        let led = || self.pgs.list.iter().filter(|p| p.target == Some(target));
+        if !led().any(|p| p.wants_link()) {
+            return;
+        }
         s.reported = Some(now);
-        let waiting = self.pgs.list.iter().filter(|p| p.target == Some(target) && p.wants_link());
+        // The others too: their requests would find the same out one after the other.
+        let (waiting, idle): (Vec<&Pg>, Vec<&Pg>) = led().partition(|p| p.wants_link());
         let told: Vec<Action> = waiting
+            .into_iter()
+            .chain(idle)
             .filter_map(|p| {
                 let config = self.view.pgs.get(&p.id)?;
                 let other = config.in_sync.iter().any(|m| {
