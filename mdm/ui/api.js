@@ -62,5 +62,7 @@ export async function settled(result, told) {
 
 export async function timeline(kind, id, metric, secs, step) {
   const q = new URLSearchParams({ kind, id, metric, seconds: secs, step });
-  return (await get(`/metrics/timeline?${q}`)).points;
+  // The step of the answer is the one that counts: old rows are coarser.
+  const { points, step: got } = await get(`/metrics/timeline?${q}`);
+  return { points, step: got };
 }

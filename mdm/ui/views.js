@@ -29,10 +29,15 @@ class IoCharts {
   async update(ids) {
     const now = Math.floor(Date.now() / 1000);
     await Promise.all(this.charts.map(async ([chart, metrics]) => {
-      const data = await Promise.all(metrics.map(async (m) => sum(await Promise.all(ids.map((id) => timeline(this.kind, id, m, SPAN, STEP))), m)));
+      let step = STEP;
+      const data = await Promise.all(metrics.map(async (m) => {
+        const all = await Promise.all(ids.map((id) => timeline(this.kind, id, m, SPAN, STEP)));
+        step = Math.max(step, ...all.map((a) => a.step));
+        return sum(all.map((a) => a.points), m);
+      }));
       const last = data.flat().reduce((t, p) => Math.max(t, p[0]), 0);
       const to = last || now;
-      chart.update(data, to - SPAN + STEP, to, STEP);
+      chart.update(data, to - SPAN + step, to, step);
     }));
   }
 }
@@ -62,7 +67,7 @@ export class Overview {
   constructor() {
     this.banner = h("section", { class: "banner", "aria-live": "polite" });
     this.tiles = { space: tile("Space used"), ops: tile("Operations"), flow: tile("Throughput"), servers: tile("Servers"), volumes: tile("Volumes") };
-    this.io = new IoCharts("pool", { more: [[new Chart("Bytes that lack a copy", [{ name: "degraded", tone: "write" }], bytes, { bytes: true }), ["degraded_bytes"]]] });
+    this.io = new IoCharts("pool", { more: [[new Chart("Bytes that lack a copy", [{ name: "degraded", tone: "fault" }], bytes, { bytes: true }), ["degraded_bytes"]]] });
     this.events = h("ol", { class: "events" });
     this.el = h("div", null, this.banner, h("div", { class: "tiles" }, Object.values(this.tiles).map((t) => t.el)), this.io.el,
       h("section", { class: "card" }, h("div", { class: "card-head" }, h("span", { class: "card-title" }, "Latest events"), h("a", { href: "#/events" }, "All events")), this.events));
@@ -135,7 +140,8 @@ export function volumes(live) {
 
 export class VolumePage {
   constructor(live, id) {
-    Object.assign(this, { live, id, io: new IoCharts("volume") });
+    const more = [[new Chart("Failed requests per second", [{ name: "failed", tone: "fault" }], count, { least: 1 }), ["errors"]]];
+    Object.assign(this, { live, id, io: new IoCharts("volume", { more }) });
     this.head = h("div");
     this.facts = h("dl", { class: "facts card" });
     this.el = h("div", null, this.head, this.facts, this.io.el);
@@ -161,7 +167,7 @@ export function pools(live) {
     { title: "Provisioned", num: true, cell: (p) => [bytes(p.provisioned_bytes), h("div", { class: "dim" }, `limit ${bytes(p.limit_bytes)}`)] },
     { title: "Devices", num: true, cell: (p) => p.device_ids.length },
     { title: "Rebuild", cell: (p) => { const x = p.status; return x && x.bytes_degraded ? h("div", { class: "num" }, `${bytes(x.bytes_degraded)} left`, h("div", { class: "dim" }, `time left: ${seconds(x.eta_seconds)}`)) : h("span", { class: "dim" }, "nothing to do"); } },
-    { title: "", cell: (p) => h("div", { class: "acts" }, button("Rebuild now", () => act.rebuild(live(), row(p.id), "start")), button("Stop", () => act.rebuild(live(), row(p.id), "cancel")), button("Delete", () => act.deletePool(live(), row(p.id)), "small danger-text")) },
+    { title: "", cell: (p) => h("div", { class: "acts" }, button("Rebuild now", () => act.rebuild(live(), row(p.id), "start")), button("Stop rebuild", () => act.rebuild(live(), row(p.id), "cancel")), button("Delete", () => act.deletePool(live(), row(p.id)), "small danger-text")) },
   ], { rows: (st) => st.pools.map((p) => ({ ...p, status: st.status.pools.find((x) => x.pool_id === p.id) })), empty: "No pools yet.", tools: [h("button", { class: "primary", onclick: () => act.createPool(live()) }, "Create pool")] });
 }
 

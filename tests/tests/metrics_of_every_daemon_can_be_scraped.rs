@@ -67,12 +67,14 @@ fn metrics_of_every_daemon_can_be_scraped() -> Res<()> {
         });
         cases.case("a timeline of a volume", || {
             let path = "/metrics/timeline?kind=volume&id=1&metric=write_bytes&seconds=60&step=5";
-            let answer = authorized(cluster, path)?;
-            ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
-            let json = answer.json()?;
-            let points = json["points"].as_array().map_or(0, Vec::len);
-            ensure!(points > 0 && json["unit"] == "bytes_per_second", "no points: {json}");
-            Ok(())
+            wait_until("points", Duration::from_secs(15), || {
+                let answer = authorized(cluster, path)?;
+                ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+                let json = answer.json()?;
+                let points = json["points"].as_array().map_or(0, Vec::len);
+                ensure!(points > 0 && json["unit"] == "bytes_per_second", "no points: {json}");
+                Ok(Some(()))
+            })
         });
         cases.finish()
     })

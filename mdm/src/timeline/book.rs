@@ -4,7 +4,7 @@ use super::catalog::{Kind, Metric, Source};
 use super::ring::{tier_for, Ring, TIERS};
 use std::collections::BTreeMap;
 
-/// Objects with a history at most; rows of more are left out and counted. A busy object takes up to 1,380 rows of at
+/// Objects with a history at most; rows of more are left out and counted. A busy object takes up to 1,440 rows of at
 /// most 160 bytes.
 pub const MAX_OBJECTS: usize = 1024;
 /// Points of one answer at most.

@@ -39,10 +39,8 @@ impl Timeline {
 /// Records once a second, for ever. `full` counts rows left out because there were too many objects.
 pub async fn run(timeline: Timeline, hub: Arc<Hub>, state: SharedState, full: Counter) {
     let mut collector = Collector::new(state.read().next.start);
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
-        tick.tick().await;
+        tokio::time::sleep(until_half(unix_ms())).await;
         let rows = {
             let hub = hub.lock();
             let s = state.read();
@@ -50,4 +48,11 @@ pub async fn run(timeline: Timeline, hub: Arc<Hub>, state: SharedState, full: Co
         };
         full.add(timeline.lock().record(unix_ms() / 1000, rows));
     }
+}
+
+/// Time until the middle of a second. There a tick that comes a little early or late still falls into its own second,
+/// so that no second has two rows and the next one none.
+fn until_half(unix_ms: u64) -> Duration {
+    let part = unix_ms % 1000;
+    Duration::from_millis(if part < 500 { 500 - part } else { 1500 - part })
 }

@@ -1,10 +1,10 @@
-//! Rows of one object in three resolutions: every second for five minutes, every ten for an hour, every minute for
+//! Rows of one object in three resolutions: every second for six minutes, every ten for an hour, every minute for
 //! half a day. What does not change takes no room: a row covers the whole time for which its values held.
 
 use std::collections::VecDeque;
 
 /// (seconds between rows, rows kept) of each tier, finest first.
-pub const TIERS: [(u64, usize); 3] = [(1, 300), (10, 360), (60, 720)];
+pub const TIERS: [(u64, usize); 3] = [(1, 360), (10, 360), (60, 720)];
 /// A row this much older than wanted still stands for it: the recorder came late.
 const LATE: u64 = 3;
 

@@ -44,7 +44,7 @@ fn a_rate_is_the_growth_of_its_step_in_every_resolution() {
     let now = t + 8999;
     for (seconds, step, want_step) in [
         (60, Some(1), 1),
-        (290, Some(5), 5),
+        (300, Some(3), 3),
         (1800, Some(7), 10),
         (7200, Some(30), 60),
         (120, None, 1),
@@ -151,4 +151,11 @@ fn a_counter_is_carried_over_restarts_of_its_daemon_and_of_the_mdm() {
     assert_eq!(grown(&none, 7, &now), [""; 0], "its first report was not there yet");
     let more = counters(&[("a", 50), ("b", 4)]);
     assert_eq!(grown(&at(7, 50), 7, &more), ["b+4"], "a volume mapped meanwhile");
+}
+
+#[test]
+fn rows_are_taken_in_the_middle_of_each_second() {
+    for (now, wait) in [(7_000, 500), (7_499, 1), (7_500, 1_000), (7_501, 999), (7_999, 501)] {
+        assert_eq!(super::until_half(now).as_millis() as u64, wait, "{now}");
+    }
 }
