@@ -160,3 +160,24 @@ export function recoverServer(store, x) {
     submit: async (_, told) => { await call("POST", `/sds/${seg(x.id)}/recover`, {}, told); return `Server ${x.name} is taken back`; },
   });
 }
+
+export function drainServer(store, x) {
+  form({
+    title: `Drain server ${x.name}`, button: "Drain",
+    intro: `Its copies (${bytes(x.used_bytes)}) are moved to other servers while it still serves; nothing has fewer copies at any moment. Afterwards it can be removed.`,
+    submit: async (_, told) => {
+      // It goes on as a task; the page shows how far it is.
+      const r = await request("POST", `/sds/${seg(x.id)}/drain`, {});
+      refresh();
+      return `Server ${x.name} is being drained${r.value && r.value.task_id ? ` (task ${r.value.task_id})` : ""}`;
+    },
+  });
+}
+
+export function removeServer(store, x) {
+  form({
+    title: `Remove server ${x.name}`, button: "Remove", typed: x.name,
+    danger: list(`${x.name} and its ${plural(x.devices.length, "device")} are forgotten. A server that still holds copies is refused: drain it first, or fail it and let the rebuild end.`),
+    submit: async (_, told) => { await call("DELETE", `/sds/${seg(x.id)}`, undefined, told); return `Server ${x.name} was removed`; },
+  });
+}

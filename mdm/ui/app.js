@@ -144,7 +144,7 @@ document.addEventListener("keydown", (e) => {
   }
 });
 document.querySelector(".skip").addEventListener("click", (e) => { e.preventDefault(); document.getElementById("main").focus(); });
-addEventListener("hashchange", () => { if (shell) { route(); shell.main.focus(); } });
+addEventListener("hashchange", () => { if (shell) { route(); scrollTo(0, 0); shell.main.focus({ preventScroll: true }); } });
 whenSignedOut((why) => { store.events = []; store.status = null; welcome(why); });
 actions.afterwards(refresh);
 theme();

@@ -47,6 +47,8 @@ function control(f) {
 // Opens a form. `submit(values, told)` does the work and resolves with the text of success.
 // danger: text of what is lost; typed: a word to be typed before the button works.
 export function form({ title, intro, fields = [], danger, typed, button, submit }) {
+  // One at a time: a second click while the first one was being answered opens nothing.
+  if (document.querySelector("dialog[open]")) return;
   const before = document.activeElement;
   const controls = fields.map((f) => [f.name, control(f)]);
   const told = h("div", { class: "told", role: "status" });

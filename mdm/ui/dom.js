@@ -66,7 +66,7 @@ export const plural = (n, one, many) => `${n} ${n === 1 ? one : many || one + "s
 // State words in one place: colour and sign, so that colour is never the only difference.
 const STATES = {
   ok: "good", up: "good", done: "good", degraded: "warn", partial: "warn", added: "idle", leaving: "warn", draining: "warn",
-  running: "warn", waiting: "warn", idle: "good", cancelled: "warn", down: "bad", failed: "bad", unavailable: "bad",
+  running: "warn", waiting: "warn", idle: "good", cancelled: "warn", down: "bad", removed: "idle", failed: "bad", unavailable: "bad",
 };
 const SIGNS = { good: "●", warn: "▲", bad: "■", idle: "○" };
 export const tone = (state) => STATES[state] || "idle";

@@ -27,18 +27,15 @@ class IoCharts {
   }
 
   async update(ids) {
-    const now = Math.floor(Date.now() / 1000);
-    await Promise.all(this.charts.map(async ([chart, metrics]) => {
-      let step = STEP;
-      const data = await Promise.all(metrics.map(async (m) => {
-        const all = await Promise.all(ids.map((id) => timeline(this.kind, id, m, SPAN, STEP)));
-        step = Math.max(step, ...all.map((a) => a.step));
-        return sum(all.map((a) => a.points), m);
-      }));
-      const last = data.flat().reduce((t, p) => Math.max(t, p[0]), 0);
-      const to = last || now;
-      chart.update(data, to - SPAN + step, to, step);
-    }));
+    let step = STEP;
+    const all = await Promise.all(this.charts.map(([, metrics]) => Promise.all(metrics.map(async (m) => {
+      const answers = await Promise.all(ids.map((id) => timeline(this.kind, id, m, SPAN, STEP)));
+      step = Math.max(step, ...answers.map((a) => a.step));
+      return sum(answers.map((a) => a.points), m);
+    }))));
+    // One time axis for all of them, up to the newest row of any.
+    const to = all.flat(2).reduce((t, p) => Math.max(t, p[0]), 0) || Math.floor(Date.now() / 1000);
+    this.charts.forEach(([chart], i) => chart.update(all[i], to - SPAN + step, to, step));
   }
 }
 
@@ -180,7 +177,8 @@ export function servers(live) {
     { title: "Used", cell: (x) => bar(x.used_bytes, x.capacity_bytes) },
     { title: "Devices", num: true, cell: (x) => x.devices.length },
     { title: "Protection domain", num: true, cell: (x) => x.protection_domain_id },
-    { title: "", cell: (x) => h("div", { class: "acts" }, x.state === "failed" ? button("Recover", () => act.recoverServer(live(), row(x.id)), "small primary") : button("Fail", () => act.failServer(live(), row(x.id)), "small danger-text")) },
+    { title: "", cell: (x) => h("div", { class: "acts" }, x.state === "failed" ? button("Recover", () => act.recoverServer(live(), row(x.id)), "small primary") : [button("Drain", () => act.drainServer(live(), row(x.id))), button("Fail", () => act.failServer(live(), row(x.id)), "small danger-text")],
+      x.state === "up" ? null : button("Remove", () => act.removeServer(live(), row(x.id)), "small danger-text")) },
   ], { rows: (st) => st.sds, empty: "No server has registered yet." });
 }
 

@@ -258,7 +258,7 @@ class Test:
         self.b.until("the warning", "const s = document.querySelector('.stale'); return s && !s.hidden && s.innerText.includes('no_answer')", 15)
         self.ok("an MDM that does not answer is said, with the time of the figures")
         self.b.do("POST", "/refresh", {})
-        self.b.until("the page again", "return document.querySelector('.banner')")
+        self.b.until("the page again", "return document.querySelector('aside button')")
         self.b.js("[...document.querySelectorAll('aside button')].find(b => b.innerText === 'Sign out').click()")
         self.b.find("#token")
         self.check(self.b.js("return sessionStorage.length") == 0, "signing out forgets the token")
