@@ -1,5 +1,6 @@
 //! Limits and times of the engine, each named, with its default.
 
+use crate::planted::Bug;
 use std::time::Duration;
 
 /// What an [`crate::Engine`] is made of.
@@ -60,6 +61,9 @@ pub struct Limits {
     pub links: usize,
     /// While every listed device is in sync, `all_through` follows the commit point every so many records.
     pub all_through_every: u64,
+    /// The rule that is broken on purpose.
+    #[cfg(feature = "planted")]
+    pub bug: Option<Bug>,
 }
 
 impl Default for Limits {
@@ -89,11 +93,23 @@ impl Default for Limits {
             repair_rounds: 3,
             links: 16_384,
             all_through_every: 1024,
+            #[cfg(feature = "planted")]
+            bug: None,
         }
     }
 }
 
 impl Limits {
+    /// Is this rule broken on purpose? Never, but in the proof that the simulator notices.
+    #[cfg(feature = "planted")]
+    pub(crate) fn planted(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+    /// Is this rule broken on purpose? Never, but in the proof that the simulator notices.
+    #[cfg(not(feature = "planted"))]
+    pub(crate) const fn planted(&self, _: Bug) -> bool {
+        false
+    }
     /// The lease as its asker counts it: 1 % less, for clocks that run apart.
     pub fn lease_asked(&self) -> Duration {
         self.lease - self.lease / 100

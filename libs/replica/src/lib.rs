@@ -21,6 +21,7 @@ mod history;
 mod links;
 mod meta;
 mod pg;
+mod planted;
 mod reports;
 mod stats;
 mod view;
@@ -30,5 +31,7 @@ pub use engine::Engine;
 pub use event::{Action, Event, LinkId, LinkKind, Note};
 pub use history::Era;
 pub use meta::{MetaError, PgMeta, META_VERSION};
+#[cfg(feature = "planted")]
+pub use planted::{Bug, BUGS};
 pub use reports::{haves_of, DeviceStats};
 pub use stats::EngineStats;

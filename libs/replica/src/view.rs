@@ -69,7 +69,9 @@ impl View {
         let end = u64::from(h.extent.0) * u64::from(EXTENT) + u64::from(h.offset) + r.len() as u64;
         let size = v.size_bytes.next_multiple_of(quarry_base::PAGE as u64);
         if end > size || pg_of(v.pool, pg_count, h.vtree, h.extent) != h.pg {
-            return Err(Status::Invalid);
+            // The client may know of a change that has not come here yet.
+            let ahead = h.config_index > self.cluster.index;
+            return Err(if ahead { Status::TryAgain } else { Status::Invalid });
         }
         Ok(())
     }

@@ -2,14 +2,13 @@
 //! never two that overlap, everything recorded in the history.
 
 use crate::history::{History, NEVER};
+use crate::load::{choose, content, num, sector, whole_only, Load, SECTOR};
 use crate::rng::Rng;
-use bytes::Bytes;
 use quarry_base::*;
 use quarry_replica::LinkId;
 use quarry_wire::*;
 use std::collections::BTreeMap;
 
-pub const SECTOR: u32 = 512;
 const MS: u64 = 1_000_000;
 
 /// What a client wants of the world.
@@ -20,7 +19,7 @@ pub enum Want {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Read,
     Write,
     Zero { flags: u16 },
@@ -30,14 +29,21 @@ struct Request {
     pg: PgId,
     id: u64,
     kind: Kind,
+    vol: VolumeId,
+    vtree: VtreeId,
     extent: u32,
     offset: u32,
     len: u32,
     value: u64,
     begin: u64,
     sent: Option<(LinkId, Epoch)>,
+    /// Of the mapping it was sent with last.
+    generation: Generation,
     retry_at: u64,
 }
+
+/// A write that was answered: its volume, the mapping's generation, when it began.
+pub type Ack = (VolumeId, Generation, u64);
 
 #[derive(Default)]
 struct Session {
@@ -47,22 +53,28 @@ struct Session {
     retry_at: u64,
 }
 
-/// What the workload looks like.
-#[derive(Clone, Debug)]
-pub struct Load {
-    pub extents: u32,
-    pub depth: usize,
-    /// Time between two operations of a client, milliseconds at most.
-    pub think_ms: u64,
-    pub operations: u64,
+/// A volume as the client may use it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Vol {
+    vtree: VtreeId,
+    generation: Generation,
+    pool: PoolId,
+    extents: u32,
 }
+
+/// A sector and the value of a write to it whose outcome is not known.
+pub type Unknown = (PgId, u64, u64);
 
 pub struct Client {
     pub id: SdcId,
     pub instance: Instance,
     pub gen: u64,
     configs: BTreeMap<PgId, PgConfig>,
+    vols: BTreeMap<VolumeId, Vol>,
     pg_count: u32,
+    index: ConfigIndex,
+    /// Writes of earlier instances that may not take effect once this one has written to their group.
+    orphans: Vec<Unknown>,
     sessions: BTreeMap<SdsId, Session>,
     open: Vec<Request>,
     next_id: BTreeMap<PgId, u64>,
@@ -71,23 +83,32 @@ pub struct Client {
     pub wake_at: u64,
     pub started: u64,
     pub finished: u64,
+    /// Longest time that an answered request took, nanoseconds.
+    pub longest: u64,
+    /// Writes answered since somebody looked.
+    pub acks: Vec<Ack>,
     pub errors: Vec<String>,
 }
 
-fn overlap(a: &Request, e: u32, o: u32, l: u32) -> bool {
+fn overlap(a: &Request, v: VolumeId, e: u32, o: u32, l: u32) -> bool {
     let page = |x: u32| x / PAGE as u32;
-    a.extent == e && page(a.offset) <= page(o + l - 1) && page(o) <= page(a.offset + a.len - 1)
+    a.vol == v
+        && a.extent == e
+        && page(a.offset) <= page(o + l - 1)
+        && page(o) <= page(a.offset + a.len - 1)
 }
 
 impl Client {
     pub fn new(id: SdcId, instance: Instance, view: &ClusterView, now: u64) -> Client {
-        let pool = view.pools.values().next();
-        Client {
+        let mut c = Client {
             id,
             instance,
             gen: 0,
-            configs: view.pgs.clone(),
-            pg_count: pool.map_or(1, |p| p.pg_count),
+            configs: BTreeMap::new(),
+            vols: BTreeMap::new(),
+            pg_count: 1,
+            index: ConfigIndex::ZERO,
+            orphans: Vec::new(),
             sessions: BTreeMap::new(),
             open: Vec::new(),
             next_id: BTreeMap::new(),
@@ -95,21 +116,84 @@ impl Client {
             wake_at: u64::MAX,
             started: 0,
             finished: 0,
+            longest: 0,
+            acks: Vec::new(),
             errors: Vec::new(),
+        };
+        c.on_view(view);
+        c
+    }
+
+    fn on_view(&mut self, view: &ClusterView) {
+        self.pg_count = view.pools.values().next().map_or(1, |p| p.pg_count);
+        self.configs = view.pgs.clone();
+        self.index = view.index;
+        self.vols.clear();
+        for v in view.volumes.values() {
+            self.on_volume(v);
         }
+    }
+
+    fn on_volume(&mut self, v: &VolumeInfo) {
+        if !v.mappings.iter().any(|m| m.sdc == self.id) {
+            self.vols.remove(&v.id);
+            return;
+        }
+        let extents = (v.size_bytes / u64::from(EXTENT)) as u32;
+        let vol = Vol { vtree: v.vtree, generation: v.generation, pool: v.pool, extents };
+        self.vols.insert(v.id, vol);
+    }
+
+    /// The MDM's news. What waited on a volume that is taken away is given up: its writes are returned.
+    pub fn on_news(
+        &mut self,
+        index: ConfigIndex,
+        changes: &[Change],
+        h: &mut History,
+    ) -> Vec<(VolumeId, Unknown)> {
+        if index <= self.index {
+            return Vec::new();
+        }
+        self.index = index;
+        for c in changes {
+            match c {
+                Change::Pg(c) => self.on_config(c),
+                Change::Volume(v) => self.on_volume(v),
+                Change::VolumeGone { id, .. } => {
+                    self.vols.remove(id);
+                }
+                _ => {}
+            }
+        }
+        let mut given_up = Vec::new();
+        for r in std::mem::take(&mut self.open) {
+            if self.vols.contains_key(&r.vol) {
+                self.open.push(r);
+                continue;
+            }
+            self.finished += 1;
+            given_up.extend(self.record(&r, NEVER, h).into_iter().map(|u| (r.vol, u)));
+        }
+        given_up
     }
 
     /// The process dies: what is open has an unknown outcome.
     pub fn crash(&mut self, instance: Instance, view: &ClusterView, h: &mut History) {
         for r in std::mem::take(&mut self.open) {
-            self.record(&r, NEVER, h);
+            let unknown = self.record(&r, NEVER, h);
+            self.orphans.extend(unknown);
             self.finished += 1;
         }
         self.instance = instance;
         self.gen += 1;
         self.sessions.clear();
         self.next_id.clear();
-        self.configs = view.pgs.clone();
+        self.on_view(view);
+    }
+
+    /// The volumes mapped here, as far as this client knows.
+    pub fn volumes(&self) -> Vec<(VolumeId, u32)> {
+        self.vols.iter().map(|(v, x)| (*v, x.extents)).collect()
     }
 
     pub fn is_idle(&self) -> bool {
@@ -125,9 +209,11 @@ impl Client {
             .collect()
     }
 
-    fn record(&self, r: &Request, end: u64, h: &mut History) {
+    /// Enters a write into the history; returns its sectors if its outcome is not known.
+    fn record(&self, r: &Request, end: u64, h: &mut History) -> Vec<Unknown> {
+        let mut unknown = Vec::new();
         if r.kind == Kind::Read {
-            return;
+            return unknown;
         }
         let (from, to) = match r.kind {
             // A trim may leave partial pages alone: only whole pages count.
@@ -138,8 +224,13 @@ impl Client {
             _ => (r.offset, r.offset + r.len),
         };
         for s in (from / SECTOR)..(to.max(from) / SECTOR) {
-            h.write(sector(r.extent, s * SECTOR), r.value, r.begin, end);
+            let at = sector(r.vtree, r.extent, s * SECTOR);
+            h.write(at, r.value, r.begin, end);
+            if end == NEVER && r.value != 0 {
+                unknown.push((r.pg, at, r.value));
+            }
         }
+        unknown
     }
 
     pub fn on_config(&mut self, c: &PgConfig) {
@@ -206,10 +297,20 @@ impl Client {
             Status::Ok => {
                 let r = self.open.remove(i);
                 self.finished += 1;
+                self.longest = self.longest.max(now - r.begin);
                 if r.kind == Kind::Read {
                     self.seen(&r, f, now, h);
                 } else {
                     self.record(&r, now, h);
+                }
+                if r.kind == Kind::Write {
+                    self.acks.push((r.vol, r.generation, r.begin));
+                    // R19, R20: everything older in this group's sequence comes before.
+                    let (gone, kept) =
+                        std::mem::take(&mut self.orphans).into_iter().partition(|o| o.0 == r.pg);
+                    self.orphans = kept;
+                    let gone: Vec<Unknown> = gone;
+                    gone.into_iter().for_each(|(_, at, value)| h.shut_out(at, value, now));
                 }
             }
             Status::StaleEpoch => {
@@ -241,7 +342,7 @@ impl Client {
         }
         let page = PAGE as u32;
         for (i, s) in f.data.chunks(SECTOR as usize).enumerate() {
-            let at = sector(r.extent, r.offset + i as u32 * SECTOR);
+            let at = sector(r.vtree, r.extent, r.offset + i as u32 * SECTOR);
             let (value, place) = (num(s, 0), num(s, 8));
             if value != 0 && place != at {
                 self.errors.push(format!("sector {at} has the content of {place}"));
@@ -278,32 +379,17 @@ impl Client {
     }
 
     /// Reads every page, for the end of a run.
-    pub fn read_all(&mut self, extent: u32, offset: u32, len: u32, now: u64) {
-        self.push(Kind::Read, extent, offset, len, 0, now);
+    pub fn read_all(&mut self, vol: VolumeId, extent: u32, offset: u32, len: u32, now: u64) {
+        self.push(Kind::Read, vol, (extent, offset, len), 0, now);
     }
 
     fn begin(&mut self, now: u64, load: &Load, rng: &mut Rng) {
+        let ids: Vec<VolumeId> = self.vols.keys().copied().collect();
+        let Some(&vol) = rng.pick(&ids) else { return };
         self.started += 1;
-        let extent = rng.below(u64::from(load.extents)) as u32;
-        // Three hot blocks an extent, the last one at its end.
-        let block = [0, 1, 15][rng.below(3) as usize] * BLOCK;
-        let page = PAGE as u32;
-        let first = block + rng.below(16) as u32 * page;
-        let pages = rng.within(1, 4) as u32;
-        let whole = (first, (pages * page).min(EXTENT - first));
-        let (kind, (offset, len)) = match rng.below(100) {
-            0..=37 => (Kind::Read, whole),
-            38..=73 => (Kind::Write, whole),
-            74..=80 => {
-                (Kind::Write, (block.min(EXTENT - 2 * BLOCK), BLOCK * rng.within(1, 2) as u32))
-            }
-            81..=90 => (Kind::Write, partial(block, rng)),
-            91..=93 => (Kind::Zero { flags: 0 }, whole),
-            94..=96 => (Kind::Zero { flags: flags::TRIM }, whole),
-            97..=98 => (Kind::Zero { flags: 0 }, partial(block, rng)),
-            _ => (Kind::Zero { flags: flags::TRIM }, (block, 3 * page / 2)),
-        };
-        let crosses = self.open.iter().any(|r| overlap(r, extent, offset, len));
+        let extent = rng.below(u64::from(self.vols[&vol].extents)) as u32;
+        let (kind, (offset, len)) = choose(load, rng);
+        let crosses = self.open.iter().any(|r| overlap(r, vol, extent, offset, len));
         if crosses && kind != Kind::Read {
             return;
         }
@@ -311,11 +397,19 @@ impl Client {
             Kind::Write => self.instance.0 << 32 | self.started,
             _ => 0,
         };
-        self.push(kind, extent, offset, len, value, now);
+        self.push(kind, vol, (extent, offset, len), value, now);
     }
 
-    fn push(&mut self, kind: Kind, extent: u32, offset: u32, len: u32, value: u64, begin: u64) {
-        let pg = pg_of(PoolId(1), self.pg_count, VtreeId(1), Extent(extent));
+    fn push(
+        &mut self,
+        kind: Kind,
+        vol: VolumeId,
+        (extent, offset, len): (u32, u32, u32),
+        value: u64,
+        begin: u64,
+    ) {
+        let Some(v) = self.vols.get(&vol).copied() else { return };
+        let pg = pg_of(v.pool, self.pg_count, v.vtree, Extent(extent));
         let next = self.next_id.entry(pg).or_insert(1);
         let id = *next;
         *next += 1;
@@ -323,12 +417,15 @@ impl Client {
             pg,
             id,
             kind,
+            vol,
+            vtree: v.vtree,
             extent,
             offset,
             len,
             value,
             begin,
             sent: None,
+            generation: v.generation,
             retry_at: 0,
         });
     }
@@ -356,6 +453,7 @@ impl Client {
         let low = self.open.iter().filter(|o| o.pg == r.pg).map(|o| o.id).min();
         let frame = self.frame_of(&self.open[i], cfg.epoch, low.unwrap_or(r.id));
         self.open[i].sent = Some((link, cfg.epoch));
+        self.open[i].generation = frame.header.generation;
         out.push(Want::Send(link, frame));
     }
 
@@ -370,8 +468,9 @@ impl Client {
         h.request_id = RequestId(r.id);
         h.lowest_unanswered = RequestId(low);
         h.instance = self.instance;
-        h.generation = Generation(1);
-        h.vtree = VtreeId(1);
+        h.generation = self.vols.get(&r.vol).map_or(Generation(0), |v| v.generation);
+        h.config_index = self.index;
+        h.vtree = r.vtree;
         h.extent = Extent(r.extent);
         h.offset = r.offset;
         h.length = r.len;
@@ -382,40 +481,10 @@ impl Client {
                 Frame::bare(h)
             }
             Kind::Write => {
-                let data = content(r.extent, r.offset, r.len, r.value);
+                let data = content(r.vtree, r.extent, r.offset, r.len, r.value);
                 let crcs = crc_pieces(r.offset, &data);
                 Frame::with_data(h, data, &crcs)
             }
         }
     }
-}
-
-/// Pages that are only written as a whole: any mixture in them is a torn page.
-fn whole_only(page: u32) -> bool {
-    page % 16 >= 8
-}
-
-fn partial(block: u32, rng: &mut Rng) -> (u32, u32) {
-    // Inside the first eight pages of a block.
-    let first = rng.below(60) as u32;
-    let n = rng.within(1, 3) as u32;
-    (block + first * SECTOR, n * SECTOR)
-}
-
-fn sector(extent: u32, offset: u32) -> u64 {
-    u64::from(extent) * u64::from(EXTENT / SECTOR) + u64::from(offset / SECTOR)
-}
-
-fn num(b: &[u8], at: usize) -> u64 {
-    b.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
-}
-
-fn content(extent: u32, offset: u32, len: u32, value: u64) -> Bytes {
-    let mut b = PageBuf::zeroed(len as usize);
-    for (i, s) in b.chunks_mut(SECTOR as usize).enumerate() {
-        s.fill(value as u8);
-        s[..8].copy_from_slice(&value.to_le_bytes());
-        s[8..16].copy_from_slice(&sector(extent, offset + i as u32 * SECTOR).to_le_bytes());
-    }
-    b.freeze()
 }

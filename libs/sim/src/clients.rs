@@ -1,21 +1,101 @@
 //! What the world does for its clients.
 
-use crate::client::Want;
+use crate::client::{Unknown, Want};
+use crate::mdm::Mdm;
 use crate::net::Addr;
 use crate::node::CLUSTER;
-use crate::world::{Ev, World};
+use crate::world::{Ev, World, MS};
+use mdm::state::{Answer, Op};
 use quarry_base::*;
-use quarry_wire::Change;
+
+/// An unmap that was ordered: once it is confirmed, nothing of the old mapping may take effect (R21).
+pub(crate) struct Unmap {
+    client: usize,
+    volume: VolumeId,
+    index: ConfigIndex,
+    generation: Generation,
+    confirmed: Option<u64>,
+    unknown: Vec<Unknown>,
+}
 
 impl World {
     pub(crate) fn client_news(&mut self, c: usize) {
-        if let Some(changes) = self.client_news[c].pop_front() {
-            for ch in &changes {
-                if let Change::Pg(cfg) = ch {
-                    self.clients[c].on_config(cfg);
-                }
+        if self.net.is_cut(Addr::Mdm, Addr::Sdc(c)) {
+            return self.at(self.now + 5 * MS, Ev::ClientNews { client: c });
+        }
+        let Some((index, changes)) = self.client_news[c].pop_front() else { return };
+        let given_up = self.clients[c].on_news(index, &changes, &mut self.history);
+        for (volume, u) in given_up {
+            let of = |x: &&mut Unmap| x.client == c && x.volume == volume;
+            let Some(unmap) = self.unmaps.iter_mut().rev().find(of) else { continue };
+            match unmap.confirmed {
+                Some(at) => self.history.shut_out(u.1, u.2, at),
+                None => unmap.unknown.push(u),
             }
-            self.pump(c);
+        }
+        self.pump(c);
+    }
+
+    /// Maps a volume to a client, or takes it away. False: nothing changed.
+    pub(crate) fn map(&mut self, c: usize, volume: VolumeId, on: bool) -> bool {
+        let sdc = self.clients[c].id;
+        let now = self.now;
+        let op = if on {
+            Op::Map { volume, sdc, read_only: false, device: false }
+        } else {
+            Op::Unmap { volume, sdc }
+        };
+        let done = self.mdm.submit(op, now);
+        self.spread_news();
+        match done {
+            Ok(Answer::Unmapped { index, .. }) => {
+                let v = self.mdm.state.volumes.get(&volume);
+                self.unmaps.push(Unmap {
+                    client: c,
+                    volume,
+                    index,
+                    generation: v.map_or(Generation(u64::MAX), |v| v.generation),
+                    confirmed: None,
+                    unknown: Vec::new(),
+                });
+                true
+            }
+            Ok(_) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Looks which unmaps are complete.
+    pub(crate) fn settle_unmaps(&mut self) {
+        let (now, mdm, history): (u64, &Mdm, _) = (self.now, &self.mdm, &mut self.history);
+        let mut confirmed = 0;
+        for u in self.unmaps.iter_mut().filter(|u| u.confirmed.is_none()) {
+            if mdm.confirmed(u.volume, u.index) {
+                u.confirmed = Some(now);
+                confirmed += 1;
+                u.unknown.drain(..).for_each(|(_, at, value)| history.shut_out(at, value, now));
+            }
+        }
+        for _ in 0..confirmed {
+            self.count("unmap confirmed");
+        }
+    }
+
+    /// A write that began when its mapping was gone for good may not be answered (R21).
+    pub(crate) fn check_acks(&mut self, c: usize) {
+        for (volume, generation, begin) in std::mem::take(&mut self.clients[c].acks) {
+            let gone = self.unmaps.iter().any(|u| {
+                u.client == c
+                    && u.volume == volume
+                    && generation < u.generation
+                    && u.confirmed.is_some_and(|at| at < begin)
+            });
+            if gone {
+                let n = c + 1;
+                self.fail(format!(
+                    "client {n} wrote to volume {volume} after its unmap was confirmed"
+                ));
+            }
         }
     }
 
@@ -58,7 +138,7 @@ impl World {
         }
         let to = sds.0 as usize - 1;
         let (a, b) = (Addr::Sdc(c), Addr::Sds(to));
-        if self.nodes[to].engine.is_none() || self.net.is_cut(a, b) {
+        if self.nodes[to].engine.is_none() || self.net.is_apart(a, b) {
             self.clients[c].dial_failed(sds, self.now, &mut self.rng);
             return self.pump(c);
         }

@@ -1,13 +1,17 @@
-//! The sessions between servers and the model MDM: ordered, delayed, held back by a partition.
+//! The sessions between servers and the MDM: ordered, delayed, held back by a partition, broken and made anew.
 
+use crate::mdm::Joining;
 use crate::net::Addr;
 use crate::world::{Ev, Up, World, MS};
 use quarry_base::*;
 use quarry_replica::Event;
-use quarry_wire::Change;
+use quarry_wire::{Change, Proposal};
 
 impl World {
     pub fn tell_mdm(&mut self, node: usize, up: Up) {
+        if let Up::Propose { request, proposal: Proposal::HandOver, .. } = &up {
+            self.nodes[node].hand_over = Some(*request);
+        }
         self.outboxes[node].push_back(up);
         let gen = self.nodes[node].gen;
         let at = self.now + self.rng.within(100, 3000) * 1000;
@@ -18,50 +22,120 @@ impl World {
         if self.nodes[node].gen != gen || self.outboxes[node].is_empty() {
             return;
         }
-        if self.net.is_cut(Addr::Sds(node), Addr::Mdm) {
+        if self.net.is_cut(Addr::Sds(node), Addr::Mdm) || self.now < self.mdm.down_until {
             return self.at(self.now + 5 * MS, Ev::Outbox { node, gen });
         }
         let Some(up) = self.outboxes[node].pop_front() else { return };
         let id = self.nodes[node].sds;
         match up {
-            Up::Hello { haves } => {
-                let start = self.mdm.register_sds(id, haves, self.now);
-                self.spread_news();
-                self.tell_node(node, Event::Registered { sds: id, start });
-                let view = self.mdm.view.clone();
-                self.tell_node(node, Event::View(view));
-                self.nodes[node].subscribed = true;
-            }
-            Up::Heartbeat { start } => {
-                if !self.mdm.heartbeat(id, start, self.now) && self.nodes[node].start == start {
-                    // Declared dead: the process registers anew.
-                    self.nodes[node].start = StartNo::ZERO;
-                    self.nodes[node].subscribed = false;
-                    self.hello(node);
+            Up::Hello => self.admit(node),
+            Up::Heartbeat { start, confirmed, failed } => {
+                if self.mdm.has_session(id, start) {
+                    self.mdm.heard(id, self.now);
+                    self.mdm.heartbeat(id, confirmed, failed, self.now);
+                    self.spread_news();
                 }
             }
             Up::Propose { start, request, proposal } => {
-                let accepted = self.mdm.propose(id, start, proposal, self.now);
+                if !self.mdm.has_session(id, start) {
+                    return;
+                }
+                self.mdm.heard(id, self.now);
+                let text = format!("{proposal:?}");
+                let name: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
+                let add = matches!(proposal, Proposal::Add { .. });
+                let (accepted, reason) = self.mdm.propose(id, start, proposal, self.now);
+                self.count(&format!("{name} {}", if accepted { "accepted" } else { "refused" }));
+                if add && accepted && self.strikes() {
+                    let at = self.now + self.rng.within(0, 40) * MS;
+                    self.at(at, Ev::Strike { node });
+                }
+                if !accepted {
+                    self.trace(|| format!("mdm: sds{} {text} refused: {reason}", node + 1));
+                }
                 self.spread_news();
-                self.tell_node(
-                    node,
-                    Event::ProposalResult { request, accepted, reason: String::new() },
-                );
+                self.tell_node(node, Event::ProposalResult { request, accepted, reason });
             }
         }
     }
 
+    /// Is somebody killed at this very moment?
+    pub(crate) fn strikes(&mut self) -> bool {
+        let on = self.now < 10_000 * MS + self.cfg.faults_ms * MS && self.cfg.fault_every_ms > 0;
+        on && self.cfg.strike > 0 && self.rng.chance(self.cfg.strike)
+    }
+
+    /// The MDM takes a registration.
+    fn admit(&mut self, node: usize) {
+        let n = &self.nodes[node];
+        let joining = Joining {
+            sds: n.sds,
+            device: n.device,
+            resume: (n.start != StartNo::ZERO).then_some(n.start),
+            boot: n.boot,
+            haves: n.engine.as_ref().map(|e| e.haves(n.device)).unwrap_or_default(),
+            devices: vec![n.report()],
+        };
+        let before = n.start;
+        match self.mdm.register_sds(joining, self.now) {
+            Some(start) => {
+                if start == before {
+                    self.count("session resumed");
+                }
+                self.spread_news();
+                let sds = self.nodes[node].sds;
+                self.tell_node(node, Event::Registered { sds, start });
+                let view = self.mdm.state.view();
+                self.tell_node(node, Event::View(view));
+                self.nodes[node].subscribed = true;
+            }
+            None => {
+                let gen = self.nodes[node].gen;
+                self.outboxes[node].push_front(Up::Hello);
+                self.at(self.now + 50 * MS, Ev::Outbox { node, gen });
+            }
+        }
+    }
+
+    /// The server's session is over or not there yet: it registers (again).
     pub(crate) fn hello(&mut self, node: usize) {
         self.count("registered");
+        self.outboxes[node].clear();
+        let n = &mut self.nodes[node];
+        n.inbox.clear();
+        n.subscribed = false;
+        n.session += 1;
+        let unanswered = n.hand_over.take();
+        self.tell_mdm(node, Up::Hello);
+        // As the daemon: a hand-over without an answer counts as refused.
+        if let Some(request) = unanswered {
+            let reason = "the session broke".into();
+            self.step(node, Event::ProposalResult { request, accepted: false, reason });
+        }
+    }
+
+    /// The server learns that its session ended.
+    pub(crate) fn session_end(&mut self, node: usize, gen: u64, session: u64) {
         let n = &self.nodes[node];
-        let haves = n.engine.as_ref().map(|e| e.haves(n.device)).unwrap_or_default();
-        self.tell_mdm(node, Up::Hello { haves });
+        if n.gen != gen || n.session != session || n.engine.is_none() {
+            return;
+        }
+        if self.net.is_apart(Addr::Mdm, Addr::Sds(node)) || self.now < self.mdm.down_until {
+            return self.at(self.now + 20 * MS, Ev::SessionEnd { node, gen, session });
+        }
+        self.hello(node);
+    }
+
+    /// Ends a session at the MDM's side; the server learns it a little later.
+    pub(crate) fn end_session(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        n.subscribed = false;
+        let (gen, session) = (n.gen, n.session);
+        let at = self.now + self.rng.within(1, 100) * MS;
+        self.at(at, Ev::SessionEnd { node, gen, session });
     }
 
     pub(crate) fn tell_node(&mut self, node: usize, ev: Event) {
-        if let Event::Registered { start, .. } = &ev {
-            self.nodes[node].start = *start;
-        }
         self.nodes[node].inbox.push_back(ev);
         let gen = self.nodes[node].gen;
         let at = self.now + self.rng.within(100, 3000) * 1000;
@@ -69,40 +143,48 @@ impl World {
     }
 
     pub(crate) fn inbox(&mut self, node: usize, gen: u64) {
-        if self.net.is_cut(Addr::Sds(node), Addr::Mdm) {
+        if self.net.is_cut(Addr::Mdm, Addr::Sds(node)) {
             return self.at(self.now + 5 * MS, Ev::Inbox { node, gen });
         }
-        if let Some(ev) = self.nodes[node].inbox.pop_front() {
-            self.step(node, ev);
+        let Some(ev) = self.nodes[node].inbox.pop_front() else { return };
+        match &ev {
+            Event::Registered { start, .. } => self.nodes[node].start = *start,
+            Event::ProposalResult { request, .. }
+                if self.nodes[node].hand_over == Some(*request) =>
+            {
+                self.nodes[node].hand_over = None
+            }
+            _ => {}
         }
+        self.step(node, ev);
     }
 
     pub(crate) fn beat(&mut self, node: usize, gen: u64) {
-        let start = self.nodes[node].start;
-        if start != StartNo::ZERO && !self.net.is_cut(Addr::Sds(node), Addr::Mdm) {
-            self.tell_mdm(node, Up::Heartbeat { start });
+        let n = &self.nodes[node];
+        let start = n.start;
+        if start != StartNo::ZERO && self.outboxes[node].len() < 8 {
+            let (confirmed, failed) = match &n.engine {
+                Some(e) => {
+                    let failed = e.device_stats().into_iter().filter(|d| d.failed.is_some());
+                    (e.reports().1, failed.map(|d| d.device).collect())
+                }
+                None => Default::default(),
+            };
+            self.tell_mdm(node, Up::Heartbeat { start, confirmed, failed });
         }
         self.at(self.now + 100 * MS, Ev::Beat { node, gen });
     }
 
-    /// Tells everybody what the MDM has logged.
+    /// Tells everybody what the MDM has logged, and closes the sessions that it closes.
     pub fn spread_news(&mut self) {
+        for what in std::mem::take(&mut self.mdm.done) {
+            self.count(&format!("mdm {what}"));
+        }
         for (index, changes) in std::mem::take(&mut self.mdm.news) {
             for c in &changes {
                 if let Change::Pg(c) = c {
-                    self.trace(|| {
-                        let m = |v: &[quarry_wire::Member]| {
-                            v.iter().map(|m| m.device.0).collect::<Vec<_>>()
-                        };
-                        let p = c.primary.map_or(0, |d| d.0);
-                        format!(
-                            "mdm: {} epoch {} primary {p} in sync {:?} syncing {:?}",
-                            c.pg,
-                            c.epoch,
-                            m(&c.in_sync),
-                            m(&c.syncing)
-                        )
-                    });
+                    self.trace(|| told(c));
+                    self.history_of_configs(c);
                 }
             }
             for n in 0..self.nodes.len() {
@@ -111,10 +193,40 @@ impl World {
                 }
             }
             for c in 0..self.clients.len() {
-                self.client_news[c].push_back(changes.clone());
+                self.client_news[c].push_back((index, changes.clone()));
                 let at = self.now + self.rng.within(100, 20_000) * 1000;
                 self.at(at, Ev::ClientNews { client: c });
             }
         }
+        for sds in std::mem::take(&mut self.mdm.closing) {
+            self.end_session(sds.0 as usize - 1);
+        }
     }
+
+    /// What must hold for every configuration: epochs rise by one, the in-sync set is never empty, nobody
+    /// joins it who was not syncing.
+    fn history_of_configs(&mut self, c: &quarry_wire::PgConfig) {
+        let old = self.configs.insert(c.pg, c.clone());
+        let Some(o) = old else { return };
+        if c.epoch.0 != o.epoch.0 + 1 {
+            self.fail(format!("{} goes from epoch {} to {}", c.pg, o.epoch, c.epoch));
+        }
+        let known = |d: DeviceId| o.is_in_sync(d) || o.syncing.iter().any(|m| m.device == d);
+        if c.in_sync.is_empty() || !c.in_sync.iter().all(|m| known(m.device)) {
+            self.fail(format!("{}: {:?} follows {:?}", c.pg, c.in_sync, o.in_sync));
+        }
+    }
+}
+
+fn told(c: &quarry_wire::PgConfig) -> String {
+    let m = |v: &[quarry_wire::Member]| v.iter().map(|m| m.device.0).collect::<Vec<_>>();
+    let p = c.primary.map_or(0, |d| d.0);
+    format!(
+        "mdm: {} epoch {} primary {p} in sync {:?} syncing {:?} listed {:?}",
+        c.pg,
+        c.epoch,
+        m(&c.in_sync),
+        m(&c.syncing),
+        c.listed.iter().map(|d| d.0).collect::<Vec<_>>()
+    )
 }

@@ -30,6 +30,18 @@ pub struct Disk {
     /// Handed out, not completed.
     open: BTreeMap<OpId, (DiskOp, u64)>,
     pub lie: Lie,
+    /// What fails with an error.
+    pub failing: Failing,
+}
+
+/// Which operations of a disk end with an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Failing {
+    #[default]
+    Nothing,
+    Reads,
+    /// Writes and syncs; a failed write may be on the medium by halves.
+    Writes,
 }
 
 impl Disk {
@@ -56,6 +68,9 @@ impl Disk {
     /// Ends an operation begun earlier. `None`: it was lost in a crash.
     pub fn finish(&mut self, id: OpId) -> Option<DiskResult> {
         let (op, covers) = self.open.remove(&id)?;
+        if let Some(failed) = self.failed(&op) {
+            return Some(failed);
+        }
         Some(match op {
             DiskOp::Read { offset, len, .. } => DiskResult::Read(Ok(self.read(offset, len))),
             DiskOp::Write { offset, data, sync, .. } => {
@@ -71,6 +86,21 @@ impl Disk {
             }
             DiskOp::Discard { .. } => DiskResult::Done(Ok(())),
         })
+    }
+
+    fn failed(&mut self, op: &DiskOp) -> Option<DiskResult> {
+        const EIO: i32 = 5;
+        match (op, self.failing) {
+            (DiskOp::Read { .. }, Failing::Reads) => Some(DiskResult::Read(Err(EIO))),
+            (DiskOp::Write { offset, data, .. }, Failing::Writes) => {
+                // The first pages of it may have come through.
+                let kept: Vec<Bytes> = data.iter().take(data.len() / 2).cloned().collect();
+                self.write(*offset, &kept);
+                Some(DiskResult::Done(Err(EIO)))
+            }
+            (DiskOp::Sync { .. }, Failing::Writes) => Some(DiskResult::Done(Err(EIO))),
+            _ => None,
+        }
     }
 
     /// Operations begun and not ended.

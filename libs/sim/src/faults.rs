@@ -1,7 +1,76 @@
-//! What goes wrong, chosen by the seed.
+//! What goes wrong, chosen by the seed from the run's mix.
 
+use crate::disk::Failing;
 use crate::net::Addr;
 use crate::world::{Ev, World, MS};
+use mdm::state::Op;
+use quarry_base::{PoolId, VolumeId};
+
+/// Kinds of faults and of changes by the operator.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fault {
+    Kill,
+    PowerLoss,
+    CrashMany,
+    Pause,
+    Partition,
+    OneWay,
+    LinkCut,
+    LinkStall,
+    SessionCut,
+    MdmRestart,
+    MdmStall,
+    MdmClock,
+    ClientCrash,
+    HandOver,
+    Wipe,
+    SlowDisk,
+    HungDisk,
+    FailingWrites,
+    FailingReads,
+    Fence,
+    Rebuild,
+    Remap,
+    Volume,
+    /// A primary is cut off from everybody but its clients until it is deposed; then the new one dies.
+    Depose,
+    /// A bit turns on the first server's disk; mixed with nothing that takes a good copy away.
+    Rot,
+}
+
+/// How often each comes, relative to the others.
+pub type Mix = Vec<(Fault, u32)>;
+
+/// Everything that every promise has to survive.
+pub fn everything() -> Mix {
+    use Fault::*;
+    vec![
+        (Kill, 12),
+        (PowerLoss, 18),
+        (CrashMany, 6),
+        (Pause, 10),
+        (Partition, 16),
+        (OneWay, 8),
+        (LinkCut, 8),
+        (LinkStall, 6),
+        (SessionCut, 4),
+        (MdmRestart, 3),
+        (MdmStall, 2),
+        (MdmClock, 1),
+        (ClientCrash, 6),
+        (HandOver, 6),
+        (Wipe, 5),
+        (SlowDisk, 4),
+        (HungDisk, 3),
+        (FailingWrites, 3),
+        (FailingReads, 2),
+        (Fence, 2),
+        (Rebuild, 2),
+        (Remap, 4),
+        (Volume, 3),
+        (Depose, 5),
+    ]
+}
 
 impl World {
     /// One fault, and the time of the next.
@@ -12,75 +81,131 @@ impl World {
         }
         let next = self.now + self.rng.within(1, 2 * self.cfg.fault_every_ms) * MS;
         self.at(next, Ev::Fault);
-        if self.cfg.rot {
-            return self.rot();
-        }
+        let total: u32 = self.cfg.mix.iter().map(|m| m.1).sum();
+        let mut at = self.rng.below(u64::from(total)) as u32;
+        let chosen = self.cfg.mix.iter().find(|(_, w)| match at.checked_sub(*w) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
+        });
+        let Some((fault, _)) = chosen.copied() else { return };
         let node = self.rng.below(self.nodes.len() as u64) as usize;
-        match self.rng.below(100) {
-            0..=29 => self.crash_one(node),
-            30..=36 => self.crash_many(),
-            37..=49 => self.pause(node),
-            50..=76 => self.partition(node),
-            77..=84 => self.cut_link(node),
-            85..=89 => self.crash_client(),
-            90..=95 => self.hand_over(node),
-            _ => self.wipe(node),
+        if self.strike(fault, node) {
+            self.faults += 1;
+            self.count(&format!("fault {fault:?}"));
+        }
+    }
+
+    /// False: it does not apply now.
+    fn strike(&mut self, fault: Fault, node: usize) -> bool {
+        let running = self.nodes[node].engine.is_some();
+        match fault {
+            Fault::Kill => self.crash_one(node, false),
+            Fault::PowerLoss => self.crash_one(node, true),
+            Fault::CrashMany => self.crash_many(),
+            Fault::Pause => running && self.pause(node),
+            Fault::Partition => self.partition(node, true),
+            Fault::OneWay => self.partition(node, false),
+            Fault::LinkCut => self.cut_link(node),
+            Fault::LinkStall => self.stall_link(node),
+            Fault::SessionCut => self.cut_session(node),
+            Fault::MdmRestart => self.stop_mdm(true),
+            Fault::MdmStall => self.stop_mdm(false),
+            Fault::MdmClock => {
+                self.trace(|| "--- the mdm's wall clock jumps".into());
+                let hour = 3_600_000;
+                self.mdm.clock_ms = if self.rng.chance(50) {
+                    self.mdm.clock_ms + hour
+                } else {
+                    self.mdm.clock_ms - hour
+                };
+                true
+            }
+            Fault::ClientCrash => self.crash_client(),
+            Fault::HandOver => running && self.hand_over(node),
+            Fault::Wipe => self.wipe(node),
+            Fault::SlowDisk => {
+                let until = self.now + self.rng.within(200, 3000) * MS;
+                self.nodes[node].slow = (until, self.rng.within(20, 200) * MS);
+                self.trace(|| format!("--- the disk of sds{} is slow", node + 1));
+                true
+            }
+            Fault::HungDisk => {
+                self.nodes[node].hung_until = self.now + self.rng.within(300, 4000) * MS;
+                self.trace(|| format!("--- the disk of sds{} hangs", node + 1));
+                true
+            }
+            Fault::FailingWrites => running && self.fail_disk(node, Failing::Writes),
+            Fault::FailingReads => running && self.fail_disk(node, Failing::Reads),
+            Fault::Fence => self.fence(node),
+            Fault::Rebuild => self.rebuild(),
+            Fault::Remap => self.remap(),
+            Fault::Volume => self.change_volumes(),
+            Fault::Depose => self.depose(),
+            Fault::Rot => self.rot(),
         }
     }
 
     /// A bit turns in the data area of the first server's disk.
-    fn rot(&mut self) {
+    fn rot(&mut self) -> bool {
         let (from, to) = crate::node::data_area(&self.nodes[0].disk);
-        if self.nodes[0].disk.rot(from, to, &mut self.rng) {
-            self.count("bit rot");
-        }
+        self.nodes[0].disk.rot(from, to, &mut self.rng)
     }
 
-    fn crash_one(&mut self, node: usize) {
+    fn crash_one(&mut self, node: usize, power: bool) -> bool {
         if self.nodes[node].engine.is_none() {
-            return;
+            return false;
         }
-        let power = self.rng.chance(60);
-        self.count(if power { "power loss" } else { "kill" });
         self.trace(|| {
             format!("--- sds{} {}", node + 1, if power { "loses power" } else { "is killed" })
         });
         self.crash(node, power);
         let back = self.now + self.rng.within(1, 3000) * MS;
         self.at(back, Ev::Restart { node });
+        true
     }
 
-    fn crash_many(&mut self) {
+    fn crash_many(&mut self) -> bool {
+        let power = self.rng.chance(60);
         for node in 0..self.nodes.len() {
             if self.rng.chance(80) {
-                self.crash_one(node);
+                self.crash_one(node, power);
             }
         }
+        true
     }
 
-    fn pause(&mut self, node: usize) {
-        if self.nodes[node].engine.is_some() {
-            self.count("pause");
-            let ms = self.rng.within(10, 3000);
-            self.trace(|| format!("--- sds{} stops for {ms} ms", node + 1));
-            self.nodes[node].paused_until = self.now + ms * MS;
-        }
+    fn pause(&mut self, node: usize) -> bool {
+        let ms = self.rng.within(10, 3000);
+        self.trace(|| format!("--- sds{} stops for {ms} ms", node + 1));
+        self.nodes[node].paused_until = self.now + ms * MS;
+        true
     }
 
-    fn partition(&mut self, node: usize) {
-        let a = Addr::Sds(node);
+    fn partition(&mut self, node: usize, both: bool) -> bool {
+        let client = Addr::Sdc(self.rng.below(self.clients.len() as u64) as usize);
+        let a = if self.rng.chance(15) { client } else { Addr::Sds(node) };
         let b = match self.rng.below(3) {
+            _ if a == client => Addr::Mdm,
             0 => Addr::Mdm,
             1 => Addr::Sdc(self.rng.below(self.clients.len() as u64) as usize),
             _ => Addr::Sds(self.rng.below(self.nodes.len() as u64) as usize),
         };
-        if a == b || self.net.is_cut(a, b) {
-            return;
+        if a == b || self.net.is_apart(a, b) {
+            return false;
         }
-        self.count("partition");
         let ms = self.rng.within(10, 3000);
-        self.trace(|| format!("--- {a:?} and {b:?} are apart for {ms} ms"));
-        self.net.cut.insert((a.min(b), a.max(b)));
+        let (from, to) = if self.rng.chance(50) { (a, b) } else { (b, a) };
+        self.trace(|| {
+            let how = if both { "and" } else { "does not reach" };
+            format!("--- {from:?} {how} {to:?}: apart for {ms} ms")
+        });
+        self.net.cut(from, to);
+        if both {
+            self.net.cut(to, from);
+        }
         if self.rng.chance(50) {
             for l in self.net.of(a) {
                 if self.net.ends.get(&l).is_some_and(|e| e.far == b) {
@@ -89,67 +214,266 @@ impl World {
             }
         }
         self.at(self.now + ms * MS, Ev::Heal { a, b });
+        true
     }
 
     pub fn heal(&mut self, a: Addr, b: Addr) {
-        self.net.cut.remove(&(a.min(b), a.max(b)));
+        self.net.heal(a, b);
     }
 
-    fn cut_link(&mut self, node: usize) {
+    fn cut_link(&mut self, node: usize) -> bool {
         let links = self.net.of(Addr::Sds(node));
-        if let Some(l) = self.rng.pick(&links).copied() {
-            self.count("link cut");
-            self.sever(l);
+        match self.rng.pick(&links).copied() {
+            Some(l) => {
+                self.sever(l);
+                true
+            }
+            None => false,
         }
+    }
+
+    fn stall_link(&mut self, node: usize) -> bool {
+        let links = self.net.of(Addr::Sds(node));
+        let Some(l) = self.rng.pick(&links).copied() else { return false };
+        let until = self.now + self.rng.within(20, 1500) * MS;
+        self.net.stall(l, until);
+        true
     }
 
     /// A connection breaks: both ends are told.
     fn sever(&mut self, l: quarry_replica::LinkId) {
-        if let Some(owner) = self.net.ends.get(&l).map(|e| (e.owner, e.gen)) {
+        if let Some((owner, gen)) = self.net.ends.get(&l).map(|e| (e.owner, e.gen)) {
             self.close(l);
-            self.at(self.now + MS, Ev::Closed { link: l, owner: owner.0, gen: owner.1 });
+            self.at(self.now + MS, Ev::Broken { link: l, owner, gen });
         }
     }
 
-    fn crash_client(&mut self) {
+    fn cut_session(&mut self, node: usize) -> bool {
+        if !self.nodes[node].subscribed || self.now < self.mdm.down_until {
+            return false;
+        }
+        let (id, start) = (self.nodes[node].sds, self.nodes[node].start);
+        self.mdm.closed(id, start, self.now);
+        self.end_session(node);
+        true
+    }
+
+    /// The MDM's process ends and comes back, or only stands still.
+    fn stop_mdm(&mut self, restart: bool) -> bool {
+        if self.now < self.mdm.down_until {
+            return false;
+        }
+        let ms = self.rng.within(50, 4000);
+        self.trace(|| {
+            format!("--- the mdm {} for {ms} ms", if restart { "dies" } else { "stops" })
+        });
+        self.mdm.down_until = self.now + ms * MS;
+        if restart {
+            for n in 0..self.nodes.len() {
+                self.end_session(n);
+            }
+            self.at(self.mdm.down_until, Ev::MdmBack);
+        }
+        true
+    }
+
+    fn crash_client(&mut self) -> bool {
         let c = self.rng.below(self.clients.len() as u64) as usize;
-        self.count("client crash");
         let id = self.clients[c].id;
         self.trace(|| format!("--- client {id} crashes"));
+        let late = self.rng.chance(50);
         for l in self.net.of(Addr::Sdc(c)) {
-            self.close(l);
+            if late {
+                // Its host goes down: what was sent arrives, the servers learn the end much later.
+                self.count("late requests");
+                let at = self.now + self.rng.within(20, 1500) * MS;
+                self.net.stall(l, at);
+                self.at(at + 100 * MS, Ev::Sever { link: l });
+            } else {
+                self.close(l);
+            }
         }
-        let instance = self.mdm.register_sdc(id);
+        let instance = self.mdm.register_sdc(id, self.now);
         self.spread_news();
-        self.clients[c].crash(instance, &self.mdm.view, &mut self.history);
+        let view = self.mdm.state.view();
+        self.clients[c].crash(instance, &view, &mut self.history);
         let back = self.now + self.rng.within(1, 100) * MS;
         self.at(back, Ev::ClientWake { client: c });
+        true
     }
 
-    fn hand_over(&mut self, node: usize) {
-        if self.nodes[node].engine.is_some() && !self.nodes[node].leaving {
-            self.count("hand-over");
-            self.trace(|| format!("--- sds{} is asked to stop", node + 1));
-            self.nodes[node].leaving = true;
-            self.step(node, quarry_replica::Event::HandOver);
-            // The daemon ends at most 5 s later.
-            let gen = self.nodes[node].gen;
-            self.at(self.now + 5000 * MS, Ev::Stop { node, gen });
+    fn hand_over(&mut self, node: usize) -> bool {
+        if self.nodes[node].leaving {
+            return false;
         }
+        self.trace(|| format!("--- sds{} is asked to stop", node + 1));
+        self.nodes[node].leaving = true;
+        self.step(node, quarry_replica::Event::HandOver);
+        // The daemon ends at most 5 s later.
+        let gen = self.nodes[node].gen;
+        self.at(self.now + 5000 * MS, Ev::Stop { node, gen });
+        true
     }
 
     /// A device that nobody needs comes back empty.
-    fn wipe(&mut self, node: usize) {
+    fn wipe(&mut self, node: usize) -> bool {
         if self.mdm.needed().contains(&self.nodes[node].device) {
-            return;
+            return false;
         }
-        self.count("wipe");
         self.trace(|| format!("--- sds{} comes back empty", node + 1));
         self.crash(node, true);
         if let Err(e) = self.format(node) {
-            return self.fail(e);
+            self.fail(e);
         }
         let back = self.now + self.rng.within(1, 500) * MS;
         self.at(back, Ev::Restart { node });
+        true
+    }
+
+    /// A primary is cut off from the MDM and the other servers for longer than a lease, so that another takes
+    /// over; then it reaches them again, the MDM last, while its successor dies and comes back at once.
+    fn depose(&mut self) -> bool {
+        let all: Vec<_> = self.configs.values().filter(|c| c.in_sync.len() > 1).cloned().collect();
+        let Some(c) = self.rng.pick(&all).cloned() else { return false };
+        let Some(p) = c.primary_member().map(|m| m.sds.0 as usize - 1) else { return false };
+        let old = Addr::Sds(p);
+        let apart = self.rng.within(1000, 3500);
+        self.trace(|| format!("--- sds{} is cut off for {apart} ms", p + 1));
+        for n in (0..self.nodes.len()).filter(|n| *n != p) {
+            let other = Addr::Sds(n);
+            self.net.cut(old, other);
+            self.net.cut(other, old);
+            let heal = apart + self.rng.within(0, 800);
+            self.at(self.now + heal * MS, Ev::Heal { a: old, b: other });
+        }
+        // Some clients do not hear of it either.
+        for c in 0..self.clients.len() {
+            if self.rng.chance(50) {
+                self.net.cut(Addr::Mdm, Addr::Sdc(c));
+                let heal = apart + self.rng.within(0, 800);
+                self.at(self.now + heal * MS, Ev::Heal { a: Addr::Mdm, b: Addr::Sdc(c) });
+            }
+        }
+        self.net.cut(old, Addr::Mdm);
+        self.net.cut(Addr::Mdm, old);
+        let later = apart + self.rng.within(200, 1500);
+        self.at(self.now + later * MS, Ev::Heal { a: old, b: Addr::Mdm });
+        for m in c.in_sync.iter().filter(|m| m.sds.0 as usize - 1 != p) {
+            let node = m.sds.0 as usize - 1;
+            if self.rng.chance(70) {
+                let at = self.now + (apart + self.rng.within(0, 600)).saturating_sub(100) * MS;
+                self.at(at, Ev::Strike { node });
+            }
+        }
+        true
+    }
+
+    /// A kill with a quick return.
+    pub(crate) fn kill_shortly(&mut self, node: usize) {
+        if self.nodes[node].engine.is_some() {
+            self.trace(|| format!("--- sds{} is killed for a moment", node + 1));
+            self.crash(node, false);
+            let back = self.now + self.rng.within(1, 60) * MS;
+            self.at(back, Ev::Restart { node });
+        }
+    }
+
+    /// Its disk fails; some time later the process is started again and the disk works.
+    fn fail_disk(&mut self, node: usize, how: Failing) -> bool {
+        self.trace(|| format!("--- the disk of sds{} fails: {how:?}", node + 1));
+        self.nodes[node].disk.failing = how;
+        let gen = self.nodes[node].gen;
+        let ms = self.rng.within(200, 4000);
+        self.at(self.now + ms * MS, Ev::Stop { node, gen });
+        true
+    }
+
+    /// The operator takes a server out and back in a little later.
+    fn fence(&mut self, node: usize) -> bool {
+        let id = self.nodes[node].sds;
+        let fenced = self.mdm.state.sds.get(&id).is_some_and(|s| s.fenced);
+        let now = self.now;
+        let answered = self.mdm.recent(now);
+        let op = Op::FenceSds { id, force: false, answered };
+        let done = !fenced && now >= self.mdm.down_until && self.mdm.submit(op, now).is_ok();
+        if done {
+            self.trace(|| format!("--- sds{} is fenced", node + 1));
+            self.spread_news();
+            let back = now + self.rng.within(100, 4000) * MS;
+            self.at(back, Ev::Recover { node });
+        }
+        done
+    }
+
+    pub(crate) fn recover_sds(&mut self, node: usize) {
+        let op = Op::RecoverSds { id: self.nodes[node].sds };
+        // Refused only if it is unknown, which it is not.
+        self.mdm.submit(op, self.now).ok();
+        self.spread_news();
+    }
+
+    fn rebuild(&mut self) -> bool {
+        let pool = PoolId(1);
+        let op =
+            if self.rng.chance(60) { Op::RebuildNow { pool } } else { Op::RebuildCancel { pool } };
+        let done = self.now >= self.mdm.down_until && self.mdm.submit(op, self.now).is_ok();
+        self.spread_news();
+        done
+    }
+
+    /// A volume is taken from a client, or given to it.
+    fn remap(&mut self) -> bool {
+        if self.now < self.mdm.down_until {
+            return false;
+        }
+        let c = self.rng.below(self.clients.len() as u64) as usize;
+        let volumes: Vec<VolumeId> = self.mdm.state.volumes.keys().copied().collect();
+        let Some(&v) = self.rng.pick(&volumes) else { return false };
+        let mapped =
+            self.mdm.state.volumes[&v].mappings.iter().any(|m| m.sdc == self.clients[c].id);
+        self.trace(|| {
+            format!("--- client {} {} volume {v}", c + 1, if mapped { "loses" } else { "gets" })
+        });
+        self.map(c, v, !mapped)
+    }
+
+    /// A volume more, a volume less, or a volume that grows.
+    fn change_volumes(&mut self) -> bool {
+        let now = self.now;
+        if now < self.mdm.down_until {
+            return false;
+        }
+        let volumes: Vec<VolumeId> = self.mdm.state.volumes.keys().copied().collect();
+        let v = self.rng.pick(&volumes).copied();
+        let kind = self.rng.below(3);
+        match (kind, v) {
+            (0, _) if volumes.len() < 4 => match self.mdm.create_volume(1, now) {
+                Ok(v) => {
+                    self.count("volume created");
+                    for c in 0..self.clients.len() {
+                        self.map(c, v, true);
+                    }
+                    true
+                }
+                Err(_) => false,
+            },
+            (1, Some(v)) if volumes.len() > 1 => {
+                for c in 0..self.clients.len() {
+                    self.map(c, v, false);
+                }
+                let done = self.mdm.submit(Op::DeleteVolume { id: v }, now).is_ok();
+                self.count("volume deleted");
+                self.spread_news();
+                done
+            }
+            (2, Some(id)) => {
+                let size = self.mdm.state.volumes[&id].size_bytes + u64::from(quarry_base::EXTENT);
+                let op = Op::ExtendVolume { id, size_bytes: size };
+                let done = size < 8 << 20 && self.mdm.submit(op, now).is_ok();
+                self.spread_news();
+                done
+            }
+            _ => false,
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The end of a run: faults stop, everything must heal, every replica must hold the same, and what clients
 //! were told must still be there.
 
+use crate::coverage::Seen;
+use crate::disk::Failing;
+use crate::faults::Fault;
 use crate::net::Addr;
 use crate::node::{recover, Node};
 use crate::world::{Ev, World, MS};
@@ -16,8 +19,11 @@ const HEALED_WITHIN: u64 = 40_000 * MS;
 pub struct Report {
     pub steps: u64,
     pub operations: u64,
+    pub faults: u64,
     pub reads: usize,
-    pub seen: BTreeMap<String, u64>,
+    /// Longest time that an answered request took, nanoseconds.
+    pub longest: u64,
+    pub seen: Seen,
 }
 
 impl World {
@@ -25,7 +31,18 @@ impl World {
     pub fn run(mut self) -> Result<Report, String> {
         let faults_end = 10_000 * MS + self.cfg.faults_ms * MS;
         self.run_until(faults_end);
+        self.finish()
+    }
+
+    /// Faults stop now; everything has to heal.
+    pub fn finish(mut self) -> Result<Report, String> {
         self.end_faults();
+        // The rest of the load runs while everything heals.
+        let most = self.now + 5_000 * MS;
+        while self.failure.is_none() && self.now < most && !self.is_done() {
+            let next = self.now + 50 * MS;
+            self.run_until(next);
+        }
         self.wait_until_whole();
         self.quiet = true;
         self.wait_until(HEALED_WITHIN, "requests without an answer", |w| {
@@ -41,17 +58,44 @@ impl World {
         self.history.check()?;
         self.compare_replicas()?;
         let operations = self.clients.iter().map(|c| c.started).sum();
-        Ok(Report { steps: self.steps, operations, reads: self.history.reads(), seen: self.seen })
+        let reads = self.history.reads();
+        let longest = self.clients.iter().map(|c| c.longest).max().unwrap_or(0);
+        Ok(Report {
+            steps: self.steps,
+            operations,
+            faults: self.faults,
+            reads,
+            longest,
+            seen: self.seen,
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        let wanted = self.cfg.load.operations.min(crate::config::OPERATIONS);
+        self.clients.iter().all(|c| c.started >= wanted)
     }
 
     fn end_faults(&mut self) {
         self.trace(|| "--- no more faults".into());
-        self.net.cut.clear();
+        self.net.heal_all();
+        let now = self.now;
         for n in 0..self.nodes.len() {
-            self.nodes[n].paused_until = 0;
-            if self.nodes[n].engine.is_none() {
-                self.at(self.now, Ev::Restart { node: n });
+            let node = &mut self.nodes[n];
+            node.paused_until = 0;
+            node.hung_until = 0;
+            node.slow = (0, 0);
+            let failed = std::mem::take(&mut node.disk.failing) != Failing::Nothing;
+            if failed && node.engine.is_some() {
+                self.crash(n, false);
             }
+            self.recover_sds(n);
+            if self.nodes[n].engine.is_none() {
+                self.at(now, Ev::Restart { node: n });
+            }
+        }
+        let volumes: Vec<VolumeId> = self.mdm.state.volumes.keys().copied().collect();
+        for v in volumes {
+            self.map(0, v, true);
         }
     }
 
@@ -72,7 +116,7 @@ impl World {
         while self.failure.is_none() && !(self.mdm.is_whole() && self.all_active()) {
             if self.now >= end {
                 let all: Vec<String> =
-                    self.mdm.view.pgs.values().map(|c| format!("{c:?}")).collect();
+                    self.mdm.state.pgs.values().map(|p| format!("{:?}", p.config)).collect();
                 for n in &self.nodes {
                     self.trace(|| n.describe());
                 }
@@ -92,14 +136,18 @@ impl World {
             .filter(|r| r.active)
             .map(|r| (r.pg, r.epoch))
             .collect();
-        self.mdm.view.pgs.values().all(|c| led.contains(&(c.pg, c.epoch)))
+        self.mdm.state.pgs.values().all(|p| led.contains(&(p.config.pg, p.config.epoch)))
     }
 
     fn read_everything(&mut self) {
-        for e in 0..self.cfg.load.extents {
-            for b in 0..BLOCKS_PER_EXTENT {
+        self.wait_until(HEALED_WITHIN, "a client does not learn of its volumes", |w| {
+            w.clients[0].volumes().len() == w.mdm.state.volumes.len()
+        });
+        let all = self.clients[0].volumes();
+        for (v, extents) in all {
+            for (e, b) in (0..extents).flat_map(|e| (0..BLOCKS_PER_EXTENT).map(move |b| (e, b))) {
                 let now = self.now;
-                self.clients[0].read_all(e, b * BLOCK, BLOCK, now);
+                self.clients[0].read_all(v, e, b * BLOCK, BLOCK, now);
             }
         }
         self.pump(0);
@@ -122,18 +170,30 @@ impl World {
         }
         let mut stores = Vec::new();
         for n in &mut self.nodes {
-            n.engine = None;
+            if let Some(e) = n.engine.take() {
+                self.seen.engine(e.stats());
+            }
             n.disk.kill(&mut self.rng);
             stores.push(recover(&mut n.disk).map_err(|e| format!("at the end: {}: {e}", n.sds))?);
         }
-        for cfg in self.mdm.view.pgs.values() {
+        let moved = self.seen.get("mdm rebuild") + self.seen.get("mdm rebuild_start") > 0;
+        if let Some(bad) = self.mdm.misplaced(!moved) {
+            return Err(bad);
+        }
+        let rot = self.cfg.mix.iter().any(|m| m.0 == Fault::Rot);
+        for p in self.mdm.state.pgs.values() {
+            let cfg = &p.config;
             let mut first: Option<(DeviceId, BTreeMap<BlockKey, BlockCopy>)> = None;
             for m in &cfg.in_sync {
                 let i = m.sds.0 as usize - 1;
-                let all = content(&mut stores[i], &mut self.nodes[i], cfg.pg, self.cfg.rot)?;
+                let all = content(&mut stores[i], &mut self.nodes[i], cfg.pg, rot)?;
+                if let Some(k) = all.keys().find(|k| self.mdm.state.deleted.contains_key(&k.vtree))
+                {
+                    return Err(format!("{}: {k:?} of a deleted volume is still there", cfg.pg));
+                }
                 match &first {
                     None => first = Some((m.device, all)),
-                    Some((d, want)) if !self.cfg.rot => compare(cfg.pg, *d, want, m.device, &all)?,
+                    Some((d, want)) if !rot => compare(cfg.pg, *d, want, m.device, &all)?,
                     Some(_) => {}
                 }
             }

@@ -14,6 +14,15 @@ pub const NEVER: u64 = u64::MAX;
 struct Op {
     begin: u64,
     end: u64,
+    /// It took effect before this time, or never does.
+    by: u64,
+}
+
+impl Op {
+    /// Latest time at which it took effect, if it did.
+    fn latest(&self) -> u64 {
+        self.end.min(self.by)
+    }
 }
 
 #[derive(Default)]
@@ -34,16 +43,25 @@ impl History {
     /// A write of `value` (0: zeroes) to a sector; `end` is [`NEVER`] if its outcome is not known.
     pub fn write(&mut self, sector: u64, value: u64, begin: u64, end: u64) {
         let r = self.sectors.entry(sector).or_default();
+        let op = Op { begin, end, by: NEVER };
         if value == 0 {
-            r.zeroes.push(Op { begin, end });
+            r.zeroes.push(op);
         } else {
-            r.writes.insert(value, Op { begin, end });
+            r.writes.insert(value, op);
+        }
+    }
+
+    /// A write without an answer was shut out at `by`: from then on it may not take effect any more.
+    pub fn shut_out(&mut self, sector: u64, value: u64, by: u64) {
+        let w = self.sectors.get_mut(&sector).and_then(|r| r.writes.get_mut(&value));
+        if let Some(w) = w.filter(|w| w.end == NEVER) {
+            w.by = w.by.min(by);
         }
     }
 
     /// A read that returned `value`.
     pub fn read(&mut self, sector: u64, value: u64, begin: u64, end: u64) {
-        self.sectors.entry(sector).or_default().reads.push((value, Op { begin, end }));
+        self.sectors.entry(sector).or_default().reads.push((value, Op { begin, end, by: NEVER }));
     }
 
     /// Reads recorded.
@@ -81,7 +99,7 @@ impl Register {
             if r.end < w.begin {
                 return Err(format!("read {value:#x} before it was written"));
             }
-            if let Some(z) = self.zeroes.iter().find(|z| w.end < z.begin && z.end < r.begin) {
+            if let Some(z) = self.zeroes.iter().find(|z| w.latest() < z.begin && z.end < r.begin) {
                 return Err(format!(
                     "read {value:#x} at {}..{} after zeroes at {}..{}",
                     r.begin, r.end, z.begin, z.end
@@ -89,7 +107,7 @@ impl Register {
             }
             let z = zones.entry(*value).or_insert(Zone {
                 value: *value,
-                first_end: w.end,
+                first_end: w.latest(),
                 last_begin: w.begin,
             });
             z.first_end = z.first_end.min(r.end);
@@ -109,7 +127,7 @@ impl Register {
     }
 
     fn check_zero(&self, r: &Op) -> Result<(), String> {
-        let initial = Op { begin: 0, end: 0 };
+        let initial = Op { begin: 0, end: 0, by: 0 };
         let before: Vec<(&u64, &Op)> =
             self.writes.iter().filter(|(_, w)| w.end < r.begin).collect();
         let hidden = |z: &Op| before.iter().find(|(_, w)| z.end < w.begin);
@@ -231,6 +249,21 @@ mod tests {
             h.read(0, 1, 50, 51);
         })
         .is_err());
+    }
+
+    #[test]
+    fn a_write_that_was_shut_out_may_have_happened_before_only() {
+        let late = |by| {
+            run(|h| {
+                h.write(0, 1, 10, NEVER);
+                h.write(0, 2, 30, 40);
+                h.read(0, 1, 50, 51);
+                h.shut_out(0, 1, by);
+            })
+        };
+        assert_eq!(late(NEVER), Ok(()));
+        assert_eq!(late(35), Ok(()), "the second write was still under way");
+        assert!(late(25).is_err());
     }
 
     #[test]

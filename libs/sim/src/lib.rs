@@ -1,5 +1,5 @@
-//! Deterministic simulation of replication: real engines and stores on disks in memory, simulated connections,
-//! a model MDM and model clients, faults by seed, and checkers for the promises of `docs/ARCHITECTURE.md`:
+//! Deterministic simulation of replication: real engines and stores on disks in memory, the real MDM state machine
+//! and failure detector, simulated connections and model clients, faults by seed, and checkers for the promises of `docs/ARCHITECTURE.md`:
 //!
 //! - linearizable per sector, no lost and no resurrected write, no torn page ([`history`]);
 //! - everything acknowledged is still there at the end, and replicas are identical ([`finish`]);
@@ -10,19 +10,26 @@
 
 pub mod client;
 mod clients;
+pub mod config;
 mod control;
+pub mod coverage;
 pub mod disk;
-mod faults;
+pub mod faults;
 pub mod finish;
 pub mod history;
+pub mod load;
 pub mod mdm;
 mod net;
 mod node;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod rng;
+mod servers;
 pub mod world;
 
+pub use config::Config;
 pub use finish::Report;
-pub use world::{Config, World};
+pub use world::World;
 
 /// Runs one seed.
 pub fn run_seed(seed: u64) -> Result<Report, String> {

@@ -1,11 +1,19 @@
-//! A small model of the MDM: one log, membership (R4, R10, R11), elections, additions. Never fails itself;
-//! servers can be cut off from it.
+//! The real MDM state machine and failure detector (crate `mdm`), fed by simulated sessions.
+//!
+//! Here is only what the MDM's daemon does around them: when to submit which command, what the sessions
+//! reported, who is told what. Nothing about membership is decided in this file.
 
+use mdm::control::Detector;
+use mdm::state::{
+    Ack, AddPool, Answer, Command, ElectPg, Op, Position, Provisioning, RegDevice, Register,
+    Reject, State,
+};
 use quarry_base::*;
+use quarry_control::{Capability, Role};
 use quarry_wire::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// How the model breaks a rule, to prove that the checkers notice.
+/// How the MDM breaks a rule, to prove that the checkers notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Wrong {
     #[default]
@@ -15,380 +23,419 @@ pub enum Wrong {
 }
 
 const MS: u64 = 1_000_000;
-/// A server not heard of for this long has failed.
-const DETECT: u64 = 1000 * MS;
-/// An elected or remaining member must have been heard of within this time (R10).
-const FRESH: u64 = 300 * MS;
-/// A dropped member is not taken back before this time.
-const HOLD: u64 = 1500 * MS;
+/// R11: how long an election waits for in-sync members that are not back (as in the daemon).
+const DETECTION: u64 = 800 * MS;
 
-/// A data server as the MDM sees it.
-#[derive(Default, Clone)]
-struct Server {
+/// What the daemon knows of a data server besides the state.
+#[derive(Default)]
+struct Live {
     start: StartNo,
-    up: bool,
-    leaving: bool,
-    heard: u64,
-    haves: BTreeMap<PgId, PgHave>,
+    session: bool,
+    positions: HashMap<(DeviceId, PgId), (Version, Seq)>,
+    confirmed: ConfigIndex,
+    failed: BTreeSet<DeviceId>,
+}
+
+/// The shape of the cluster at its beginning.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub servers: u32,
+    pub fault_sets: u32,
+    pub pgs: u32,
+    pub copies: u8,
+    pub min_copies: u8,
+    pub grace_seconds: u64,
+    pub device_bytes: u64,
+    pub cached: bool,
 }
 
 pub struct Mdm {
-    pub view: ClusterView,
-    servers: BTreeMap<SdsId, Server>,
-    held: BTreeMap<(PgId, DeviceId), u64>,
-    /// Since when a group has nobody who leads it.
-    headless: BTreeMap<PgId, u64>,
-    numbers: u64,
-    began: u64,
+    pub state: State,
+    detector: Detector,
+    live: BTreeMap<SdsId, Live>,
+    first_present: BTreeMap<PgId, u64>,
+    ticks: u64,
+    /// The wall clock's offset, milliseconds: it may jump.
+    pub clock_ms: u64,
     pub wrong: Wrong,
+    /// Not running until then.
+    pub down_until: u64,
     /// What subscribers have not been told yet.
     pub news: Vec<(ConfigIndex, Vec<Change>)>,
+    /// Sessions that the MDM closes: their processes register anew.
+    pub closing: Vec<SdsId>,
+    /// Commands done, by name.
+    pub done: Vec<&'static str>,
+}
+
+fn node_name(kind: &str, n: u32) -> String {
+    format!("{kind}{n}")
 }
 
 impl Mdm {
-    /// `servers` with one device each, every group on `copies` of them.
-    pub fn new(servers: u32, pgs: u32, copies: u8, extents: u32, now: u64) -> Mdm {
-        let mut view = ClusterView { index: ConfigIndex(1), ..ClusterView::default() };
-        let pool = PoolId(1);
-        view.pools.insert(
-            pool,
-            PoolInfo {
-                id: pool,
-                name: "pool".into(),
-                pg_count: pgs,
-                cached: false,
-                rebuild_bytes_per_second: 0,
-            },
-        );
-        for s in 1..=servers {
-            let id = DeviceId(s);
-            view.devices.insert(id, DeviceInfo { id, sds: SdsId(s), pool, shard: 0 });
-        }
-        for i in 0..pgs {
-            let pg = PgId::new(pool, i);
-            let listed: Vec<DeviceId> =
-                (0..u32::from(copies)).map(|k| DeviceId(1 + (i + k) % servers)).collect();
-            let none = |d: &DeviceId| Member { device: *d, sds: SdsId(d.0), start: StartNo::ZERO };
-            let in_sync = listed.iter().map(none).collect();
-            let config = PgConfig {
-                pg,
-                epoch: Epoch(1),
-                index: ConfigIndex(1),
-                primary: None,
-                in_sync,
-                syncing: vec![],
-                listed,
-                copies,
-                min_copies: 1,
-            };
-            view.pgs.insert(pg, config);
-        }
-        let id = VolumeId(1);
-        let volume = VolumeInfo {
-            id,
-            name: "vol".into(),
-            vtree: VtreeId(1),
-            pool,
-            size_bytes: u64::from(extents) * u64::from(EXTENT),
-            generation: Generation(1),
-            mappings: vec![],
-        };
-        view.volumes.insert(id, volume);
-        Mdm {
-            view,
-            servers: BTreeMap::new(),
-            held: BTreeMap::new(),
-            headless: BTreeMap::new(),
-            numbers: 100,
-            began: now,
+    /// An MDM that knows the names of its servers (ids 1..) and their fault sets.
+    pub fn new(shape: &Shape, now: u64) -> Result<Mdm, String> {
+        let mut m = Mdm {
+            state: State::default(),
+            detector: Detector::new(Nanos(now), []),
+            live: BTreeMap::new(),
+            first_present: BTreeMap::new(),
+            ticks: 0,
+            clock_ms: 1_700_000_000_000,
             wrong: Wrong::None,
-            news: vec![],
+            down_until: 0,
+            news: Vec::new(),
+            closing: Vec::new(),
+            done: Vec::new(),
+        };
+        let s = |e: Reject| e.to_string();
+        m.submit(Op::Init { cluster: crate::node::CLUSTER.into() }, now).map_err(s)?;
+        for i in 1..=shape.servers {
+            let fault_set = (shape.fault_sets > 0).then(|| 1 + i % shape.fault_sets);
+            let name = node_name("s", i);
+            m.submit(Op::AddSds { name, domain: None, fault_set }, now).map_err(s)?;
+        }
+        Ok(m)
+    }
+
+    /// Pool and first volume, once every server has registered.
+    pub fn lay_out(&mut self, shape: &Shape, extents: u32, now: u64) -> Result<(), String> {
+        let pool = AddPool {
+            name: "pool".into(),
+            domain: DomainId(1),
+            copies: shape.copies,
+            min_copies: Some(shape.min_copies),
+            ack: if shape.cached { Ack::Cached } else { Ack::Durable },
+            pg_count: Some(shape.pgs),
+            devices: None,
+            over_commit: None,
+            reserve_percent: None,
+            rebuild_grace_seconds: Some(shape.grace_seconds),
+            rebuild_bytes_per_second: None,
+        };
+        self.submit(Op::AddPool(Box::new(pool)), now).map_err(|e| e.to_string())?;
+        self.create_volume(extents, now).map(drop)
+    }
+
+    /// A new volume of so many extents.
+    pub fn create_volume(&mut self, extents: u32, now: u64) -> Result<VolumeId, String> {
+        let name = node_name("vol", self.state.next.volume + 1);
+        let size_bytes = u64::from(extents) * u64::from(EXTENT);
+        let provisioning = Provisioning::Thin;
+        let op = Op::CreateVolume { name, pool: PoolId(1), size_bytes, provisioning };
+        match self.submit(op, now).map_err(|e| e.to_string())? {
+            Answer::Volume(v) => Ok(v),
+            a => Err(format!("creating a volume answered {a:?}")),
         }
     }
 
-    fn log(&mut self, changes: Vec<Change>) {
-        let index = ConfigIndex(self.view.index.0 + 1);
-        self.view.index = index;
-        for c in &changes {
-            self.view.apply(c.clone());
+    fn unix_ms(&self, now: u64) -> u64 {
+        self.clock_ms + now / MS
+    }
+
+    /// Does a command: durable at once, as the daemon publishes nothing that is not.
+    pub fn submit(&mut self, op: Op, now: u64) -> Result<Answer, Reject> {
+        let index = ConfigIndex(self.state.index.0 + 1);
+        let at_ms = self.unix_ms(now);
+        let name = op.name();
+        let done = self.state.apply(index, &Command { at_ms, who: "sim".into(), key: None, op })?;
+        self.done.push(name);
+        for c in &done.changes {
+            if let Change::Sds(s) = c {
+                self.end_older(s.id);
+            }
         }
-        self.news.push((index, changes));
+        if !done.changes.is_empty() {
+            self.news.push((index, done.changes));
+        }
+        Ok(done.answer)
+    }
+
+    /// A session of a start that has ended is closed: the process registers anew (R1).
+    fn end_older(&mut self, sds: SdsId) {
+        let Some(s) = self.state.sds.get(&sds) else { return };
+        if !s.up {
+            let start = self.live.get(&sds).map_or(s.start, |l| l.start);
+            self.detector.forget(sds, start);
+            self.detector.forget(sds, s.start);
+        }
+        let Some(l) = self.live.get_mut(&sds) else { return };
+        if (l.start != s.start || !s.up) && std::mem::take(&mut l.session) {
+            self.closing.push(sds);
+        }
     }
 
     /// A client starts: its instance.
-    pub fn register_sdc(&mut self, id: SdcId) -> Instance {
-        self.numbers += 1;
-        let instance = Instance(self.numbers);
-        let info = SdcInfo { id, name: format!("c{id}"), instance, host: String::new() };
-        let mut changes = vec![Change::Sdc(info)];
-        if let Some(v) = self.view.volumes.get(&VolumeId(1)) {
-            if !v.mappings.iter().any(|m| m.sdc == id) {
-                let mut v = v.clone();
-                v.mappings.push(MapEntry { sdc: id, read_only: false, device: false });
-                changes.push(Change::Volume(v));
+    pub fn register_sdc(&mut self, id: SdcId, now: u64) -> Instance {
+        let op = Op::Register(Box::new(register(Role::Sdc, node_name("c", id.0), None, vec![])));
+        match self.submit(op, now) {
+            Ok(Answer::Registered { start, .. }) => Instance(start),
+            _ => Instance::ZERO,
+        }
+    }
+
+    /// A server registers: its start number. `boot` counts the starts of its host.
+    pub fn register_sds(&mut self, r: Joining, now: u64) -> Option<StartNo> {
+        let id = r.sds;
+        let mut reg =
+            register(Role::Sds, node_name("s", id.0), r.resume.map(|s| s.get()), r.devices);
+        reg.boot_id = format!("boot{}", r.boot);
+        reg.answered = self.detector.recent(Nanos(now));
+        let Ok(Answer::Registered { start, .. }) = self.submit(Op::Register(Box::new(reg)), now)
+        else {
+            return None;
+        };
+        let start = StartNo(start);
+        let old = self.live.remove(&id).filter(|o| o.start == start);
+        let live = Live {
+            start,
+            session: true,
+            positions: r
+                .haves
+                .into_iter()
+                .map(|h| ((r.device, h.pg), (h.last, h.commit)))
+                .collect(),
+            confirmed: old.map(|o| o.confirmed).unwrap_or_default(),
+            failed: BTreeSet::new(),
+        };
+        self.live.insert(id, live);
+        self.detector.joined(id, start, Nanos(now));
+        Some(start)
+    }
+
+    /// The session of this start is there.
+    pub fn has_session(&self, id: SdsId, start: StartNo) -> bool {
+        self.live.get(&id).is_some_and(|l| l.session && l.start == start)
+    }
+
+    /// Something came over a session.
+    pub fn heard(&mut self, id: SdsId, now: u64) {
+        self.detector.heard(id, Nanos(now));
+    }
+
+    /// Its session closed.
+    pub fn closed(&mut self, id: SdsId, start: StartNo, now: u64) {
+        if let Some(l) = self.live.get_mut(&id).filter(|l| l.start == start && l.session) {
+            l.session = false;
+            self.detector.closed(id, Nanos(now));
+        }
+    }
+
+    pub fn heartbeat(
+        &mut self,
+        id: SdsId,
+        confirmed: ConfigIndex,
+        failed: Vec<DeviceId>,
+        now: u64,
+    ) {
+        let Some(l) = self.live.get_mut(&id) else { return };
+        l.confirmed = l.confirmed.max(confirmed);
+        let start = l.start;
+        for device in failed {
+            if self.live.get_mut(&id).is_some_and(|l| l.failed.insert(device)) {
+                let answered = self.detector.recent(Nanos(now));
+                let reason = "a write failed".into();
+                self.submit(Op::DeviceFailed { device, start, reason, answered }, now).ok();
             }
         }
-        self.log(changes);
-        instance
     }
 
-    /// A server starts: its start number.
-    pub fn register_sds(&mut self, id: SdsId, haves: Vec<PgHave>, now: u64) -> StartNo {
-        self.numbers += 1;
-        let start = StartNo(self.numbers);
-        let s = self.servers.entry(id).or_default();
-        *s = Server {
-            start,
-            up: true,
-            leaving: false,
-            heard: now,
-            haves: haves.into_iter().map(|h| (h.pg, h)).collect(),
-        };
-        let info = SdsInfo {
-            id,
-            name: format!("s{id}"),
-            start,
-            up: true,
-            host: String::new(),
-            endpoints: vec![],
-        };
-        self.log(vec![Change::Sds(info)]);
-        self.settle(now);
-        start
+    /// A server's proposal, and why it was refused.
+    pub fn propose(
+        &mut self,
+        sds: SdsId,
+        start: StartNo,
+        proposal: Proposal,
+        now: u64,
+    ) -> (bool, String) {
+        let answered = self.detector.recent(Nanos(now));
+        match self.submit(Op::Propose { sds, start, proposal, answered }, now) {
+            Ok(_) => (true, String::new()),
+            Err(e) => (false, e.message),
+        }
     }
 
-    /// False: the process was declared dead, it has to register anew.
-    pub fn heartbeat(&mut self, id: SdsId, start: StartNo, now: u64) -> bool {
-        match self.servers.get_mut(&id) {
-            Some(s) if s.start == start && s.up => {
-                s.heard = now;
-                true
+    /// Who was heard a moment ago.
+    pub fn recent(&self, now: u64) -> mdm::state::Answered {
+        self.detector.recent(Nanos(now))
+    }
+
+    /// The MDM's process dies and comes back: what is logged is there, sessions and clocks are not.
+    pub fn restart(&mut self, now: u64) {
+        let up: Vec<_> =
+            self.state.sds.values().filter(|s| s.up).map(|s| (s.id, s.start)).collect();
+        self.detector = Detector::new(Nanos(now), up);
+        self.live.clear();
+        self.first_present.clear();
+        self.closing.clear();
+    }
+
+    /// What the daemon's driver does every 50 ms.
+    pub fn tick(&mut self, now: u64) {
+        if now < self.down_until {
+            return;
+        }
+        self.ticks += 1;
+        for f in self.detector.tick(Nanos(now)) {
+            let op = Op::SdsFailed {
+                sds: f.sds,
+                start: f.start,
+                reason: f.reason,
+                answered: f.answered,
+            };
+            self.submit(op, now).ok();
+            let over = self.state.sds.get(&f.sds).is_none_or(|s| !s.up || s.start != f.start);
+            if over {
+                self.detector.forget(f.sds, f.start);
+            }
+        }
+        let pgs = self.ready(now);
+        if !pgs.is_empty() {
+            self.submit(Op::Elect { pgs }, now).ok();
+        }
+        if self.ticks.is_multiple_of(5) {
+            self.sweep(now);
+        }
+        if self.ticks.is_multiple_of(20) && self.state.rebuild_due(self.unix_ms(now)) {
+            self.submit(Op::Rebuild, now).ok();
+        }
+        if self.wrong == Wrong::AddsTooEarly {
+            self.add_too_early(now);
+        }
+    }
+
+    /// Groups whose election need not wait any longer (R11).
+    fn ready(&mut self, now: u64) -> Vec<ElectPg> {
+        let s = &self.state;
+        let waiting: BTreeSet<PgId> = s.pgs.keys().copied().filter(|p| s.electable(*p)).collect();
+        self.first_present.retain(|pg, _| waiting.contains(pg));
+        let mut out = Vec::new();
+        for pg in waiting {
+            let first = *self.first_present.entry(pg).or_insert(now);
+            let Some(p) = s.pgs.get(&pg) else { continue };
+            let present: Vec<Position> =
+                p.config.in_sync.iter().filter_map(|m| self.position(m.device, pg)).collect();
+            let all = present.len() == p.config.in_sync.len();
+            if !present.is_empty() && (all || now - first >= DETECTION) {
+                out.push(ElectPg { pg, epoch: p.config.epoch, present });
+            }
+        }
+        out
+    }
+
+    fn position(&self, device: DeviceId, pg: PgId) -> Option<Position> {
+        let sds = self.state.devices.get(&device)?.sds;
+        let known = self.state.sds.get(&sds).filter(|x| x.up && !x.fenced)?;
+        let l = self.live.get(&sds).filter(|l| l.session && l.start == known.start)?;
+        let have = l.positions.get(&(device, pg));
+        let (last, commit) = have.copied().unwrap_or((Version::ZERO, Seq(0)));
+        Some(Position { device, start: l.start, last, commit, known: have.is_some() })
+    }
+
+    fn sweep(&mut self, now: u64) {
+        let answered = self.detector.recent(Nanos(now));
+        let ms = self.unix_ms(now);
+        let s = &self.state;
+        let due = s.pgs.keys().any(|pg| s.unsettled(*pg, &answered, ms));
+        if due && !answered.is_empty() {
+            self.submit(Op::Sweep { answered }, now).ok();
+        }
+    }
+
+    fn add_too_early(&mut self, now: u64) {
+        let all: Vec<PgConfig> = self.state.pgs.values().map(|p| p.config.clone()).collect();
+        for c in all {
+            let (Some(p), Some(m)) = (c.primary_member().copied(), c.syncing.first()) else {
+                continue;
+            };
+            let proposal = Proposal::Add { pg: c.pg, epoch: c.epoch, device: m.device };
+            self.propose(p.sds, p.start, proposal, now);
+        }
+    }
+
+    /// Everybody who leads a group of the volume has confirmed this index, and every group is led (R21).
+    pub fn confirmed(&self, volume: VolumeId, index: ConfigIndex) -> bool {
+        let Some(v) = self.state.volumes.get(&volume) else { return false };
+        self.state.pool_pgs(v.pool).all(|p| match p.config.primary_member() {
+            Some(m) if self.state.alive(m) => {
+                self.live.get(&m.sds).is_some_and(|l| l.confirmed >= index)
             }
             _ => false,
-        }
+        })
     }
 
-    fn alive(&self, m: &Member) -> bool {
-        self.servers.get(&m.sds).is_some_and(|s| s.up && s.start == m.start)
-    }
-    fn good(&self, m: &Member) -> bool {
-        self.alive(m) && !self.servers.get(&m.sds).is_some_and(|s| s.leaving)
-    }
-    fn fresh(&self, m: &Member, now: u64) -> bool {
-        self.servers.get(&m.sds).is_some_and(|s| s.heard + FRESH > now)
-    }
-
-    /// Failures, then every group.
-    pub fn tick(&mut self, now: u64) {
-        let dead: Vec<SdsId> = self
-            .servers
-            .iter()
-            .filter(|(_, s)| s.up && s.heard + DETECT < now)
-            .map(|(i, _)| *i)
-            .collect();
-        for id in dead {
-            // R10: only if somebody has answered since.
-            let other = self.servers.iter().any(|(i, s)| *i != id && s.up && s.heard + FRESH > now);
-            if !other {
-                continue;
-            }
-            if let Some(s) = self.servers.get_mut(&id) {
-                s.up = false;
-                let start = s.start;
-                let info = SdsInfo {
-                    id,
-                    name: format!("s{id}"),
-                    start,
-                    up: false,
-                    host: String::new(),
-                    endpoints: vec![],
-                };
-                self.log(vec![Change::Sds(info)]);
-            }
-        }
-        self.settle(now);
-    }
-
-    fn settle(&mut self, now: u64) {
-        let mut changes = Vec::new();
-        for c in self.view.pgs.values().cloned().collect::<Vec<_>>() {
-            let n = self.settled(&c, now);
-            if n != c {
-                changes.push(n);
-            }
-        }
-        self.put(changes);
-    }
-
-    fn put(&mut self, configs: Vec<PgConfig>) {
-        if configs.is_empty() {
-            return;
-        }
-        let index = ConfigIndex(self.view.index.0 + 1);
-        let changes = configs
-            .into_iter()
-            .map(|mut c| {
-                c.epoch = Epoch(c.epoch.0 + 1);
-                c.index = index;
-                assert!(
-                    !c.in_sync.is_empty() && c.primary.is_none_or(|d| c.is_in_sync(d)),
-                    "model MDM: {c:?}"
-                );
-                Change::Pg(c)
-            })
-            .collect();
-        self.log(changes);
-    }
-
-    fn settled(&mut self, old: &PgConfig, now: u64) -> PgConfig {
-        let mut c = old.clone();
-        // R10: who is not good goes, if a good one remains that has answered since.
-        if c.in_sync.iter().any(|m| self.good(m) && self.fresh(m, now)) {
-            let keep: Vec<Member> = c.in_sync.iter().filter(|m| self.good(m)).copied().collect();
-            c.in_sync = keep;
-        }
-        c.syncing.retain(|m| self.good(m));
-        let led = c.primary_member().is_some_and(|m| self.alive(m));
-        if !led && c.in_sync.iter().any(|m| self.good(m)) {
-            let best = c
-                .in_sync
-                .iter()
-                .filter(|m| self.good(m))
-                .max_by_key(|m| (m.device.0 + c.pg.index()) % 7);
-            c.primary = best.map(|m| m.device);
-        } else if !led {
-            self.elect(&mut c, now);
-        }
-        if c.primary_member().is_some_and(|m| self.alive(m)) {
-            self.headless.remove(&c.pg);
-            self.let_join(&mut c, now);
-        }
-        c
-    }
-
-    /// R11: nobody of the in-sync set runs with the start it is named with. Waits for all of them, at most one
-    /// detection time, and takes the longest.
-    fn elect(&mut self, c: &mut PgConfig, now: u64) {
-        let since = *self.headless.entry(c.pg).or_insert(now);
-        let now_running: Vec<Member> = c
-            .in_sync
-            .iter()
-            .filter_map(|m| {
-                let s = self.servers.get(&m.sds).filter(|s| s.up && s.heard + FRESH > now)?;
-                Some(Member { start: s.start, ..*m })
-            })
-            .collect();
-        let all = now_running.len() == c.in_sync.len();
-        let first = c.epoch == Epoch(1) && c.primary.is_none();
-        if now_running.is_empty()
-            || !(all || (since + DETECT < now && !first))
-            || self.began + 10 * MS > now
-        {
-            return;
-        }
-        let last = |m: &Member| {
-            let s = self.servers.get(&m.sds);
-            s.and_then(|s| s.haves.get(&c.pg)).map_or(Version::ZERO, |h| h.last)
-        };
-        let best = now_running.iter().max_by_key(|m| (last(m), (m.device.0 + c.pg.index()) % 5));
-        c.primary = best.map(|m| m.device);
-        c.in_sync = now_running;
-    }
-
-    fn let_join(&self, c: &mut PgConfig, now: u64) {
-        for d in c.listed.clone() {
-            if c.member(d).is_some() || self.held.get(&(c.pg, d)).is_some_and(|t| *t > now) {
-                continue;
-            }
-            let sds = SdsId(d.0);
-            if let Some(s) =
-                self.servers.get(&sds).filter(|s| s.up && !s.leaving && s.heard + FRESH > now)
-            {
-                let m = Member { device: d, sds, start: s.start };
-                if self.wrong == Wrong::AddsTooEarly {
-                    c.in_sync.push(m);
-                } else {
-                    c.syncing.push(m);
-                }
-            }
-        }
-    }
-
-    /// A server's proposal. The answer is for HandOver only of interest.
-    pub fn propose(&mut self, from: SdsId, start: StartNo, p: Proposal, now: u64) -> bool {
-        if !self.servers.get(&from).is_some_and(|s| s.up && s.start == start) {
-            return false;
-        }
-        if p == Proposal::HandOver {
-            if let Some(s) = self.servers.get_mut(&from) {
-                s.leaving = true;
-            }
-            self.settle(now);
-            return true;
-        }
-        let (pg, epoch, device) = match &p {
-            Proposal::Add { pg, epoch, device }
-            | Proposal::DropSyncing { pg, epoch, device, .. }
-            | Proposal::MemberSilent { pg, epoch, device, .. } => (*pg, *epoch, *device),
-            Proposal::HandOver => return false,
-        };
-        let Some(mut c) = self.view.pgs.get(&pg).cloned() else { return false };
-        let leads = c.primary_member().is_some_and(|m| m.sds == from && m.start == start);
-        if c.epoch != epoch || !leads {
-            return false;
-        }
-        match p {
-            Proposal::Add { .. } => {
-                let Some(i) = c.syncing.iter().position(|m| m.device == device) else {
-                    return false;
-                };
-                if !self.good(&c.syncing[i]) {
-                    return false;
-                }
-                let m = c.syncing.remove(i);
-                c.in_sync.push(m);
-            }
-            Proposal::DropSyncing { .. } => {
-                c.syncing.retain(|m| m.device != device);
-                self.held.insert((pg, device), now + HOLD);
-            }
-            _ => {
-                if !c.is_in_sync(device) && c.member(device).is_some() {
-                    // A candidate is dropped like any syncing member.
-                    c.syncing.retain(|m| m.device != device);
-                    self.held.insert((pg, device), now + HOLD);
-                } else {
-                    let stays = c
-                        .in_sync
-                        .iter()
-                        .any(|m| m.device != device && self.good(m) && self.fresh(m, now));
-                    if !stays {
-                        return false;
-                    }
-                    c.in_sync.retain(|m| m.device != device);
-                    if c.primary == Some(device) {
-                        c.primary = c.in_sync.iter().find(|m| self.good(m)).map(|m| m.device);
-                    }
-                    self.held.insert((pg, device), now + HOLD);
-                }
-            }
-        }
-        self.put(vec![c]);
-        true
+    /// Every group has all its copies, each on a server that plays its role.
+    pub fn is_whole(&self) -> bool {
+        self.state.pgs.values().all(|p| {
+            let c = &p.config;
+            c.is_complete()
+                && c.syncing.is_empty()
+                && c.in_sync.iter().all(|m| self.state.good(m))
+                && c.primary.is_some()
+        })
     }
 
     /// Devices that are in sync somewhere.
     pub fn needed(&self) -> BTreeSet<DeviceId> {
-        self.view.pgs.values().flat_map(|c| c.in_sync.iter().map(|m| m.device)).collect()
+        self.state.pgs.values().flat_map(|p| p.config.in_sync.iter().map(|m| m.device)).collect()
     }
 
-    /// Every group has all its copies.
-    pub fn is_whole(&self) -> bool {
-        self.view.pgs.values().all(|c| {
-            c.is_complete()
-                && c.syncing.is_empty()
-                && c.in_sync.iter().all(|m| self.good(m))
-                && c.primary.is_some()
+    /// A placement rule that is broken now: two copies on one server or (`sets`; a rebuild may have had no choice)
+    /// in one fault set.
+    pub fn misplaced(&self, sets: bool) -> Option<String> {
+        self.state.pgs.values().find_map(|p| {
+            let servers: Vec<SdsId> = p.config.in_sync.iter().map(|m| m.sds).collect();
+            let distinct: BTreeSet<SdsId> = servers.iter().copied().collect();
+            let theirs: Vec<u32> = servers
+                .iter()
+                .filter_map(|s| self.state.sds.get(s).and_then(|s| s.fault_set))
+                .collect();
+            let all: BTreeSet<u32> = self.state.sds.values().filter_map(|s| s.fault_set).collect();
+            let distinct_sets: BTreeSet<u32> = theirs.iter().copied().collect();
+            let bad = distinct.len() < servers.len()
+                || (sets
+                    && all.len() >= p.config.copies as usize
+                    && distinct_sets.len() < theirs.len());
+            bad.then(|| format!("copies of {} share a place: {:?}", p.config.pg, p.config))
         })
+    }
+}
+
+/// A server's registration.
+pub struct Joining {
+    pub sds: SdsId,
+    pub device: DeviceId,
+    pub resume: Option<StartNo>,
+    pub boot: u64,
+    pub haves: Vec<PgHave>,
+    pub devices: Vec<RegDevice>,
+}
+
+/// A device as its server reports it.
+pub fn reg_device(n: u32, capacity_bytes: u64) -> RegDevice {
+    RegDevice {
+        uuid: format!("{n:032x}"),
+        path: format!("/dev/d{n}").into(),
+        capacity_bytes,
+        shard: 0,
+        failed: None,
+    }
+}
+
+fn register(role: Role, name: String, resume: Option<u64>, devices: Vec<RegDevice>) -> Register {
+    let capability = if role == Role::Sds { Capability::Sds } else { Capability::Sdc };
+    Register {
+        role,
+        host: name.clone(),
+        name,
+        addresses: Vec::new(),
+        capabilities: vec![capability],
+        boot_id: String::new(),
+        release: "0".into(),
+        metrics: None,
+        resume,
+        endpoints: Vec::new(),
+        devices,
+        answered: Default::default(),
     }
 }

@@ -25,6 +25,16 @@ pub struct Node {
     /// Told about changes.
     pub subscribed: bool,
     pub leaving: bool,
+    /// Starts of the host.
+    pub boot: u64,
+    /// Number of the session with the MDM.
+    pub session: u64,
+    /// A hand-over that the MDM has not answered.
+    pub hand_over: Option<u64>,
+    /// Its disk is slow until then, by so much.
+    pub slow: (u64, u64),
+    /// Nothing its disk was asked for ends before.
+    pub hung_until: u64,
     offset: u64,
     /// Clock speed, parts per million off.
     drift: i64,
@@ -56,6 +66,11 @@ impl Node {
             inbox: VecDeque::new(),
             subscribed: false,
             leaving: false,
+            boot: 1,
+            session: 0,
+            hand_over: None,
+            slow: (0, 0),
+            hung_until: 0,
             offset,
             drift,
         }
@@ -74,6 +89,14 @@ impl Node {
             t += 1 + (at.0 - self.local(t).0);
         }
         t
+    }
+
+    /// Its device as it registers it.
+    pub fn report(&self) -> mdm::state::RegDevice {
+        let mut d = crate::mdm::reg_device(self.device.0, store_config().device_bytes);
+        let store = self.engine.as_ref().and_then(|e| e.store(self.device));
+        d.failed = store.and_then(|s| s.failed()).map(|e| e.to_string());
+        d
     }
 
     /// For the trace of a failure.
@@ -99,6 +122,7 @@ impl Node {
         self.engine = Some(engine);
         self.start = StartNo::ZERO;
         self.leaving = false;
+        self.hand_over = None;
         Ok(())
     }
 }

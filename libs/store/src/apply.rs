@@ -284,6 +284,9 @@ pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u
     if slot != NO_SLOT {
         return direct(pg, sp, c.key, c.version, slot, c.valid, c.dirty, &c.crcs);
     }
+    if c.part != BlockCopy::WHOLE {
+        return copy_part(pg, idx, sp, c, batch);
+    }
     if c.valid == 0 {
         remove(pg, sp, c.key);
         if c.version > pg.all_through {
@@ -300,6 +303,22 @@ pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u
     // What is being destaged of the old content does not count when it ends.
     // Its slot may be that of a direct write, which recovery checks while it is uncommitted.
     (o.need, o.job) = (applied, 0);
+    put_packed(o, sp, c, c.valid);
+    settle(pg, idx, sp, c.key);
+}
+
+/// A copy of some parts: the others are what they were at the version the member has everything up to.
+fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, batch: u64) {
+    let applied = pg.applied.seq;
+    let gone = c.part & !c.valid;
+    let b = pg.block_or_new(c.key);
+    b.valid &= !gone;
+    b.dirty |= c.dirty;
+    let o = over_at(b, sp, c.version, batch);
+    o.need = o.need.max(applied);
+    let n = o.pages.len();
+    o.pages.retain(|p| gone >> p.idx & 1 == 0);
+    sp.stats.dirty_pages -= (n - o.pages.len()) as u64;
     put_packed(o, sp, c, c.valid);
     settle(pg, idx, sp, c.key);
 }

@@ -222,6 +222,7 @@ impl Store {
                 RecordKind::DropVtree { .. } => Kind::DropVtree,
             },
             Body::Copy { repair: true, .. } => Kind::Repair,
+            Body::Copy { copy, .. } if copy.part != BlockCopy::WHOLE => Kind::CopyPart,
             Body::Copy { .. } => Kind::Copy,
             Body::Drop { .. } => Kind::DropBlocks,
             Body::Blob { kind, .. } | Body::Bare(kind) => *kind,
@@ -255,6 +256,9 @@ impl Store {
                 (raw.vtree, raw.layer, raw.extent) = (k.vtree, k.layer, k.extent);
                 (raw.offset, raw.len) = (k.offset(), copy.data.len() as u32);
                 raw.aux = u64::from(copy.valid) | u64::from(copy.dirty) << 16;
+                if raw.kind == Kind::CopyPart {
+                    raw.aux |= u64::from(copy.part) << 32;
+                }
                 raw.crcs = SmallVec::from_slice(&copy.crcs);
                 if *slot != NO_SLOT {
                     raw.slots.push(*slot);

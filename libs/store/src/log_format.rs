@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Mark = 12,
     /// A copy of exactly the version that is there.
     Repair = 13,
+    /// A copy of some parts of a block; the others stay as they are.
+    CopyPart = 14,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Commit,
             Mark,
             Repair,
+            CopyPart,
         ]
         .into_iter()
         .find(|k| *k as u8 == n)
@@ -112,6 +115,14 @@ impl RawRecord {
     }
 
     /// Bytes in the descriptor.
+    /// Parts of the block that a copy speaks about.
+    pub fn part(&self) -> u16 {
+        match self.kind {
+            Kind::CopyPart => (self.aux >> 32) as u16,
+            _ => u16::MAX,
+        }
+    }
+
     pub fn size(crcs: usize, slots: usize) -> usize {
         (RECORD_BYTES + 4 * (crcs + slots)).next_multiple_of(8)
     }

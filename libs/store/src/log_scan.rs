@@ -174,12 +174,13 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
             }
             Kind::Zero => in_extent && aligned,
             Kind::EpochStart | Kind::DropVtree => r.payload_pages == 0,
-            Kind::Copy | Kind::Repair => {
+            Kind::Copy | Kind::CopyPart | Kind::Repair => {
                 let n = (r.aux as u16).count_ones() as usize;
                 let logged = if r.slots.is_empty() { n } else { 0 };
                 let direct = r.slots.is_empty()
                     || r.kind == Kind::Copy && r.slots.len() == 1 && r.slots[0] != NO_SLOT;
                 direct
+                    && (r.aux as u16) & !r.part() == 0
                     && aligned
                     && in_extent
                     && r.offset < EXTENT

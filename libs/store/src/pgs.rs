@@ -173,12 +173,13 @@ impl Store {
     pub fn append_copy(&mut self, pg: PgId, mut copy: BlockCopy) -> Result<AppendId, AppendError> {
         let n = copy.valid.count_ones();
         let sizes = copy.crcs.len() == n as usize && copy.data.len() == n as usize * PAGE;
-        if !sizes || !matching(&copy.crcs, &copy.data) || copy.key.block >= 16 {
+        let inside = copy.valid & !copy.part == 0;
+        if !sizes || !inside || !matching(&copy.crcs, &copy.data) || copy.key.block >= 16 {
             return Err(AppendError::Invalid("the copy's content is not what it says"));
         }
         self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
         let mut slot = NO_SLOT;
-        if n >= DIRECT_COPY_PAGES {
+        if n >= DIRECT_COPY_PAGES && copy.part == BlockCopy::WHOLE {
             slot = self.data_slot().unwrap_or(NO_SLOT);
             if slot != NO_SLOT {
                 copy.data = aligned(&copy.data);

@@ -211,7 +211,15 @@ impl Store {
             Some(b) => (b.newest(), b.content(), crate::pgs::dirty_of(pg, b)),
             None => (*pg.tombs.get(&key)?, 0, 0xFFFF),
         };
-        Some(BlockCopy { key, version, valid, dirty, crcs: SmallVec::new(), data: Bytes::new() })
+        Some(BlockCopy {
+            key,
+            version,
+            part: BlockCopy::WHOLE,
+            valid,
+            dirty,
+            crcs: SmallVec::new(),
+            data: Bytes::new(),
+        })
     }
 
     /// Where pages `from..to` of a block come from.

@@ -95,7 +95,7 @@ impl Store {
                 let rec = to_record(raw, payload);
                 push_tail(p, &mut self.sp, rec, raw, no);
             }
-            Kind::Copy | Kind::Repair => {
+            Kind::Copy | Kind::CopyPart | Kind::Repair => {
                 p.cp_dirty = true;
                 let slot = raw.slots.first().copied().unwrap_or(NO_SLOT);
                 let c = to_copy(raw, payload);
@@ -276,6 +276,7 @@ fn to_copy(raw: &RawRecord, payload: Bytes) -> BlockCopy {
     BlockCopy {
         key: BlockKey::at(raw.vtree, raw.layer, raw.extent, raw.offset),
         version: raw.version,
+        part: raw.part(),
         valid: raw.aux as u16,
         dirty: (raw.aux >> 16) as u16,
         crcs: SmallVec::from_slice(&raw.crcs),

@@ -70,12 +70,16 @@ impl BlockKey {
     }
 }
 
-/// The whole content of one block at one version, as it travels in a sync (R13, R14).
+/// The content of one block at one version, or of some parts of it, as it travels in a sync (R13, R14).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlockCopy {
     pub key: BlockKey,
     pub version: Version,
-    /// Bit i: 4 KiB part i is here; a part that is not reads as zeroes. 0 is a tombstone.
+    /// Bit i: the copy says what 4 KiB part i holds; a part it is silent about stays as it is.
+    /// [`BlockCopy::WHOLE`]: the block becomes exactly this.
+    pub part: u16,
+    /// Bit i: part i is here; a part that is not reads as zeroes. Inside `part`. 0 of a whole copy is a
+    /// tombstone.
     pub valid: u16,
     /// Bit i: part i was written or trimmed since `all_through`.
     pub dirty: u16,
@@ -83,6 +87,30 @@ pub struct BlockCopy {
     pub crcs: SmallVec<[u32; 16]>,
     /// The valid parts, packed in order: `valid.count_ones() * 4096` bytes.
     pub data: Bytes,
+}
+
+const PAGE: usize = quarry_base::PAGE;
+
+impl BlockCopy {
+    /// `part` of a copy of a whole block.
+    pub const WHOLE: u16 = u16::MAX;
+
+    /// The same copy, silent about everything but the parts in `mask`.
+    pub fn only(mut self, mask: u16) -> BlockCopy {
+        let keep = self.valid & mask;
+        if keep != self.valid {
+            let (mut crcs, mut data) = (SmallVec::new(), Vec::new());
+            let held = (0..16).filter(|p| self.valid >> p & 1 == 1);
+            for (i, _) in held.enumerate().filter(|(_, p)| keep >> p & 1 == 1) {
+                crcs.extend(self.crcs.get(i).copied());
+                data.extend_from_slice(&self.data[i * PAGE..(i + 1) * PAGE]);
+            }
+            self.crcs = crcs;
+            self.data = quarry_base::PageBuf::copy_of(&data).freeze();
+        }
+        (self.part, self.valid) = (mask, keep);
+        self
+    }
 }
 
 /// Who asked for a write (R19). `instance` 0: nobody, the record is not entered in the id table.

@@ -100,7 +100,7 @@ impl State {
         }
         ctx.change(Change::Pg(c.clone()));
         if let Some(p) = self.pgs.get_mut(&c.pg) {
-            p.held.retain(|h| h.1 > ctx.at_ms);
+            p.held.retain(|h| is_held(h, ctx.at_ms));
             p.config = c;
         }
     }
@@ -123,7 +123,7 @@ impl State {
         }
         let held = self.pgs.get(&c.pg).map(|p| p.held.as_slice()).unwrap_or_default();
         for d in listed {
-            let waits = held.iter().any(|h| h.0 == d && h.1 > ctx.at_ms);
+            let waits = held.iter().any(|h| h.0 == d && is_held(h, ctx.at_ms));
             if c.member(d).is_some() || waits {
                 continue;
             }
@@ -142,7 +142,7 @@ impl State {
             return true;
         }
         let leads = c.primary_member().is_some_and(|m| self.alive(m));
-        let free = |d: &DeviceId| !p.held.iter().any(|h| h.0 == *d && h.1 > now_ms);
+        let free = |d: &DeviceId| !p.held.iter().any(|h| h.0 == *d && is_held(h, now_ms));
         let waits = |d: &DeviceId| self.present(*d).is_some_and(|m| self.good(&m)) && free(d);
         leads && c.listed.iter().any(|d| c.member(*d).is_none() && waits(d))
     }
@@ -301,6 +301,12 @@ impl State {
             p.held.push((device, ctx.at_ms.saturating_add(READMIT_MS)));
         }
     }
+}
+
+/// A device that was dropped waits still. An end further away than any can be was set before the clock went back:
+/// it counts no more.
+fn is_held(h: &(DeviceId, u64), now_ms: u64) -> bool {
+    h.1 > now_ms && h.1 <= now_ms.saturating_add(READMIT_MS)
 }
 
 /// Who may be in sync after an election (R11): a member below a commit point that another knows has lost data. One

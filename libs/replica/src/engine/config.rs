@@ -49,6 +49,10 @@ impl Engine {
         if let Some(c) = &meta.config {
             self.newest_config = self.newest_config.max(c.index);
         }
+        if meta.all_through > quarry_base::Version::ZERO {
+            // The store keeps it with its next checkpoint only.
+            self.devices[dev].store.set_all_through(pg, meta.all_through);
+        }
         let g = self.groups.len();
         self.groups.push(Pg::new(pg, dev, device, meta));
         self.index.insert(pg, g);

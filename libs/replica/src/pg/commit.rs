@@ -3,6 +3,7 @@
 use super::primary::Primary;
 use crate::cx::Cx;
 use crate::event::LinkId;
+use crate::planted::Bug;
 use quarry_base::{Nanos, Seq};
 use quarry_wire::{Frame, Header, Op, Status};
 
@@ -20,7 +21,11 @@ impl Primary {
     /// Smallest durable number of the primary and of everybody who counts; never moves back.
     pub fn advance_commit(&mut self, cx: &mut Cx) {
         let mut to = cx.stable(self.pg).seq;
-        for f in self.followers.iter().filter(|f| f.counts()) {
+        if cx.limits.planted(Bug::AckBeforeOwnSync) {
+            to = self.last;
+        }
+        let all = !cx.limits.planted(Bug::AckBeforeSecondary);
+        for f in self.followers.iter().filter(|f| all && f.counts()) {
             to = to.min(f.report());
         }
         if to <= self.commit {
@@ -118,6 +123,9 @@ impl Primary {
         let due = due.max(f.complained_at + lim.propose_every);
         if cx.now >= due {
             self.complain(i, why, cx);
+            if cx.limits.planted(Bug::RemoveBeforeLog) {
+                self.followers[i].in_sync = false;
+            }
         } else {
             self.wake_by(due);
         }

@@ -4,6 +4,7 @@ use super::commit::Sequenced;
 use super::primary::Primary;
 use super::request::Request;
 use crate::cx::Cx;
+use crate::planted::Bug;
 use quarry_base::Seq;
 use quarry_store::Seen;
 use quarry_wire::Status;
@@ -26,6 +27,9 @@ impl Primary {
 
     /// True if the request is new. A repeat is answered, now or when its record is committed.
     pub fn is_new(&mut self, r: &Request, cx: &mut Cx) -> bool {
+        if cx.limits.planted(Bug::RetryTwice) {
+            return true;
+        }
         let seq = match cx.store.seen(self.pg, r.h.instance, r.h.request_id) {
             Seen::New => return true,
             Seen::BelowFloor => {

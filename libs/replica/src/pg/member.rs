@@ -9,6 +9,7 @@ use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::pruned;
 use crate::pg::stream::frame_record;
+use crate::planted::Bug;
 use quarry_base::{DeviceId, Epoch, RequestId, SdsId, Seq, StartNo, Version};
 use quarry_store::{AppendError, AppendId, BlockCopy, BlockKey, ReadError};
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
@@ -25,6 +26,8 @@ struct InStream {
     link: LinkId,
     /// Set by StreamStart.
     first: Option<Seq>,
+    /// Numbers are left out between what was here and where the stream starts.
+    gap: bool,
     next: Seq,
     /// Sync items not durable yet, and how many are.
     items: VecDeque<AppendId>,
@@ -98,7 +101,10 @@ impl Pg {
     fn open_stream(&mut self, link: LinkId, number: u64, cx: &mut Cx) {
         let state = cx.store.pg_state(self.id);
         let pos = StreamPos {
-            complete_through: self.meta.complete_through(self.device, state.stable.min(state.last)),
+            complete_through: match cx.limits.planted(Bug::CompleteMovesInSync) {
+                true => state.stable.min(state.last),
+                false => self.meta.complete_through(self.device, state.stable.min(state.last)),
+            },
             history: pruned(&self.meta.history, state.last).to_vec(),
         };
         let mut h = cx.header(Op::StreamPos, self.id);
@@ -111,6 +117,7 @@ impl Pg {
             m.stream = Some(InStream {
                 link,
                 first: None,
+                gap: false,
                 next: Seq::ZERO,
                 items: VecDeque::new(),
                 items_done: 0,
@@ -218,7 +225,14 @@ impl Pg {
         if !in_sync {
             let frozen = self.meta.frozen.unwrap_or(Version::ZERO);
             self.meta.frozen = Some(frozen.min(start.frozen));
-            // Nothing may lie open below the jump.
+        }
+        let last = cx.store.pg_state(self.id).last.seq;
+        let gap = h.version.seq.0 > last.0 + 1;
+        if gap && !in_sync {
+            // Nothing may lie open below the jump: what is left here is committed.
+            cx.store.set_commit(self.id, last);
+        }
+        if cx.limits.planted(Bug::AcceptGap) {
             let last = cx.store.pg_state(self.id).last.seq;
             cx.store.set_commit(self.id, last);
         }
@@ -226,7 +240,7 @@ impl Pg {
         self.store_meta(cx);
         // The role is there already: this one is ordered before the records by the log itself.
         if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
-            s.first = Some(h.version.seq);
+            (s.first, s.gap) = (Some(h.version.seq), gap);
             s.next = h.version.seq;
         }
         self.follow_commit(h.commit, cx);
@@ -257,11 +271,10 @@ impl Pg {
         Took::Yes
     }
 
-    /// A commit point below the start of a syncing member's stream says nothing about what is here: it
-    /// would lie in the gap.
+    /// A commit point in the gap before a syncing member's stream says nothing about what is here.
     fn follow_commit(&mut self, commit: Seq, cx: &mut Cx) {
         if let Role::Member(m) = &self.role {
-            let first = m.stream.as_ref().and_then(|s| s.first);
+            let first = m.stream.as_ref().filter(|s| s.gap).and_then(|s| s.first);
             if !m.in_sync && first.is_some_and(|f| commit < f) {
                 return;
             }
@@ -281,8 +294,17 @@ impl Pg {
                 if frame.header.version > Version::ZERO {
                     self.meta.all_through = self.meta.all_through.max(frame.header.version);
                     cx.store.set_all_through(self.id, frame.header.version);
+                    // Durable before what follows: the floor goes with the copies.
+                    self.store_meta(cx);
+                    if self.meta_failed {
+                        return Took::Full;
+                    }
                 }
-                cx.ids_import(self.id, frame.meta.clone())
+                let ids = match cx.limits.planted(Bug::IdsNotHandedOver) {
+                    true => cx.store.ids_export(self.id),
+                    false => frame.meta.clone(),
+                };
+                cx.ids_import(self.id, ids)
             }
             Op::SyncDrop => {
                 let Some(d) = decode::<SyncDrop>(&frame.meta) else {
@@ -386,12 +408,14 @@ impl Pg {
     }
 }
 
-/// A block copy as a frame (SyncCopy, BlockData): masks in `length`, valid low, dirty high.
+/// A block copy as a frame (SyncCopy, BlockData): masks in `length`, valid low, dirty high; the parts that it
+/// speaks about in `generation`.
 pub(crate) fn copy_frame(mut h: Header, c: BlockCopy) -> Frame {
     h.version = c.version;
     (h.vtree, h.layer, h.extent, h.offset) =
         (c.key.vtree, c.key.layer, c.key.extent, c.key.offset());
     h.length = u32::from(c.valid) | u32::from(c.dirty) << 16;
+    h.generation.0 = u64::from(c.part);
     Frame::with_data(h, c.data, &c.crcs)
 }
 
@@ -400,10 +424,14 @@ pub(crate) fn frame_copy(f: &Frame) -> Option<BlockCopy> {
     let h = &f.header;
     let (valid, dirty) = (h.length as u16, (h.length >> 16) as u16);
     let pages = valid.count_ones() as usize;
-    if h.offset >= quarry_base::EXTENT || f.data.len() != pages * quarry_base::PAGE {
+    let part = u16::try_from(h.generation.0).ok()?;
+    if valid & !part != 0
+        || h.offset >= quarry_base::EXTENT
+        || f.data.len() != pages * quarry_base::PAGE
+    {
         return None;
     }
     let crcs = f.verify_data().ok()?.into_iter().collect();
     let key = BlockKey::at(h.vtree, h.layer, h.extent, h.offset);
-    Some(BlockCopy { key, version: h.version, valid, dirty, crcs, data: f.data.clone() })
+    Some(BlockCopy { key, version: h.version, part, valid, dirty, crcs, data: f.data.clone() })
 }

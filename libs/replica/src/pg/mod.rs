@@ -22,6 +22,7 @@ use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::{trim, Era};
 use crate::meta::PgMeta;
+use crate::planted::Bug;
 use member::Member;
 use primary::Primary;
 use quarry_base::{DeviceId, Epoch, Nanos, PgId, SdsId, Seq, Version};
@@ -106,7 +107,11 @@ impl Pg {
 
     /// A configuration from the MDM or from a peer. True if it was newer than the stored one.
     pub fn on_config(&mut self, cfg: PgConfig, cx: &mut Cx) -> bool {
-        if cfg.epoch <= self.epoch() || cfg.pg != self.id {
+        let old = cx.limits.planted(Bug::OldEpochAfterRestart)
+            && !matches!(self.role, Role::Primary(_))
+            && cfg.epoch < self.epoch()
+            && cfg.primary != Some(self.device);
+        if (cfg.epoch <= self.epoch() && !old) || cfg.pg != self.id {
             return false;
         }
         cx.stats.configs += 1;
@@ -128,7 +133,9 @@ impl Pg {
         if self.is_primary_of(&cfg, cx) {
             let h = &mut self.meta.history;
             h.truncate(crate::history::pruned(h, state.last).len());
-            h.push(Era { epoch: cfg.epoch, base: Seq(state.last.seq.0 + 1) });
+            if h.is_empty() || !cx.limits.planted(Bug::SeqReused) {
+                h.push(Era { epoch: cfg.epoch, base: Seq(state.last.seq.0 + 1) });
+            }
         }
         self.trim_history(cx);
         self.meta.config = Some(cfg);

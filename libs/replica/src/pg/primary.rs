@@ -14,6 +14,7 @@ use super::Pg;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::Era;
+use crate::planted::Bug;
 use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version};
 use quarry_store::{Origin, Record, RecordKind};
 use quarry_wire::{PgConfig, Status};
@@ -149,7 +150,7 @@ impl Primary {
     /// Writes the epoch-start record (R8); everything else follows it.
     fn start(&mut self, cx: &mut Cx) {
         let rec = Record {
-            version: Version::new(self.epoch, self.base),
+            version: Version::new(self.stamp(cx), self.base),
             origin: Origin::default(),
             kind: RecordKind::EpochStart { base: Seq(self.base.0 - 1) },
         };
@@ -162,12 +163,21 @@ impl Primary {
         self.replicate(&rec, None, cx);
     }
 
+    /// The epoch of new records: this one (R8).
+    pub fn stamp(&self, cx: &Cx) -> Epoch {
+        match self.history.last() {
+            Some(old) if cx.limits.planted(Bug::SeqReused) => old.epoch,
+            _ => self.epoch,
+        }
+    }
+
     fn maybe_activate(&mut self, cx: &mut Cx) {
-        if self.active || !self.started || self.commit < self.base {
+        let committed = self.commit >= self.base || cx.limits.planted(Bug::ServeOldTail);
+        if self.active || !self.started || !committed {
             return;
         }
         let from = self.grant_end.max(cx.born + cx.limits.lease_granted());
-        if cx.now >= from {
+        if cx.now >= from || cx.limits.planted(Bug::NoGrantWait) {
             self.active = true;
             cx.note(Note::PrimaryActive { pg: self.pg, epoch: self.epoch });
         }
@@ -223,7 +233,7 @@ impl Primary {
                 continue;
             }
             let rec = Record {
-                version: Version::new(self.epoch, Seq(self.last.0 + 1)),
+                version: Version::new(self.stamp(cx), Seq(self.last.0 + 1)),
                 origin: Origin::default(),
                 kind: RecordKind::DropVtree { vtree },
             };
@@ -243,7 +253,8 @@ impl Primary {
             return None;
         }
         self.all_through_at = self.commit;
-        self.cfg.is_complete().then(|| cx.store.pg_state(self.pg).commit_version)
+        (self.cfg.is_complete() || cx.limits.planted(Bug::MasksReset))
+            .then(|| cx.store.pg_state(self.pg).commit_version)
     }
 
     pub fn wake_by(&mut self, at: Nanos) {

@@ -8,9 +8,10 @@ use super::primary::Primary;
 use super::request::Request;
 use super::Purpose;
 use crate::cx::Cx;
+use crate::planted::Bug;
 use bytes::Bytes;
-use quarry_base::{Nanos, PageBuf};
-use quarry_store::{BlockKey, ReadData, ReadError};
+use quarry_base::{Nanos, PageBuf, Seq};
+use quarry_store::{BlockKey, ReadData, ReadError, RecordKind};
 use quarry_wire::{Frame, Header, Op, Status};
 
 /// A read whose data is there.
@@ -37,7 +38,7 @@ impl Primary {
     }
 
     pub fn start_read(&mut self, r: Request, cx: &mut Cx) {
-        if let Err(status) = cx.view.check(&r) {
+        if let Err(status) = self.rights(&r, cx) {
             return self.answer(&r, status, cx);
         }
         let (h, pg) = (r.h, self.pg);
@@ -54,6 +55,7 @@ impl Primary {
     ) {
         match result {
             Ok(data) => {
+                let data = self.with_uncommitted(&req, data, cx);
                 if self.is_leased(cx) {
                     self.serve(Held { req, data }, cx);
                 } else {
@@ -81,7 +83,32 @@ impl Primary {
 
     /// Everybody who counts grants reads at this moment.
     pub fn is_leased(&self, cx: &Cx) -> bool {
-        self.active && self.followers.iter().all(|f| !f.counts() || f.grants(cx) > cx.now)
+        let any = cx.limits.planted(Bug::ReadAfterGrant);
+        self.active && self.followers.iter().all(|f| any || !f.counts() || f.grants(cx) > cx.now)
+    }
+
+    /// What was read, untouched; with a broken rule, under what is not committed.
+    fn with_uncommitted(&self, r: &Request, data: ReadData, cx: &Cx) -> ReadData {
+        if !cx.limits.planted(Bug::ReadUncommitted) {
+            return data;
+        }
+        let mut buf = joined(data.segments.as_slice()).to_vec();
+        let (from, to) = (r.h.offset as usize, r.h.offset as usize + buf.len());
+        for t in cx.store.tail(self.pg, Seq(self.commit.0 + 1)) {
+            let RecordKind::Write { vtree, extent, offset, data, .. } = &t.rec.kind else {
+                continue;
+            };
+            let at = *offset as usize;
+            let (a, b) = (at.max(from), (at + data.len()).min(to));
+            if *vtree == r.h.vtree && *extent == r.h.extent && a < b {
+                buf[a - from..b - from].copy_from_slice(&data[a - at..b - at]);
+            }
+        }
+        let crcs = super::requests::page_crcs(&buf);
+        let mut out = data;
+        out.segments = [PageBuf::copy_of(&buf).freeze()].into_iter().collect();
+        out.crcs = crcs.into_iter().collect();
+        out
     }
 
     pub fn serve_leased(&mut self, cx: &mut Cx) {

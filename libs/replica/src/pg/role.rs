@@ -5,6 +5,7 @@ use super::primary::Primary;
 use super::{Pg, Role};
 use crate::cx::Cx;
 use crate::event::Note;
+use crate::planted::Bug;
 use quarry_base::{SdsId, StartNo};
 use quarry_wire::{Frame, Op, PgConfig};
 
@@ -16,7 +17,10 @@ impl Pg {
         }
         let Some(cfg) = self.meta.config.clone() else { return };
         let Some(me) = cfg.member(self.device) else { return };
-        if me.sds != cx.me.sds || me.start != cx.me.start || me.start == StartNo::ZERO {
+        let old_start =
+            cx.limits.planted(Bug::OldEpochAfterRestart) && cx.me.start != StartNo::ZERO;
+        let named = me.sds == cx.me.sds && me.start == cx.me.start && me.start != StartNo::ZERO;
+        if !named && !old_start {
             return;
         }
         if cfg.primary != Some(self.device) {

@@ -9,6 +9,7 @@ use crate::codec::{decode, encode, StreamPos, StreamStart};
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::{common_point, version_at};
+use crate::planted::Bug;
 use bytes::Bytes;
 use quarry_base::{DeviceId, Nanos, RequestId, Seq, Version};
 use quarry_store::{Record, RecordKind};
@@ -138,7 +139,7 @@ impl Primary {
                 }
                 Stream::Running { .. } => false,
             };
-            let Some(link) = cx.links.data(f.member.sds, f.member.start) else { continue };
+            let Some(link) = link_to(&f.member, cx) else { continue };
             if !again {
                 continue;
             }
@@ -199,8 +200,18 @@ impl Primary {
     pub fn complain(&mut self, i: usize, why: &'static str, cx: &mut Cx) {
         let f = &mut self.followers[i];
         f.complained_at = cx.now;
-        let device = f.member.device;
-        self.complain_of(device, why, cx);
+        let (device, in_sync) = (f.member.device, f.in_sync);
+        if in_sync {
+            return self.complain_of(device, why, cx);
+        }
+        // R15: a candidate that is waited for in vain is dropped at the same epoch.
+        cx.note(Note::SyncGivenUp { pg: self.pg, device, why });
+        cx.propose(Proposal::DropSyncing {
+            pg: self.pg,
+            epoch: self.epoch,
+            device,
+            reason: why.to_string(),
+        });
     }
 
     fn complain_of(&mut self, device: DeviceId, why: &'static str, cx: &mut Cx) {
@@ -249,6 +260,9 @@ impl Primary {
         if common.seq < self.commit {
             return self.lost_data(i, device, cx);
         }
+        if cx.limits.planted(Bug::AcceptGap) {
+            return self.send_start(i, link, Seq(self.last.0 + 1), common, common, cx);
+        }
         let tail: Vec<_> = cx.store.tail(self.pg, next).collect();
         let whole = tail.iter().zip(next.0..).all(|(t, n)| t.version.seq.0 == n);
         if !whole || common.seq.0 + tail.len() as u64 != self.last.0 {
@@ -271,6 +285,9 @@ impl Primary {
         {
             self.followers[i].complained_at = cx.now;
             cx.note(Note::LostData { pg: self.pg, device });
+            if device == self.followers[i].member.device && !self.followers[i].in_sync {
+                return self.complain(i, "lost data", cx);
+            }
             self.complain_of(device, "lost data", cx);
         }
     }
@@ -391,6 +408,14 @@ impl Primary {
         h.commit = self.commit;
         record_frame(h, rec, meta)
     }
+}
+
+/// The data connection to a member's present process.
+fn link_to(m: &Member, cx: &Cx) -> Option<LinkId> {
+    if cx.limits.planted(Bug::OldEpochAfterRestart) {
+        return cx.links.peers.get(&m.sds)?.data.up.map(|(link, _)| link);
+    }
+    cx.links.data(m.sds, m.start)
 }
 
 /// A record as a frame.

@@ -11,6 +11,7 @@ use super::Purpose;
 use crate::codec::{encode, key_out, SyncDrop};
 use crate::cx::Cx;
 use crate::event::Note;
+use crate::planted::Bug;
 use quarry_base::{Nanos, Seq, Version, VtreeId, BLOCK};
 use quarry_store::{BlockCopy, BlockKey, Origin, ReadError, Record, RecordKind};
 use quarry_wire::{Frame, Op, Proposal};
@@ -67,6 +68,11 @@ impl Primary {
         }
         // The sync is taken out while it is worked on.
         let Some(mut s) = self.followers[i].sync.take() else { return };
+        if self.is_void(&s, cx) {
+            self.followers[i].sync = Some(s);
+            // The next stream begins with a full compare.
+            return self.break_stream(i, "tombstones were dropped during the delta", cx);
+        }
         self.pump(i, &mut s, cx);
         let f = &mut self.followers[i];
         let finished = s.listed && s.queue.is_empty() && s.reading.is_empty() && s.bad.is_empty();
@@ -77,8 +83,9 @@ impl Primary {
             self.mark(cx);
         }
         let f = &mut self.followers[i];
-        if finished && s.acked == s.sent && reached {
-            f.candidate = true;
+        let acked = s.acked == s.sent || cx.limits.planted(Bug::AddBeforeAcked);
+        if finished && acked && reached {
+            f.candidate = !cx.limits.planted(Bug::AddBeforeCounting);
             f.heard = cx.now;
             f.sync = Some(s);
             return self.ask_add(i, cx);
@@ -95,7 +102,7 @@ impl Primary {
     /// A record without content.
     fn mark(&mut self, cx: &mut Cx) {
         let rec = Record {
-            version: Version::new(self.epoch, Seq(self.last.0 + 1)),
+            version: Version::new(self.stamp(cx), Seq(self.last.0 + 1)),
             origin: Origin::default(),
             kind: RecordKind::EpochStart { base: Seq(self.base.0.saturating_sub(1)) },
         };
@@ -109,7 +116,7 @@ impl Primary {
 
     fn begin_sync(&mut self, i: usize, cx: &mut Cx) {
         self.syncs += 1;
-        let floor = cx.store.delta_floor(self.pg);
+        let floor = self.floor(cx);
         let through = self.followers[i].complete_through;
         let since = (through > Version::ZERO && through >= floor).then_some(through);
         let total = cx.store.bytes_changed_since(self.pg, since);
@@ -133,8 +140,8 @@ impl Primary {
         let device = self.followers[i].member.device;
         cx.note(Note::SyncStarted { pg: self.pg, device, full: since.is_none() });
         let mut h = cx.header(Op::SyncIds, self.pg);
-        // After a full compare the member has tombstones from our floor on only.
-        h.version = if since.is_none() { floor } else { Version::ZERO };
+        // The member has tombstones from our floor on only, and dirty masks that say no more than ours.
+        h.version = floor;
         let ids = cx.store.ids_export(self.pg);
         self.send_item(i, &mut s, Frame::with_meta(h, ids), cx);
         if let Some(since) = since {
@@ -221,6 +228,19 @@ impl Primary {
         false
     }
 
+    /// Tombstones that the delta still needs are gone: it cannot be trusted any more.
+    fn is_void(&self, s: &Sync, cx: &Cx) -> bool {
+        !s.listed && s.since.is_some_and(|since| self.floor(cx) > since)
+    }
+
+    /// A delta from below this version is impossible.
+    fn floor(&self, cx: &Cx) -> Version {
+        if cx.limits.planted(Bug::MasksReset) {
+            return Version::ZERO;
+        }
+        cx.store.delta_floor(self.pg)
+    }
+
     fn pump(&mut self, i: usize, s: &mut Sync, cx: &mut Cx) {
         self.read_clear(i, s, cx);
         while !s.listed && self.room(i, s, cx) {
@@ -237,6 +257,10 @@ impl Primary {
 
     /// Delta: the next block that is newer than what the member has. False: none left.
     fn list_next(&mut self, s: &mut Sync, since: Version, cx: &Cx) -> bool {
+        if cx.limits.planted(Bug::TrimMissing) {
+            let rows = cx.store.scan(self.pg, s.cursor, usize::MAX, Some(since));
+            s.cursor = rows.iter().find(|r| r.valid != 0).map_or(BlockKey::MAX, |r| r.key);
+        }
         match cx.store.scan(self.pg, s.cursor, 1, Some(since)).first() {
             Some(row) => {
                 s.cursor = row.key.next();
@@ -304,7 +328,8 @@ impl Primary {
         let mut at = 0;
         while let Some(&(lock, key)) = s.queue.get(at) {
             let span = Span::Pages(PageRange::of_block(key));
-            if self.locks.is_behind(lock, &span) || self.in_flight(&span, cx) {
+            let overtakes = cx.limits.planted(Bug::CopyOvertakes);
+            if !overtakes && (self.locks.is_behind(lock, &span) || self.in_flight(&span, cx)) {
                 at += 1;
                 continue;
             }
@@ -335,6 +360,7 @@ impl Primary {
         s.reading.retain(|l| *l != lock);
         match result {
             Ok(Some(copy)) => {
+                let copy = self.needed(&s, copy, cx);
                 cx.stats.sync_copies += 1;
                 cx.stats.sync_bytes += copy.data.len() as u64;
                 s.done_bytes += copy.data.len() as u64;
@@ -352,6 +378,18 @@ impl Primary {
             Err(ReadError::Io(_)) => s.bad.push(key),
         }
         self.followers[i].sync = Some(s);
+    }
+
+    /// What of a block the member may lack: in a delta the parts written or trimmed since (R13). The masks
+    /// reach back to `all_through`, which is not above the floor.
+    fn needed(&self, s: &Sync, copy: BlockCopy, cx: &Cx) -> BlockCopy {
+        let reaches = s.since.is_some_and(|since| since >= self.floor(cx));
+        let dirty =
+            if cx.limits.planted(Bug::MaskIgnored) { copy.dirty & 0x5555 } else { copy.dirty };
+        if reaches && copy.valid != 0 && dirty != BlockCopy::WHOLE {
+            return copy.only(dirty);
+        }
+        copy
     }
 
     /// A block that could not be read for a sync is good again.

@@ -256,7 +256,15 @@ pub fn zero(extent: u32, offset: u32, len: u32) -> RecordKind {
 pub fn copy_of(key: BlockKey, version: Version, valid: u16, tags: &[u32]) -> BlockCopy {
     let data: Vec<u8> = tags.iter().flat_map(|t| page_of(*t)).collect();
     let crcs: SmallVec<[u32; 16]> = data.chunks(PAGE).map(crc32c).collect();
-    BlockCopy { key, version, valid, dirty: 0xFFFF, crcs, data: Bytes::from(data) }
+    BlockCopy {
+        key,
+        version,
+        part: BlockCopy::WHOLE,
+        valid,
+        dirty: 0xFFFF,
+        crcs,
+        data: Bytes::from(data),
+    }
 }
 
 pub fn v(epoch: u64, seq: u64) -> Version {

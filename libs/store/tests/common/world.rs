@@ -329,7 +329,15 @@ impl World {
         let data: Vec<u8> = tags.iter().flat_map(|t| page_of(*t)).collect();
         let crcs: SmallVec<[u32; 16]> = data.chunks(PAGE).map(crc32c).collect();
         let version = s.commit_version;
-        let copy = BlockCopy { key, version, valid, dirty: 0xFFFF, crcs, data: data.into() };
+        let copy = BlockCopy {
+            key,
+            version,
+            part: BlockCopy::WHOLE,
+            valid,
+            dirty: 0xFFFF,
+            crcs,
+            data: data.into(),
+        };
         if let Ok(id) = self.store.append_copy(pg, copy) {
             self.events.push(Event { id, pg, ev: Ev::Copy(key, version, valid, tags) });
         }

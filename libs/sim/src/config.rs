@@ -1,0 +1,89 @@
+//! The shape of a run, made from its seed.
+
+use crate::disk::Lie;
+use crate::faults::{everything, Mix};
+use crate::load::Load;
+use crate::mdm::{Shape, Wrong};
+use crate::node::store_config;
+use crate::rng::Rng;
+use quarry_replica::Limits;
+use quarry_store::StoreConfig;
+
+/// Operations of all clients of a run together.
+pub const OPERATIONS: u64 = 2_000;
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub shape: Shape,
+    pub clients: u32,
+    pub load: Load,
+    /// Faults happen until then, milliseconds.
+    pub faults_ms: u64,
+    /// Mean time between faults, milliseconds; 0: none.
+    pub fault_every_ms: u64,
+    pub mix: Mix,
+    /// In so many of a hundred cases a primary is killed right after a member was added at its request, and a
+    /// member right after its sync began.
+    pub strike: u64,
+    pub limits: Limits,
+    pub lie: Lie,
+    pub wrong: Wrong,
+    /// Prints what happens.
+    pub trace: bool,
+}
+
+impl Config {
+    /// The shape of the run with this seed.
+    pub fn of_seed(seed: u64) -> Config {
+        let mut r = Rng::new(seed ^ 0x5EED);
+        let copies = if r.chance(60) { 2 } else { 3 };
+        let most = if r.chance(10) { 12 } else { 5 };
+        let servers = r.within(u64::from(copies).max(3), most) as u32;
+        let fault_sets =
+            if r.chance(20) { r.within(u64::from(copies), u64::from(servers)) } else { 0 };
+        let clients = r.within(1, 3) as u32;
+        let faults_ms = 14_000;
+        let operations = OPERATIONS.div_ceil(u64::from(clients));
+        let min_copies = if copies == 3 && r.chance(50) { 2 } else { 1 };
+        Config {
+            shape: Shape {
+                servers,
+                fault_sets: fault_sets as u32,
+                pgs: 1 << r.within(0, 3),
+                copies,
+                min_copies,
+                grace_seconds: if r.chance(30) { r.within(0, 4) } else { 60 },
+                device_bytes: store_config().device_bytes,
+                cached: false,
+            },
+            clients,
+            load: Load {
+                extents: r.within(1, 4) as u32,
+                blocks: r.within(1, 3) as u32,
+                pages: [2, 4, 16, 16][r.below(4) as usize],
+                depth: r.within(2, 8) as usize,
+                think_ms: faults_ms / operations,
+                operations,
+            },
+            faults_ms,
+            fault_every_ms: r.within(200, 2500),
+            mix: everything(),
+            strike: r.within(0, 20),
+            limits: Limits::default(),
+            lie: Lie::None,
+            wrong: Wrong::None,
+            trace: false,
+        }
+    }
+
+    /// A rule is broken on purpose.
+    pub fn broken(&self) -> bool {
+        self.lie != Lie::None || self.wrong != Wrong::None
+    }
+}
+
+/// The stores of a run.
+pub fn store_of(cfg: &Config) -> StoreConfig {
+    StoreConfig { device_bytes: cfg.shape.device_bytes, ..store_config() }
+}

@@ -1,0 +1,169 @@
+//! What a set of runs exercised, and what it has to: every message between processes, every transition of a
+//! group, every kind of fault. A set over which one of them never happens proves less than it seems to.
+
+use quarry_replica::EngineStats;
+use quarry_wire::Op;
+use std::collections::BTreeMap;
+
+/// Counters by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    names: BTreeMap<String, u64>,
+    frames: [u64; 64],
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { names: BTreeMap::new(), frames: [0; 64] }
+    }
+}
+
+impl Seen {
+    pub fn count(&mut self, what: &str) {
+        match self.names.get_mut(what) {
+            Some(n) => *n += 1,
+            None => {
+                self.names.insert(what.to_string(), 1);
+            }
+        }
+    }
+
+    /// A frame was delivered.
+    pub fn frame(&mut self, op: Op) {
+        if let Some(n) = self.frames.get_mut(op as usize) {
+            *n += 1;
+        }
+    }
+
+    /// An engine ended: what it counted.
+    pub fn engine(&mut self, stats: &EngineStats) {
+        for (name, n) in stats.named().into_iter().filter(|(_, n)| *n > 0) {
+            *self.names.entry(format!("engine {name}")).or_default() += n;
+        }
+    }
+
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Seen) {
+        for (k, n) in &other.names {
+            *self.names.entry(k.clone()).or_default() += n;
+        }
+        for (a, b) in self.frames.iter_mut().zip(&other.frames) {
+            *a += b;
+        }
+    }
+
+    /// How often, 0 if never.
+    pub fn get(&self, name: &str) -> u64 {
+        self.names.get(name).copied().unwrap_or(0)
+    }
+
+    /// Everything with its name.
+    pub fn all(&self) -> BTreeMap<String, u64> {
+        let mut all = self.names.clone();
+        for op in MESSAGES {
+            all.insert(format!("message {op:?}"), self.frames[*op as usize]);
+        }
+        all
+    }
+
+    /// What has to happen and never did.
+    pub fn missing(&self) -> Vec<String> {
+        let all = self.all();
+        required().into_iter().filter(|n| all.get(n).is_none_or(|n| *n == 0)).collect()
+    }
+}
+
+/// The names of everything that has to happen in a set of runs.
+pub fn required() -> Vec<String> {
+    let messages = MESSAGES.iter().map(|op| format!("message {op:?}"));
+    messages.chain(REQUIRED.iter().map(|n| n.to_string())).collect()
+}
+
+/// Every message between the processes of the data path. Not ConfigAsk: on ordered streams that begin with the
+/// configuration nobody ever has to ask; not FetchBlock and BlockData, which need rot, in runs of their own.
+const MESSAGES: &[Op] = &[
+    Op::Hello,
+    Op::GrantAsk,
+    Op::GrantAnswer,
+    Op::Read,
+    Op::Write,
+    Op::Zero,
+    Op::Reply,
+    Op::ReadReply,
+    Op::StreamOpen,
+    Op::StreamPos,
+    Op::StreamStart,
+    Op::Replicate,
+    Op::ReplAck,
+    Op::Commit,
+    Op::SyncCopy,
+    Op::SyncDrop,
+    Op::SyncIds,
+    Op::ConfigPush,
+    Op::GrantGiveUp,
+];
+
+/// Transitions, outcomes and faults.
+const REQUIRED: &[&str] = &[
+    "PrimaryStarted",
+    "PrimaryActive",
+    "MemberSilent",
+    "StreamBroken",
+    "SyncStarted",
+    "SyncComplete",
+    "Fenced",
+    "PgDropped",
+    "DeviceFailed",
+    "handed over",
+    "session resumed",
+    "unmap confirmed",
+    "late requests",
+    "Add accepted",
+    "MemberSilent accepted",
+    "HandOver accepted",
+    "mdm elect",
+    "mdm sds_failed",
+    "mdm device_failed",
+    "mdm sweep",
+    "mdm rebuild",
+    "engine merges",
+    "engine repeats",
+    "engine stale_epoch",
+    "engine try_again",
+    "engine fenced",
+    "engine lease_waits",
+    "engine resends",
+    "engine sync_copies",
+    "fault Kill",
+    "fault PowerLoss",
+    "fault CrashMany",
+    "fault Pause",
+    "fault Partition",
+    "fault OneWay",
+    "fault LinkCut",
+    "fault LinkStall",
+    "fault SessionCut",
+    "fault MdmRestart",
+    "fault MdmStall",
+    "fault MdmClock",
+    "fault ClientCrash",
+    "fault HandOver",
+    "fault Wipe",
+    "fault SlowDisk",
+    "fault HungDisk",
+    "fault FailingWrites",
+    "fault FailingReads",
+    "fault Fence",
+    "fault Rebuild",
+    "fault Remap",
+    "fault Volume",
+    "fault Depose",
+    "volume created",
+    "volume deleted",
+];
+
+/// The name of a note: the first word of its text.
+pub fn note_name(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len());
+    &text[..end]
+}

@@ -1,0 +1,121 @@
+//! Broken rules, and the runs in which each has to be noticed. Needs the feature `planted`, which no program has:
+//!
+//!   cargo test -p quarry-sim --features planted --lib every_broken_rule
+
+use crate::config::{Config, OPERATIONS};
+use crate::faults::{Fault, Mix};
+use quarry_replica::Bug;
+
+/// Seeds within which every broken rule has to be noticed.
+pub const SEEDS: u64 = 40;
+
+/// The run with this seed in which a rule is broken; faults are those that make it matter.
+pub fn config(bug: Bug, seed: u64) -> Config {
+    let mut c = Config::of_seed(seed);
+    c.mix = mix(bug);
+    c.limits.bug = Some(bug);
+    c.fault_every_ms = 200 + seed % 4 * 150;
+    c.clients = 3;
+    c.load.operations = OPERATIONS / 3;
+    c.load.think_ms = 14;
+    c.load.depth = 4;
+    c.load.extents = 1;
+    c.load.blocks = 2;
+    c.load.pages = 3;
+    c.shape.pgs = 1;
+    c.shape.fault_sets = 0;
+    c.shape.min_copies = 1;
+    c.shape.servers = c.shape.servers.clamp(3, 4);
+    c.shape.copies = if seed.is_multiple_of(2) { 2 } else { 3 };
+    c.strike = 0;
+    match bug {
+        Bug::MasksReset => c.limits.all_through_every = 16,
+        Bug::AddBeforeAcked | Bug::AddBeforeCounting | Bug::CompleteMovesInSync => c.strike = 40,
+        Bug::TrimMissing | Bug::MaskIgnored | Bug::CopyOvertakes => {
+            (c.load.blocks, c.load.pages) = (3, 16);
+        }
+        Bug::ServeOldTail => {
+            // The commit point reaches members late, with many groups also on no later record.
+            c.limits.commit_delay = std::time::Duration::from_millis(500);
+            c.shape.pgs = 8;
+            c.load.extents = 8;
+        }
+        Bug::OldEpochAfterRestart => c.shape.copies = 3,
+        _ => {}
+    }
+    c
+}
+
+fn mix(bug: Bug) -> Mix {
+    use Fault::*;
+    match bug {
+        Bug::AckBeforeSecondary | Bug::AckBeforeOwnSync => vec![(PowerLoss, 10), (Kill, 3)],
+        Bug::ReadUncommitted | Bug::ServeOldTail => {
+            vec![(Kill, 20), (HungDisk, 30), (SlowDisk, 10)]
+        }
+        Bug::AcceptGap => vec![(LinkCut, 20), (Partition, 10), (Kill, 4)],
+        Bug::CompleteMovesInSync | Bug::AddBeforeAcked | Bug::AddBeforeCounting => {
+            vec![(Kill, 12), (PowerLoss, 10), (SlowDisk, 5), (LinkCut, 3)]
+        }
+        Bug::SeqReused => vec![(Depose, 20), (Partition, 10), (Kill, 6)],
+        Bug::OldEpochAfterRestart => vec![(Depose, 20), (Kill, 1)],
+        Bug::ReadAfterGrant | Bug::NoGrantWait => vec![(Depose, 20), (Partition, 4)],
+        Bug::RetryTwice | Bug::IdsNotHandedOver => {
+            vec![(LinkCut, 20), (Kill, 8), (HandOver, 4), (Partition, 8)]
+        }
+        Bug::OldInstance => vec![(ClientCrash, 30), (LinkStall, 10)],
+        Bug::OldMapping => vec![(Remap, 20), (Partition, 6), (Pause, 4)],
+        Bug::TrimMissing | Bug::MaskIgnored | Bug::MasksReset => {
+            vec![(Kill, 12), (Pause, 8), (Partition, 4)]
+        }
+        Bug::CopyOvertakes => vec![(Kill, 12), (SlowDisk, 24)],
+        Bug::MergeOnCommitted => vec![(Kill, 2), (SlowDisk, 10)],
+        Bug::RemoveBeforeLog => vec![(Depose, 20), (Partition, 8)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run;
+    use quarry_replica::BUGS;
+    use std::sync::Mutex;
+
+    /// The seed at which the broken rule was noticed, and how.
+    fn noticed(bug: Bug) -> Option<(u64, String)> {
+        (1..=SEEDS).find_map(|seed| {
+            match std::panic::catch_unwind(|| run(seed, config(bug, seed))) {
+                Ok(Ok(_)) => None,
+                Ok(Err(e)) => Some((seed, e)),
+                Err(p) => {
+                    let text = p.downcast_ref::<String>().cloned();
+                    Some((seed, text.unwrap_or_else(|| "an assertion".into())))
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn every_broken_rule_is_noticed() {
+        std::panic::set_hook(Box::new(|_| {}));
+        let todo = Mutex::new(BUGS.to_vec());
+        let found = Mutex::new(Vec::new());
+        std::thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| loop {
+                    let Some(bug) = todo.lock().unwrap().pop() else { break };
+                    let at = noticed(bug);
+                    let text = match &at {
+                        Some((seed, how)) => format!("{bug:?}: seed {seed}: {how}"),
+                        None => format!("{bug:?}: NOT noticed in {SEEDS} seeds"),
+                    };
+                    println!("{}", text.chars().take(200).collect::<String>());
+                    found.lock().unwrap().push((bug, at.is_some()));
+                });
+            }
+        });
+        let missed: Vec<Bug> =
+            found.into_inner().unwrap().into_iter().filter(|f| !f.1).map(|f| f.0).collect();
+        assert!(missed.is_empty(), "not noticed: {missed:?}");
+    }
+}

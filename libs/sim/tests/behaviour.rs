@@ -1,0 +1,124 @@
+//! Single behaviours, each in a small cluster of its own, with one fault placed by hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use quarry_sim::faults::Fault;
+use quarry_sim::world::MS;
+use quarry_sim::{run, Config, World};
+
+/// A quiet cluster: no faults but those that the test brings about, load until the end.
+fn quiet(seed: u64, servers: u32, copies: u8, min_copies: u8) -> Config {
+    let mut c = Config::of_seed(seed);
+    c.shape.servers = servers;
+    c.shape.copies = copies;
+    c.shape.min_copies = min_copies;
+    c.shape.fault_sets = 0;
+    c.shape.grace_seconds = 60;
+    c.fault_every_ms = 0;
+    c.load.operations = 100_000;
+    c.load.think_ms = 20;
+    c
+}
+
+fn after(w: &mut World, ms: u64) {
+    let until = w.now + ms * MS;
+    w.run_until(until);
+    assert_eq!(w.failure, None);
+}
+
+/// Requests that were answered so far.
+fn answered(w: &World) -> u64 {
+    w.clients.iter().map(|c| c.finished).sum()
+}
+
+fn stat(w: &World, name: &str) -> u64 {
+    let engines = w.nodes.iter().filter_map(|n| n.engine.as_ref());
+    let one = |e: &quarry_replica::Engine| {
+        e.stats().named().iter().find(|s| s.0 == name).map_or(0, |s| s.1)
+    };
+    engines.map(one).sum()
+}
+
+#[test]
+fn a_clean_hand_over_holds_requests_back_for_a_moment_only() {
+    for seed in 1..=6 {
+        let mut c = quiet(seed, 4, 2, 1);
+        c.mix = vec![(Fault::HandOver, 1)];
+        c.fault_every_ms = 2500;
+        c.faults_ms = 9_000;
+        let r = run(seed, c).unwrap();
+        assert!(r.seen.get("handed over") > 0);
+        let ms = r.longest / MS;
+        println!("seed {seed}: longest request {ms} ms");
+        assert!(ms <= 250, "seed {seed}: a request took {ms} ms");
+    }
+}
+
+#[test]
+fn a_killed_server_holds_requests_back_for_less_than_two_seconds() {
+    for seed in 1..=4 {
+        let mut w = World::new(seed, quiet(seed, 4, 2, 1)).unwrap();
+        after(&mut w, 3000);
+        w.crash(0, true);
+        after(&mut w, 4000);
+        let longest = w.clients.iter().map(|c| c.longest).max().unwrap() / MS;
+        println!("seed {seed}: longest request {longest} ms");
+        assert!(longest < 2000, "seed {seed}: {longest} ms");
+        w.finish().unwrap();
+    }
+}
+
+#[test]
+fn a_returning_replica_is_sent_little_more_than_what_changed() {
+    for seed in 1..=4 {
+        let mut c = quiet(seed, 3, 2, 1);
+        c.load.extents = 4;
+        c.load.think_ms = 60;
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 6000);
+        w.crash(1, false);
+        after(&mut w, 1200);
+        let before = (stat(&w, "write_bytes"), stat(&w, "sync_bytes"));
+        after(&mut w, 2500);
+        w.restart(1);
+        after(&mut w, 3000);
+        let changed = stat(&w, "write_bytes") - before.0;
+        let sent = stat(&w, "sync_bytes") - before.1;
+        println!("seed {seed}: {changed} bytes written meanwhile, {sent} sent");
+        assert!(sent > 0 && sent <= changed + changed / 2, "{sent} bytes for {changed}");
+        w.finish().unwrap();
+    }
+}
+
+#[test]
+fn with_fewer_copies_than_min_copies_writes_wait_and_then_go_on() {
+    let mut w = World::new(5, quiet(5, 3, 3, 2)).unwrap();
+    after(&mut w, 3000);
+    w.crash(0, true);
+    w.crash(1, true);
+    after(&mut w, 3000);
+    let before = stat(&w, "acks");
+    after(&mut w, 3000);
+    assert_eq!(stat(&w, "acks"), before, "writes wait");
+    w.restart(0);
+    after(&mut w, 4000);
+    assert!(stat(&w, "acks") > before, "two copies are enough");
+    w.finish().unwrap();
+}
+
+#[test]
+fn an_older_copy_alone_serves_nothing() {
+    let mut w = World::new(6, quiet(6, 2, 2, 1)).unwrap();
+    after(&mut w, 3000);
+    w.crash(0, false);
+    after(&mut w, 3000);
+    w.crash(1, true);
+    w.restart(0);
+    after(&mut w, 500);
+    let before = answered(&w);
+    after(&mut w, 4000);
+    assert_eq!(answered(&w), before, "the newer copy is away: nobody answers");
+    w.restart(1);
+    after(&mut w, 4000);
+    assert!(answered(&w) > before);
+    w.finish().unwrap();
+}
