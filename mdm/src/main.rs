@@ -4,6 +4,7 @@ use anyhow::{bail, Context};
 use mdm::daemon::{start, Identity, Listeners};
 use mdm::log::SledStore;
 use quarry_control::{Capability, NodeFile};
+use quarry_metrics::systemd::{notify, State};
 use quarry_metrics::{cli, lockfile::LockFile, logging, version::Info, Metrics};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -109,6 +110,7 @@ async fn serve(
         api = %running.api_addr, control = %running.control_addr, metrics = %running.metrics_addr,
         cluster = running.state.read().cluster, "ready"
     );
+    notify(State::Ready);
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let failure = tokio::select! {
@@ -118,6 +120,7 @@ async fn serve(
     };
     if failure.is_none() {
         tracing::info!("ending on a signal");
+        notify(State::Stopping);
     }
     running.engine.stop().await;
     Ok((writer, failure))

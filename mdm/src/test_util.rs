@@ -116,6 +116,8 @@ pub struct Known {
     /// An SDC that does not detach, an SDS that does not confirm.
     pub detached: bool,
     pub results: Vec<(u64, bool, String)>,
+    /// Answers to `MapHere`.
+    pub mapped: Vec<(String, Result<quarry_base::VolumeId, String>)>,
     pub snapshots: usize,
     pub acks: usize,
 }
@@ -300,6 +302,7 @@ fn take(k: &mut Known, m: ToNode, role: Role) -> Vec<FromNode> {
             k.acks += 1;
             return Vec::new();
         }
+        ToNode::MappedHere { volume, result } => k.mapped.push((volume, result)),
     }
     if role == Role::Sdc {
         return attach(k);

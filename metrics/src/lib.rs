@@ -21,6 +21,7 @@ pub mod process;
 pub mod registry;
 pub mod rotate;
 pub mod series;
+pub mod systemd;
 pub mod version;
 
 pub use histo::{Histo, HistoSnapshot};

@@ -22,17 +22,21 @@ fn run(args: Cli) -> Result<(), SdcError> {
     let (common, settings) = cli::layered(args.common, args.settings)?;
     let config = settings.check()?;
     if common.check_config {
+        if !config.sdctab.errors.is_empty() {
+            return Err(SdcError::Setting(config.sdctab.errors.join("\n")));
+        }
         println!("configuration ok");
         return Ok(());
     }
     logging::init(&common)?;
     let _lock = LockFile::acquire(&config.data_dir, "sdc-nbd")?;
-    guards::log(&guards::protect());
+    let guards = guards::protect();
+    guards::log(&guards);
     if let Err(error) = quarry_ring::raise_nofile() {
         tracing::warn!(%error, "the limit of open files stays");
     }
     tracing::info!(version = VERSION.details(), node = config.node.name, "starting");
-    serve(config)?;
+    serve(config, &guards)?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -11,6 +11,7 @@ use quarry_control::{
     host_identity, DeviceReport, FromNode, Hello, Proposal, RegisteredDevice, Role, Session,
     SessionConfig, SessionEvent, ToNode,
 };
+use quarry_metrics::systemd::{notify, State};
 use quarry_ring::Waker;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -200,6 +201,7 @@ impl Control {
     async fn end(&mut self) -> Result<(), SdsError> {
         if self.ending.is_none() {
             tracing::info!("stopping: handing roles over");
+            notify(State::Stopping);
             self.ending = Some(Instant::now() + END);
             self.tell(ToShard::HandOver).await?;
         }
@@ -298,7 +300,8 @@ impl Control {
                 self.told = index;
                 self.tell(ToShard::Changes { index, changes: Vec::new() }).await?;
             }
-            ToNode::HeartbeatAck { .. } => {}
+            // The second is for clients.
+            ToNode::HeartbeatAck { .. } | ToNode::MappedHere { .. } => {}
             // The session turns it into an event of its own.
             ToNode::Refused { .. } => {}
         }

@@ -24,6 +24,7 @@ use control::{Control, Parts};
 use error::SdsError;
 use mail::ShardHandle;
 use metrics::SdsMetrics;
+use quarry_metrics::systemd::{notify, State};
 use quarry_metrics::version::Info;
 use quarry_metrics::Metrics;
 use settings::Config;
@@ -82,6 +83,7 @@ pub fn serve(config: Config) -> Result<(), SdsError> {
         let serving = tokio::spawn(quarry_metrics::serve(page, metrics.registry.clone()));
         // The shard may have learnt the cluster from a device.
         let state = StateFile::load(&config.data_dir)?;
+        notify(State::Ready);
         let result = Control::new(Parts { config, state, shard, metrics_at }).run().await;
         serving.abort();
         result

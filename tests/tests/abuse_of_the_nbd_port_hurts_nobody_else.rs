@@ -291,21 +291,47 @@ fn vanishing(cases: &mut Cases, uri: &Uri) {
     });
 }
 
+/// Room for the crowd in this process.
+fn more_files() -> Res<()> {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = now.maximum.map_or(4096, |most| most.min(4096));
+    ensure!(wanted >= 1500, "{wanted} open files are too few for a crowd of connections");
+    if now.current.is_some_and(|n| n < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum })?;
+    }
+    Ok(())
+}
+
 fn crowds(cases: &mut Cases, uri: &Uri) {
-    let crowd = if full() { 1000 } else { 400 };
-    cases.case("many idle connections, and one more that works", || {
-        let mut open = Vec::new();
-        for n in 0..crowd {
-            match Raw::connect(uri) {
-                Ok(r) => open.push(r),
-                // A limit may close or refuse; it must not break those that are there.
-                Err(e) => {
-                    eprintln!("  connection {n} was refused: {e}");
-                    break;
-                }
+    cases.case(
+        "1,000 connections, greeted and then idle, and one more that works beside them",
+        || {
+            more_files()?;
+            let mut open = Vec::new();
+            for n in 0..1000 {
+                let r = Raw::greeted(uri, FLAGS);
+                open.push(r.map_err(|e| e.within(format!("connection {n} of 1000")))?);
             }
+            nbd::Connection::open(uri)?.read_at(0, 4096)?;
+            // Each is still served.
+            for r in open.iter_mut().step_by(100) {
+                r.option(OPT_INFO, &info_request(&uri.name, &[])?)?;
+                ensure!(r.option_reply(OPT_INFO)?.0 == REP_INFO, "INFO in a crowd");
+            }
+            Ok(())
+        },
+    );
+    cases.case("beyond the limit connections are closed, and room comes back", || {
+        let mut open = Vec::new();
+        for _ in 0..1100 {
+            open.push(Raw::connect(uri)?);
         }
-        ensure!(open.len() >= 100, "only {} connections", open.len());
+        for r in &open {
+            r.stream.set_timeout(Duration::from_secs(5))?;
+        }
+        let greeted = open.iter_mut().filter_map(|r| r.u64().ok()).count();
+        ensure!((1000..1100).contains(&greeted), "{greeted} of 1100 connections were greeted");
         drop(open);
         wait_until("a connection after the crowd", Duration::from_secs(5), || {
             nbd::Connection::open(uri)?.read_at(0, 4096)?;

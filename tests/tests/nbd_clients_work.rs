@@ -19,6 +19,7 @@ fn nbd_clients_work() -> Res<()> {
         let mut cases = Cases::new();
         cases.case("what the export says of itself", || export_info(&uri));
         cases.case("nbdinfo", || nbdinfo(&uri));
+        cases.case("block status tells holes from data", || holes(&uri, &files));
         cases.case("qemu-io patterns", || qemu_io(&uri));
         cases.case("qemu-img convert in, compare, convert out", || qemu_img(&uri, &files));
         cases.case("qemu-img bench", || {
@@ -31,17 +32,8 @@ fn nbd_clients_work() -> Res<()> {
             }
             Ok(())
         });
-        cases.case("nbdcopy with many connections", || {
-            let image = files.file("image");
-            Command::new("nbdcopy")
-                .args(["--connections=4", "--requests=64", uri.as_str(), &image])
-                .ok()?;
-            ensure!(
-                std::fs::metadata(&image)?.len() == 64 * MIB,
-                "nbdcopy made a file of another size"
-            );
-            Ok(())
-        });
+        cases.case("nbdcopy in and out with many connections", || nbdcopy(&uri, &files));
+        cases.case("the nbd crate's client through EXPORT_NAME", || crate_client(&uri));
         cases.case("scli probe", || {
             let out = cluster.scli(["--json", "probe", uri.as_str()])?;
             ensure!(out.status == Some(0), "{}", out.told());
@@ -66,6 +58,54 @@ fn nbd_clients_work() -> Res<()> {
         cases.case("extended while connected", || extend(cluster, &uri));
         cases.finish()
     })
+}
+
+fn nbdcopy(uri: &Uri, files: &Scratch) -> Res<()> {
+    let (image, back) = (files.file("copy-in"), files.file("copy-out"));
+    let mut rng = rng::Rng::new(31);
+    let data: Vec<u8> = (0..64 * MIB / 8)
+        .flat_map(|i| if i / 30_000 % 2 == 0 { [0; 8] } else { rng.next_u64().to_le_bytes() })
+        .collect();
+    std::fs::write(&image, &data)?;
+    for (from, to) in [(image.as_str(), uri.as_str()), (uri.as_str(), back.as_str())] {
+        Command::new("nbdcopy").args(["--connections=4", "--requests=64", from, to]).ok()?;
+    }
+    ensure!(std::fs::read(&back)? == data, "what nbdcopy wrote comes back differently");
+    Ok(())
+}
+
+/// A client that shares no code with anything here: one request at a time, old-style negotiation.
+fn crate_client(uri: &Uri) -> Res<()> {
+    use nbd_crate::client::{handshake, NbdClient};
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let open = || -> Res<(std::os::unix::net::UnixStream, nbd_crate::Export)> {
+        let mut s = std::os::unix::net::UnixStream::connect(&uri.address)?;
+        s.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let export = handshake(&mut s, uri.name.as_bytes())?;
+        ensure!(export.size == 64 * MIB && !export.readonly, "size {}", export.size);
+        Ok((s, export))
+    };
+    let places = [0, 4096, MIB - 512, 33 * MIB + 4096, 64 * MIB - 8192];
+    let data: Vec<u8> = (0..8192u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let (mut s, export) = open()?;
+    let mut c = NbdClient::new(&mut s, &export);
+    for at in places {
+        c.seek(SeekFrom::Start(at))?;
+        c.write_all(&data)?;
+    }
+    c.flush()?;
+    let (mut s, export) = open()?;
+    let mut c = NbdClient::new(&mut s, &export);
+    for at in places.iter().rev() {
+        let mut back = vec![0; data.len()];
+        c.seek(SeekFrom::Start(*at))?;
+        c.read_exact(&mut back)?;
+        // The second place overlaps the first.
+        let same = if *at == 0 { 4096 } else { data.len() };
+        ensure!(back[..same] == data[..same], "what is at {at} differs");
+    }
+    ensure!(nbd::Connection::open(uri)?.read_at(4096, 8192)? == data, "another client reads it");
+    Ok(())
 }
 
 fn export_info(uri: &Uri) -> Res<()> {
@@ -106,6 +146,46 @@ fn nbdinfo(uri: &Uri) -> Res<()> {
     let list = format!("nbd+unix:///?socket={}", uri.address);
     let out = Command::new("nbdinfo").args(["--list", &list]).ok()?;
     ensure!(out.stdout.contains("clients"), "the list does not name the volume: {}", out.told());
+    Ok(())
+}
+
+/// A volume that is written in two places is a hole elsewhere, for nbdinfo and for qemu-img; what is trimmed is one again.
+fn holes(uri: &Uri, files: &Scratch) -> Res<()> {
+    let map = |uri: &Uri| -> Res<Vec<(u64, u64, u64)>> {
+        let out = Command::new("nbdinfo").args(["--map", "--json", uri.as_str()]).ok()?;
+        let list: Vec<serde_json::Value> = serde_json::from_str(&out.stdout)?;
+        let n = |e: &serde_json::Value, k: &str| e[k].as_u64().unwrap_or(u64::MAX);
+        Ok(list.iter().map(|e| (n(e, "offset"), n(e, "length"), n(e, "type"))).collect())
+    };
+    const HOLE: u64 = 3;
+    let found = map(uri)?;
+    ensure!(found == [(0, 64 * MIB, HOLE)], "a new volume: {found:?}");
+    let mut c = nbd::Connection::open(uri)?;
+    c.write_at(5 * MIB - 8192, &[1; 16384])?;
+    c.write_at(40 * MIB + 100, &[2; 1])?;
+    let want = [
+        (0, 5 * MIB - 8192, HOLE),
+        (5 * MIB - 8192, 16384, 0),
+        (5 * MIB + 8192, 35 * MIB - 8192, HOLE),
+        (40 * MIB, 4096, 0),
+        (40 * MIB + 4096, 24 * MIB - 4096, HOLE),
+    ];
+    let found = map(uri)?;
+    ensure!(found == want, "after two writes: {found:?}");
+    let out =
+        Command::new("qemu-img").args(["map", "-f", "raw", "--output=json", uri.as_str()]).ok()?;
+    let list: Vec<serde_json::Value> = serde_json::from_str(&out.stdout)?;
+    let data = list.iter().filter(|e| e["data"] == true);
+    let data: u64 = data.filter_map(|e| e["length"].as_u64()).sum();
+    ensure!(data == 16384 + 4096, "qemu-img map sees {data} bytes of data: {}", out.stdout);
+    // Copied out, the holes are holes: neither read nor written.
+    let copy = files.file("sparse");
+    Command::new("nbdcopy").args([uri.as_str(), &copy]).ok()?;
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&copy)?) * 512;
+    ensure!(blocks <= MIB, "the copy of 20 KiB of data takes {blocks} bytes");
+    c.zero(5 * MIB - 8192, 16384)?;
+    let found = map(uri)?;
+    ensure!(found.len() == 3, "after one was zeroed: {found:?}");
     Ok(())
 }
 

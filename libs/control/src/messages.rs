@@ -93,6 +93,13 @@ pub enum FromNode {
         pg: PgId,
         device: DeviceId,
     },
+    /// The SDC wants a volume mapped to itself (its `sdctab` says so).
+    MapHere {
+        /// The volume's name.
+        volume: String,
+        device: bool,
+        read_only: bool,
+    },
 }
 
 /// A device as the MDM knows it.
@@ -135,6 +142,11 @@ pub enum ToNode {
     },
     HeartbeatAck {
         index: ConfigIndex,
+    },
+    /// Answer to `MapHere`: the volume's number, or why it is not mapped.
+    MappedHere {
+        volume: String,
+        result: Result<VolumeId, String>,
     },
 }
 

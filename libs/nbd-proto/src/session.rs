@@ -190,6 +190,12 @@ impl Session {
         }
     }
 
+    /// Nothing more is read, nothing more is refused: requests in flight are to be answered as usual,
+    /// those not yet parsed get no answer. For a client that sends them again on another connection.
+    pub fn stop_reading(&mut self) {
+        self.close();
+    }
+
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         let (n, used) = (self.in_flight.count(), self.in_flight.bytes());
         n == 0

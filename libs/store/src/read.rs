@@ -22,7 +22,17 @@ pub(crate) const EIO: i32 = 5;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Want {
-    Range { ext: ExtKey, offset: u32, len: u32 },
+    Range {
+        ext: ExtKey,
+        offset: u32,
+        len: u32,
+    },
+    /// Which pages of the range have content.
+    Map {
+        ext: ExtKey,
+        offset: u32,
+        len: u32,
+    },
     Block(BlockKey),
 }
 
@@ -96,13 +106,27 @@ impl Store {
         offset: u32,
         len: u32,
     ) {
-        assert!(
-            (offset as usize).is_multiple_of(PAGE)
-                && (len as usize).is_multiple_of(PAGE)
-                && u64::from(offset) + u64::from(len) <= u64::from(quarry_base::EXTENT),
-            "a read is page-aligned and inside one extent"
-        );
+        assert_range(offset, len);
         let want = Want::Range { ext: ExtKey(vtree, layer, extent), offset, len };
+        self.reads.waiting.push_back(ReadReq { token, pg, want });
+    }
+
+    /// Says which pages of a page-aligned range inside one extent have content, as of the newest
+    /// committed state: a bit a page, the first in the lowest bit. What has none reads as zeroes. Never
+    /// goes to the disk. Answered by `StoreEvent::ReadDone` with `token`, the bits as its only segment.
+    #[allow(clippy::too_many_arguments)]
+    pub fn map(
+        &mut self,
+        token: u64,
+        pg: PgId,
+        vtree: VtreeId,
+        layer: Layer,
+        extent: Extent,
+        offset: u32,
+        len: u32,
+    ) {
+        assert_range(offset, len);
+        let want = Want::Map { ext: ExtKey(vtree, layer, extent), offset, len };
         self.reads.waiting.push_back(ReadReq { token, pg, want });
     }
 
@@ -132,7 +156,7 @@ impl Store {
             return false;
         }
         let (ext, offset, len) = match req.want {
-            Want::Range { ext, offset, len } => (ext, offset, len),
+            Want::Range { ext, offset, len } | Want::Map { ext, offset, len } => (ext, offset, len),
             Want::Block(k) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
         };
         let mut tail = pg.tail.iter().take_while(|t| t.rec.version.seq <= pg.commit);
@@ -163,6 +187,9 @@ impl Store {
                     self.plan(&mut job, ext.block(b), from, to, false);
                 }
             }
+            Want::Map { ext, offset, len } => {
+                job.data = self.content_bits(req.pg, ext, offset, len)
+            }
             Want::Block(key) => {
                 let Some(head) = self.block_head(req.pg, key) else {
                     let done = StoreEvent::BlockDone { token: req.token, result: Ok(None) };
@@ -191,7 +218,7 @@ impl Store {
     fn refuse(&mut self, req: ReadReq) {
         let (token, e) = (req.token, ReadError::Io(EIO));
         self.events.push(match req.want {
-            Want::Range { .. } => StoreEvent::ReadDone { token, result: Err(e) },
+            Want::Range { .. } | Want::Map { .. } => StoreEvent::ReadDone { token, result: Err(e) },
             Want::Block(_) => StoreEvent::BlockDone { token, result: Err(e) },
         });
     }
@@ -220,6 +247,25 @@ impl Store {
             crcs: SmallVec::new(),
             data: Bytes::new(),
         })
+    }
+
+    fn content_bits(&self, pg: PgId, ext: ExtKey, offset: u32, len: u32) -> ReadData {
+        let mut bits = vec![0u8; (len as usize / PAGE).div_ceil(8)];
+        let mut at = 0usize;
+        for (b, from, to) in blocks_of(offset, len) {
+            let block = self.pg(pg).and_then(|p| p.block(ext.block(b)));
+            let content = block.map_or(0, |b| b.content());
+            for page in from..to {
+                if content >> page & 1 == 1 {
+                    bits[at / 8] |= 1 << (at % 8);
+                }
+                at += 1;
+            }
+        }
+        let mut data = ReadData::default();
+        data.crcs.push(crc32c(&bits));
+        data.segments.push(bits.into());
+        data
     }
 
     /// Where pages `from..to` of a block come from.
@@ -349,6 +395,15 @@ impl Store {
         });
         self.events.push(StoreEvent::BlockDone { token, result });
     }
+}
+
+fn assert_range(offset: u32, len: u32) {
+    assert!(
+        (offset as usize).is_multiple_of(PAGE)
+            && (len as usize).is_multiple_of(PAGE)
+            && u64::from(offset) + u64::from(len) <= u64::from(quarry_base::EXTENT),
+        "a read is page-aligned and inside one extent"
+    );
 }
 
 /// Does a record touch a range of an extent?

@@ -49,6 +49,9 @@ codes! {
         Zero = 18,
         /// SDC to primary (`ack = cached`): everything completed before is durable in this PG.
         Flush = 19,
+        /// SDC to primary: which pages of a range have content; as Read, answered by a ReadReply whose
+        /// data is a bit a page, the first in the lowest bit: 0 means that the page reads as zeroes.
+        Map = 20,
         /// Primary to SDC: outcome of `request_id`, in `status`.
         Reply = 24,
         /// Primary to SDC: data of a read.

@@ -397,16 +397,37 @@ async fn message(a: &Access, peer: Peer, session: u64, m: FromNode) {
                 }
             });
         }
+        (FromNode::MapHere { volume, device, read_only }, Peer::Sdc(sdc, _)) => {
+            map_here(a, sdc, session, volume, device, read_only);
+        }
         (
             FromNode::Hello(_)
             | FromNode::Attachments(_)
             | FromNode::Propose { .. }
-            | FromNode::Unreachable { .. },
+            | FromNode::Unreachable { .. }
+            | FromNode::MapHere { .. },
             _,
         ) => {
             tracing::warn!(session, "a message that does not fit the session was dropped");
         }
     }
+}
+
+/// Maps a volume to the client that asks for it. What is mapped already stays as it is.
+fn map_here(a: &Access, sdc: SdcId, session: u64, volume: String, device: bool, read_only: bool) {
+    let a = a.clone();
+    tokio::spawn(async move {
+        let id = a.state.read().volumes.values().find(|v| v.name == volume).map(|v| v.id);
+        let result = match id {
+            None => Err(format!("there is no volume '{volume}'")),
+            Some(id) => {
+                let op = Op::Map { volume: id, sdc, read_only, device };
+                let done = a.engine.submit(&format!("sdc {sdc}"), None, op).await;
+                done.map(|_| id).map_err(|e| e.message)
+            }
+        };
+        a.hub.lock().send(session, Arc::new(ToNode::MappedHere { volume, result }));
+    });
 }
 
 /// Submits a proposal without holding up the session: heartbeats go on meanwhile.

@@ -241,3 +241,34 @@ async fn a_stopped_writer_ends_with_a_snapshot_although_handles_are_left() {
     let loaded = store.clone().load().unwrap();
     assert_eq!(loaded.snapshot.map(|s| s.0), Some(mdm.run.state.read().index.0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_maps_the_volumes_of_its_table_to_itself() {
+    let mdm = Mdm::start().await;
+    let (a, _b) = pair(&mdm).await;
+    let c = Fake::join(&mdm, hello(Role::Sdc, "c", 3)).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    let ask = |volume: &str, read_only: bool| FromNode::MapHere {
+        volume: volume.into(),
+        device: true,
+        read_only,
+    };
+    for (n, m) in
+        (1..).zip([ask("v", false), ask("nosuch", false), ask("v", false), ask("v", true)])
+    {
+        c.send.send(m).await.unwrap();
+        c.until(|k| k.mapped.len() == n).await;
+    }
+    let answers = c.with(|k| k.mapped.clone());
+    assert!(answers[0].1.is_ok() && answers[0] == answers[2], "asking twice changes nothing");
+    assert!(answers[1].1.as_ref().is_err_and(|e| e.contains("no volume 'nosuch'")));
+    assert!(answers[3].1.as_ref().is_err_and(|e| e.contains("read-write")));
+    let v = c.with(|k| k.view.volumes.values().next().cloned()).unwrap();
+    assert_eq!(v.mappings.len(), 1);
+    assert!(
+        v.mappings[0].device && !v.mappings[0].read_only && v.mappings[0].sdc == c.with(|k| k.sdc)
+    );
+    // A server cannot ask for that.
+    a.send.send(ask("v", false)).await.unwrap();
+    assert!(a.with(|k| k.mapped.is_empty()));
+}

@@ -8,10 +8,12 @@ use super::error::SdcError;
 use super::mail::{FromShard, ShardHandle, ToShard};
 use super::meters::Meters;
 use super::settings::Config;
+use super::start::Start;
 use quarry_base::{ConfigIndex, Instance};
 use quarry_control::{
     host_identity, FromNode, Hello, Role, Session, SessionConfig, SessionEvent, ToNode,
 };
+use quarry_metrics::systemd::{notify, State};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -47,6 +49,7 @@ pub struct Control {
     meters: Meters,
     devices: Devices,
     heartbeat: Interval,
+    start: Start,
     up: bool,
     /// Log index given to the data thread last.
     index: ConfigIndex,
@@ -98,6 +101,7 @@ impl Control {
         let session = Session::start(SessionConfig { mdms: config.node.mdm.clone() }, greet);
         Ok(Control {
             devices: Devices::new(shard.tx.clone(), shard.waker.clone()),
+            start: Start::new(config.sdctab.clone()),
             to_mdm: session.sender(),
             config,
             shard,
@@ -149,6 +153,7 @@ impl Control {
     async fn end(&mut self) {
         if self.ending.is_none() {
             tracing::info!("stopping: requests in flight are finished");
+            notify(State::Stopping);
             self.ending = Some(Instant::now() + END);
             self.tell(ToShard::Stop).await;
         }
@@ -163,12 +168,19 @@ impl Control {
 
     fn mail(&mut self, m: FromShard) {
         match m {
-            FromShard::Attachments(list) => self.to_mdm(FromNode::Attachments(list)),
+            FromShard::Attachments(list) => {
+                self.start.attachments(&list);
+                self.to_mdm(FromNode::Attachments(list));
+            }
             FromShard::Unreachable { pg, device } => {
                 tracing::warn!(%pg, %device, "a primary is out of reach while another member is not");
                 self.to_mdm(FromNode::Unreachable { pg, device });
             }
             FromShard::Device(wish) => self.devices.wish(wish),
+            FromShard::DeviceLost(volume) => {
+                tracing::warn!(%volume, "the connection of a kernel device broke; connecting it again");
+                self.devices.lost(volume);
+            }
             FromShard::Fenced => {
                 // The data thread answers what waits, then ends with the reason.
                 self.ending.get_or_insert(Instant::now() + END);
@@ -183,10 +195,11 @@ impl Control {
         }
     }
 
-    fn beat(&self) {
+    fn beat(&mut self) {
         if !self.up {
             return;
         }
+        self.start.due(Instant::now()).into_iter().for_each(|m| self.to_mdm(m));
         let applied = ConfigIndex(self.shard.applied.load(Relaxed));
         self.to_mdm(FromNode::Heartbeat {
             applied,
@@ -226,6 +239,7 @@ impl Control {
                 let ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
                 self.heartbeat = every(Duration::from_millis(ms));
                 self.up = true;
+                self.start.registered(Instant::now()).into_iter().for_each(|m| self.to_mdm(m));
                 self.complained = None;
             }
             ToNode::Snapshot(view) => {
@@ -241,6 +255,7 @@ impl Control {
                 self.index = index;
                 self.tell(ToShard::Changes { index, changes: Vec::new() }).await;
             }
+            ToNode::MappedHere { volume, result } => self.start.mapped(&volume, result),
             ToNode::HeartbeatAck { .. }
             | ToNode::Refused { .. }
             | ToNode::ProposalResult { .. } => {}

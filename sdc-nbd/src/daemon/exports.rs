@@ -165,6 +165,11 @@ impl Exports {
         }
     }
 
+    /// Whether the volume has a kernel device.
+    pub fn is_attached(&self, id: VolumeId) -> bool {
+        self.slots.get(&id).is_some_and(|s| matches!(s.device, DeviceState::Attached(_)))
+    }
+
     /// How it stands with a volume's kernel device.
     pub fn set_device(&mut self, id: VolumeId, state: DeviceState) {
         if let Some(s) = self.slots.get_mut(&id) {

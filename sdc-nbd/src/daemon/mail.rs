@@ -77,6 +77,8 @@ pub enum FromShard {
         device: DeviceId,
     },
     Device(DeviceWish),
+    /// The connection of a volume's kernel device broke while it is still wanted.
+    DeviceLost(VolumeId),
     /// A newer instance exists; the data thread ends.
     Fenced,
 }

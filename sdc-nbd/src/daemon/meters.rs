@@ -14,9 +14,10 @@ pub enum OpKind {
     Flush = 2,
     Trim = 3,
     Zero = 4,
+    BlockStatus = 5,
 }
 
-const OPS: [&str; 5] = ["read", "write", "flush", "trim", "zero"];
+const OPS: [&str; 6] = ["read", "write", "flush", "trim", "zero", "block_status"];
 
 /// Handles for one operation of one volume.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +31,7 @@ pub struct OpMeter {
 /// Handles of one volume.
 #[derive(Debug, Default)]
 pub struct VolumeMeter {
-    pub ops: [OpMeter; 5],
+    pub ops: [OpMeter; 6],
     pub in_flight: Gauge,
 }
 

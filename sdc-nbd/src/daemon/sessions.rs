@@ -1,6 +1,7 @@
 //! NBD connections: bytes to sessions, their requests to the engine, the answers back.
 
 use super::exports::Offer;
+use super::extents;
 use super::meters::OpKind;
 use super::shard::{Shard, Tag, Token};
 use crate::engine::{ClientId, Event, IoError, IoOp, ReadData};
@@ -22,6 +23,8 @@ pub struct NbdConn {
     conn: ConnId,
     session: Session,
     volume: VolumeId,
+    /// The kernel's, not a client's: what is not answered is sent again after a reconnect.
+    kernel: bool,
     /// A receive is out.
     armed: bool,
     /// In the list of those to be serviced.
@@ -53,23 +56,34 @@ impl Shard {
         if slot.sessions > ROOMY_SESSIONS {
             limits.recv_buffer = SMALL_RECV;
         }
-        self.add_session(volume, conn, Session::new(limits));
+        self.add_session(volume, conn, Session::new(limits), false);
     }
 
     /// A connection of the kernel, which is in the transmission phase already.
     pub(super) fn adopt(&mut self, volume: VolumeId, fd: OwnedFd) {
+        if self.stopping.is_some() {
+            return;
+        }
+        // What an earlier connection of the device still holds unread is sent again on this one.
+        let mut old = Vec::new();
+        for (id, c) in self.sessions.iter_mut().filter(|(_, c)| c.kernel && c.volume == volume) {
+            c.kernel = false;
+            old.push(*id);
+        }
+        old.into_iter().for_each(|id| self.end_session(self.reactor.now(), id));
         let Some(slot) = self.exports.get_mut(volume) else { return };
         slot.sessions += 1;
         let export: Export = slot.export.clone();
         let conn = self.reactor.adopt(fd, 0);
-        self.add_session(volume, conn, Session::attached(Limits::default(), export));
+        self.add_session(volume, conn, Session::attached(Limits::default(), export), true);
     }
 
-    fn add_session(&mut self, volume: VolumeId, conn: ConnId, session: Session) {
+    fn add_session(&mut self, volume: VolumeId, conn: ConnId, session: Session, kernel: bool) {
         self.next_session += 1;
         let id = self.next_session;
         self.reactor.set_token(conn, Token::make(Tag::Nbd, id));
-        let c = NbdConn { conn, session, volume, armed: false, touched: false, starved: false };
+        let c =
+            NbdConn { conn, session, volume, kernel, armed: false, touched: false, starved: false };
         self.sessions.insert(id, c);
         self.meters.connections.set_u64(self.sessions.len() as u64);
         self.touch(id);
@@ -121,6 +135,10 @@ impl Shard {
                     let op = IoOp::Zero { offset, len, no_hole, trim: false, fua };
                     (handle, op, OpKind::Zero, offset, len)
                 }
+                SessionEvent::BlockStatus { handle, offset, len, .. } => {
+                    let len = len.min(extents::MOST);
+                    (handle, IoOp::Map { offset, len }, OpKind::BlockStatus, offset, u64::from(len))
+                }
                 other => {
                     self.answer_here(id, other);
                     continue;
@@ -148,10 +166,6 @@ impl Shard {
         let Some(c) = self.sessions.get_mut(&id) else { return };
         match e {
             SessionEvent::Cache { handle, .. } => c.session.reply_ok(handle),
-            // Allocation is not tracked here: everything counts as data.
-            SessionEvent::BlockStatus { handle, len, .. } => {
-                c.session.reply_block_status(handle, &[(len, 0)])
-            }
             SessionEvent::ProtocolError { reason } => {
                 self.meters.protocol_errors.inc();
                 tracing::warn!(volume = %c.volume, %reason, "an NBD client broke the protocol");
@@ -178,6 +192,10 @@ impl Shard {
         }
         let f = self.in_flight.remove(slot);
         let Some(c) = self.sessions.get_mut(&f.session) else { return };
+        if c.kernel && self.fenced.is_some() && result.is_err() {
+            // The newer instance serves the device: no error may reach it from here.
+            return self.end_session(now, client.0);
+        }
         if let Some(s) = self.exports.get_mut(c.volume) {
             let m = s.meter.op(f.kind);
             s.meter.in_flight.add(-1.0);
@@ -190,6 +208,10 @@ impl Shard {
         }
         match result {
             Ok(data) if f.kind == OpKind::Read => c.session.reply_read(f.handle, f.offset, &data),
+            Ok(maps) if f.kind == OpKind::BlockStatus => {
+                let found = extents::extents(f.offset, f.bytes as u32, &maps);
+                c.session.reply_block_status(f.handle, &found);
+            }
             Ok(_) => c.session.reply_ok(f.handle),
             Err(e) => c.session.reply_error(f.handle, NbdErrno::from_os(e.errno()), &e.to_string()),
         }
@@ -296,6 +318,14 @@ impl Shard {
             s.meter.in_flight.add(-(dropped as f64));
         }
         self.meters.connections.set_u64(self.sessions.len() as u64);
+        if c.kernel && self.stopping.is_none() {
+            self.device_lost(c.volume);
+        }
+    }
+
+    /// Whether a connection of the volume's kernel device is served.
+    pub(super) fn has_kernel_session(&self, volume: VolumeId) -> bool {
+        self.sessions.values().any(|c| c.kernel && c.volume == volume)
     }
 
     /// Connections of a volume.
@@ -313,7 +343,12 @@ impl Shard {
     pub(super) fn wind_down(&mut self, ids: Vec<u64>) {
         for id in ids {
             let Some(c) = self.sessions.get_mut(&id) else { continue };
-            c.session.begin_shutdown();
+            if c.kernel && self.stopping.is_some() {
+                // An error here would be an I/O error of a file system; unanswered, it is sent again.
+                c.session.stop_reading();
+            } else {
+                c.session.begin_shutdown();
+            }
             if c.session.in_flight().0 == 0 && c.session.output_pending() == 0 {
                 self.reactor.close_after_flush(c.conn);
                 self.forget_session(id);

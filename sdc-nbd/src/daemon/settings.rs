@@ -1,6 +1,7 @@
 //! The command line and settings file, and their checked form.
 
 use super::error::SdcError;
+use super::sdctab::{self, Table};
 use quarry_control::{Capability, NodeFile};
 use quarry_metrics::cli::CommonArgs;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct Settings {
     /// Pin the data thread to this core, counted from 0
     #[arg(long, value_name = "N")]
     pub shard_core: Option<u32>,
+    /// The volumes to map and attach at start [default: /etc/quarry/sdctab, if it is there]
+    #[arg(long, value_name = "FILE", env = "QUARRY_SDCTAB")]
+    pub sdctab: Option<PathBuf>,
     /// Reach data servers by TCP only, also those on this host
     #[arg(long)]
     pub no_unix: bool,
@@ -54,6 +58,7 @@ pub struct Config {
     pub metrics: SocketAddr,
     pub shard_core: Option<usize>,
     pub no_unix: bool,
+    pub sdctab: Table,
 }
 
 impl Settings {
@@ -84,8 +89,11 @@ impl Settings {
                 "--metrics '{text}' is not an address: give IP:PORT, for example 127.0.0.1:9703"
             ))
         })?;
+        let table = self.sdctab.as_deref().unwrap_or(Path::new(sdctab::DEFAULT));
+        let sdctab = sdctab::read(table, self.sdctab.is_some())?;
         Ok(Config {
             node,
+            sdctab,
             secret,
             data_dir,
             socket_dir,

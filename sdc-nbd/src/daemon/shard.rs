@@ -91,7 +91,7 @@ pub struct Shard {
     /// Kernel devices asked for.
     wishes: HashMap<VolumeId, WantedDevice>,
     applied: Arc<AtomicU64>,
-    fenced: Option<&'static str>,
+    pub(super) fenced: Option<&'static str>,
     /// When stopping ends at the latest.
     pub(super) stopping: Option<Nanos>,
     /// All is answered; the answers may take until then to leave.
@@ -281,7 +281,13 @@ impl Shard {
                     self.tell(now, Event::Changes { index, changes })
                 }
                 ToShard::Adopt { volume, fd } => self.adopt(volume, fd),
-                ToShard::Device { volume, state } => self.exports.set_device(volume, state),
+                ToShard::Device { volume, state } => {
+                    self.exports.set_device(volume, state);
+                    // Its connection may have broken before this was told.
+                    if !self.has_kernel_session(volume) {
+                        self.device_lost(volume);
+                    }
+                }
                 ToShard::Stop => self.stop(now),
             }
         }
@@ -373,6 +379,14 @@ impl Shard {
             None => drop(self.wishes.remove(&volume)),
         }
         self.outbox.push_back(FromShard::Device(DeviceWish { volume, wanted }));
+    }
+
+    /// The connection of a kernel device is gone: another is asked for, unless the device is to go
+    /// anyway or is only being attached.
+    pub(super) fn device_lost(&mut self, volume: VolumeId) {
+        if self.wishes.contains_key(&volume) && self.exports.is_attached(volume) {
+            self.outbox.push_back(FromShard::DeviceLost(volume));
+        }
     }
 
     fn note(&mut self, n: Note) {

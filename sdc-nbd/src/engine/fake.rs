@@ -193,7 +193,7 @@ impl World {
     /// Checks the rules every frame must keep, then queues it at the server.
     fn sent(&mut self, link: LinkId, frame: Frame) {
         let h = frame.header;
-        if matches!(h.op, Op::Read | Op::Write | Op::Zero | Op::Flush) {
+        if matches!(h.op, Op::Read | Op::Map | Op::Write | Op::Zero | Op::Flush) {
             assert_eq!(h.instance, INSTANCE);
             let (id, low) = (h.request_id.0, h.lowest_unanswered.0);
             assert!(low <= id && id < low + 1000, "id {id} outside the window from {low}");
@@ -241,7 +241,7 @@ impl World {
     }
 
     pub fn answer_frame(&mut self, req: &Header, status: Status, data: Bytes) -> Frame {
-        let read = req.op == Op::Read && status == Status::Ok;
+        let read = matches!(req.op, Op::Read | Op::Map) && status == Status::Ok;
         let mut h = Header::new(if read { Op::ReadReply } else { Op::Reply });
         (h.pg, h.request_id, h.status, h.offset) = (req.pg, req.request_id, status, req.offset);
         let config = &self.configs[&req.pg];
@@ -268,6 +268,14 @@ impl World {
         let len = h.length as usize;
         match h.op {
             Op::Read => return (Status::Ok, Bytes::copy_from_slice(&self.truth[at..at + len])),
+            Op::Map => {
+                let mut bits = vec![0u8; (len / PAGE).div_ceil(8)];
+                let pages = self.truth[at..at + len].chunks(PAGE).enumerate();
+                for (n, _) in pages.filter(|(_, p)| p.iter().any(|b| *b != 0)) {
+                    bits[n / 8] |= 1 << (n % 8);
+                }
+                return (Status::Ok, bits.into());
+            }
             Op::Write if self.applied.insert((h.pg, h.request_id.0)) => {
                 assert_eq!(f.data.len(), len);
                 self.truth[at..at + len].copy_from_slice(&f.data);
@@ -286,7 +294,7 @@ impl World {
         match f.header.op {
             Op::Hello => self.greet(link),
             Op::Ping => self.step(Event::Frame { link, frame: Frame::bare(Header::new(Op::Pong)) }),
-            Op::Read | Op::Write | Op::Zero | Op::Flush => {
+            Op::Read | Op::Map | Op::Write | Op::Zero | Op::Flush => {
                 let status = self.judge(link, &f.header);
                 let (status, data) = match status {
                     Status::Ok => self.execute(&f),

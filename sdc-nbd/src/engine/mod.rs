@@ -28,6 +28,8 @@ mod fake;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_map;
+#[cfg(test)]
 mod tests_random;
 
 pub use types::*;

@@ -104,10 +104,16 @@ impl Engine {
     /// The asked-for bytes of a read's answer, checked; empty for anything but a read.
     fn read_data(&self, key: usize, frame: &Frame) -> Option<Bytes> {
         let p = self.parts.get(key)?;
-        if !matches!(p.kind, PartKind::Read) {
-            return Some(Bytes::new());
-        }
         let (from, len) = widened(p.offset, p.len);
+        match p.kind {
+            PartKind::Read => {}
+            PartKind::Map => {
+                let bits = (len as usize / PAGE).div_ceil(8);
+                let good = frame.data.len() == bits && frame.verify_data().is_ok();
+                return good.then(|| frame.data.clone());
+            }
+            _ => return Some(Bytes::new()),
+        }
         let (skip, want) = ((p.offset - from) as usize, p.len as usize);
         if frame.data.is_empty() && frame.header.has(flags::ZERO) {
             return Some(Bytes::from(vec![0; want]));

@@ -21,7 +21,9 @@ impl Engine {
     /// A new request of a client.
     pub(super) fn request(&mut self, client: ClientId, handle: u64, id: VolumeId, op: IoOp) {
         let (cursor, end) = match &op {
-            IoOp::Read { offset, len } => (*offset, offset.saturating_add(u64::from(*len))),
+            IoOp::Read { offset, len } | IoOp::Map { offset, len } => {
+                (*offset, offset.saturating_add(u64::from(*len)))
+            }
             IoOp::Write { offset, data, .. } => (*offset, offset.saturating_add(data.len() as u64)),
             IoOp::Zero { offset, len, .. } => (*offset, offset.saturating_add(*len)),
             IoOp::Flush => (0, 0),
@@ -141,7 +143,11 @@ impl Engine {
             }
             let at = (r.cursor % u64::from(EXTENT)) as u32;
             let len = u64::from(EXTENT - at).min(r.end - r.cursor) as u32;
-            let cost = if matches!(r.op, IoOp::Zero { .. }) { 0 } else { u64::from(len) };
+            let cost = if matches!(r.op, IoOp::Zero { .. } | IoOp::Map { .. }) {
+                0
+            } else {
+                u64::from(len)
+            };
             let fits = v.parts < limits.0 && (v.bytes == 0 || v.bytes + cost <= limits.1);
             if v.pg_count == 0 || !fits {
                 self.stats.limit_volume += u64::from(!fits);
@@ -159,13 +165,16 @@ impl Engine {
         let extent = (r.cursor / u64::from(EXTENT)) as u32;
         let pg = quarry_base::pg_of(v.pool, v.pg_count, v.vtree, Extent(extent));
         let kind = match &r.op {
-            IoOp::Read { offset, .. } => {
+            IoOp::Read { offset, .. } | IoOp::Map { offset, .. } => {
                 if r.data.is_empty() {
                     let last = r.end.saturating_sub(1) / u64::from(EXTENT);
                     let n = last - offset / u64::from(EXTENT) + 1;
                     r.data.resize(n as usize, Bytes::new());
                 }
-                PartKind::Read
+                match r.op {
+                    IoOp::Map { .. } => PartKind::Map,
+                    _ => PartKind::Read,
+                }
             }
             IoOp::Write { offset, data, fua } => {
                 let from = (r.cursor - offset) as usize;
@@ -290,6 +299,11 @@ impl Engine {
         (h.offset, h.length) = (p.offset, p.len);
         let frame = match &p.kind {
             PartKind::Read => {
+                (h.offset, h.length) = widened(p.offset, p.len);
+                Frame::bare(h)
+            }
+            PartKind::Map => {
+                h.op = Op::Map;
                 (h.offset, h.length) = widened(p.offset, p.len);
                 Frame::bare(h)
             }
@@ -492,7 +506,7 @@ fn note_durability(v: &mut Volume, group: PgId, p: &Part) {
                 v.touched.remove(&group);
             }
         }
-        PartKind::Read => {}
+        PartKind::Read | PartKind::Map => {}
     }
 }
 

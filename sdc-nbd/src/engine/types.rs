@@ -44,6 +44,12 @@ pub enum IoOp {
         trim: bool,
         fua: bool,
     },
+    /// Which pages have content: for each extent that the range touches, from the page its first byte is in,
+    /// a bit a 4 KiB page, the first in the lowest bit. 0: the page reads as zeroes.
+    Map {
+        offset: u64,
+        len: u32,
+    },
     /// Everything answered before is durable when this is answered.
     Flush,
 }

@@ -67,7 +67,9 @@ impl Volume {
     /// Whether the request is possible at all.
     pub(super) fn check(&self, op: &IoOp) -> Result<(), IoError> {
         let (offset, len, writes) = match op {
-            IoOp::Read { offset, len } => (*offset, u64::from(*len), false),
+            IoOp::Read { offset, len } | IoOp::Map { offset, len } => {
+                (*offset, u64::from(*len), false)
+            }
             IoOp::Write { offset, data, .. } => (*offset, data.len() as u64, true),
             IoOp::Zero { offset, len, .. } => (*offset, *len, true),
             IoOp::Flush => return Ok(()),
@@ -108,7 +110,7 @@ impl Request {
         match &self.op {
             IoOp::Read { len, .. } => u64::from(*len),
             IoOp::Write { data, .. } => data.len() as u64,
-            IoOp::Zero { .. } | IoOp::Flush => 0,
+            IoOp::Zero { .. } | IoOp::Map { .. } | IoOp::Flush => 0,
         }
     }
 }
@@ -135,6 +137,8 @@ pub(super) struct Part {
 
 pub(super) enum PartKind {
     Read,
+    /// Which pages have content.
+    Map,
     /// `list` and `crc`: checksums as [`quarry_wire::Frame::with_data`] lays them out.
     Write {
         data: Bytes,
@@ -173,7 +177,7 @@ impl Part {
     pub(super) fn cost(&self) -> u64 {
         match self.kind {
             PartKind::Read | PartKind::Write { .. } => u64::from(self.len),
-            PartKind::Zero { .. } | PartKind::Flush { .. } => 0,
+            PartKind::Zero { .. } | PartKind::Map | PartKind::Flush { .. } => 0,
         }
     }
     /// One more frame of it is on its way. Old links are forgotten: their answers never come.

@@ -1,6 +1,8 @@
 //! Attach, take over, resize and detach by generic netlink.
 
-use super::device::{attached, ensure_node, wait_gone, Attached, Roots, POLL};
+use super::device::{
+    all_attached, attached, ensure_node, set_request_timer, wait_gone, Attached, Roots, POLL,
+};
 use super::genl::{self, Config};
 use super::holders::{describe, holders};
 use super::links;
@@ -276,10 +278,17 @@ impl KernelNbd {
         Ok(list)
     }
 
-    /// The connected device with that backend identifier, to be taken over after a restart.
-    pub fn find(&self, backend: &str) -> Option<Attached> {
-        let all = super::device::all_attached(&self.roots);
-        all.into_iter().find(|a| a.backend.as_deref() == Some(backend))
+    /// The connected devices with that backend identifier, to be taken over after a restart. More
+    /// than one only while an earlier one that was detached is still held open.
+    pub fn find(&self, backend: &str) -> Vec<Attached> {
+        let mut all = all_attached(&self.roots);
+        all.retain(|a| a.backend.as_deref() == Some(backend));
+        all
+    }
+
+    /// How often the kernel looks at unanswered requests: see [`set_request_timer`].
+    pub fn set_request_timer(&self, index: u32, every: Duration) -> Result<(), KernelError> {
+        set_request_timer(&self.roots, index, every)
     }
 
     /// What the kernel shows about a device.
@@ -428,8 +437,8 @@ mod tests {
             show(k.roots(), i, "pid", "1");
             show(k.roots(), i, "backend", b);
         }
-        assert_eq!(k.find("quarry:b").map(|a| a.index), Some(1));
-        assert_eq!(k.find("quarry:c"), None);
+        assert_eq!(k.find("quarry:b").iter().map(|a| a.index).collect::<Vec<_>>(), [1]);
+        assert_eq!(k.find("quarry:c"), []);
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

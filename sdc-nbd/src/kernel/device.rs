@@ -97,6 +97,19 @@ pub fn all_attached(roots: &Roots) -> Vec<Attached> {
     all
 }
 
+/// Sets how often the kernel looks at a request that is not answered. Not how long it may take: with
+/// an I/O timeout of zero and one connection, all that happens is that a request which was sent on a
+/// connection that has been replaced since is sent again (Linux 5.8 and later).
+///
+/// # Errors
+/// If the kernel's file cannot be written; requests that were in flight when a daemon died then wait
+/// 30 s after its return.
+pub fn set_request_timer(roots: &Roots, index: u32, every: Duration) -> Result<(), KernelError> {
+    let path = roots.block(index).join("queue/io_timeout");
+    fs::write(&path, every.as_millis().to_string())
+        .map_err(|e| KernelError::io("setting the request timer", path, e))
+}
+
 /// Major and minor number of the device.
 pub fn numbers(roots: &Roots, index: u32) -> Option<(u32, u32)> {
     let text = read(roots.block(index).join("dev"))?;
@@ -209,6 +222,19 @@ pub(crate) mod tests {
         fs::write(roots.node(3), "").unwrap();
         let e = ensure_node(&roots, 3).unwrap_err().to_string();
         assert!(e.contains("is not the device nbd3"), "{e}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_request_timer_is_written_in_milliseconds() {
+        let dir = scratch("timer");
+        let roots = Roots::under(&dir);
+        let e = set_request_timer(&roots, 1, Duration::from_secs(3)).unwrap_err().to_string();
+        assert!(e.contains("nbd1/queue/io_timeout"), "{e}");
+        show(&roots, 1, "size", "8");
+        fs::create_dir_all(roots.block(1).join("queue")).unwrap();
+        set_request_timer(&roots, 1, Duration::from_secs(3)).unwrap();
+        assert_eq!(read(roots.block(1).join("queue/io_timeout")).as_deref(), Some("3000"));
         fs::remove_dir_all(dir).unwrap();
     }
 

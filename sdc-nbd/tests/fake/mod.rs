@@ -287,7 +287,7 @@ fn execute(id: u32, f: Frame, truth: &Mutex<Truth>) -> Option<Frame> {
     let mut t = truth.lock().unwrap();
     match h.op {
         Op::Ping => return (!t.mute).then(|| Frame::bare(Header::new(Op::Pong))),
-        Op::Read | Op::Write | Op::Zero => {}
+        Op::Read | Op::Map | Op::Write | Op::Zero => {}
         _ => return None,
     }
     if t.mute {
@@ -309,6 +309,17 @@ fn execute(id: u32, f: Frame, truth: &Mutex<Truth>) -> Option<Frame> {
             let data = PageBuf::copy_of(&extent[range]).freeze();
             let crcs = crc_pieces(h.offset, &data);
             return Some(Frame::with_data(r, data, &crcs));
+        }
+        Op::Map => {
+            r.op = Op::ReadReply;
+            let mut bits = vec![0u8; range.len().div_ceil(PAGE * 8)];
+            for (n, _) in
+                extent[range].chunks(PAGE).enumerate().filter(|(_, p)| p.iter().any(|b| *b != 0))
+            {
+                bits[n / 8] |= 1 << (n % 8);
+            }
+            let crcs = crc_pieces(h.offset, &bits);
+            return Some(Frame::with_data(r, bits.into(), &crcs));
         }
         Op::Write if first => extent[range].copy_from_slice(&f.data),
         Op::Zero if first => extent[range].fill(0),

@@ -34,7 +34,7 @@ impl Engine {
             (Op::ConfigAsk, Who::Sdc { .. } | Who::Sds { .. }) => {
                 self.on_config_ask(link, &frame.header, out)
             }
-            (Op::Read | Op::Write | Op::Zero | Op::Flush, Who::Sdc { id, instance }) => {
+            (Op::Read | Op::Map | Op::Write | Op::Zero | Op::Flush, Who::Sdc { id, instance }) => {
                 self.on_client(link, id, instance, frame, now, out);
             }
             (Op::GrantAsk, Who::Beat { id, start }) => {

@@ -43,7 +43,10 @@ impl Primary {
         }
         let (h, pg) = (r.h, self.pg);
         let token = cx.token(Purpose::Read(self.epoch, Box::new(r)));
-        cx.store.read(token, pg, h.vtree, h.layer, h.extent, h.offset, h.length);
+        match h.op {
+            Op::Map => cx.store.map(token, pg, h.vtree, h.layer, h.extent, h.offset, h.length),
+            _ => cx.store.read(token, pg, h.vtree, h.layer, h.extent, h.offset, h.length),
+        }
     }
 
     /// The store has read for a client.
@@ -124,7 +127,7 @@ impl Primary {
     fn serve(&mut self, held: Held, cx: &mut Cx) {
         let Held { req, data } = held;
         cx.stats.reads += 1;
-        cx.stats.read_bytes += u64::from(req.h.length);
+        cx.stats.read_bytes += data.segments.iter().map(|s| s.len() as u64).sum::<u64>();
         let mut h = Header::new(Op::ReadReply);
         h.request_id = req.h.request_id;
         h.instance = req.h.instance;

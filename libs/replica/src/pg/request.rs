@@ -25,8 +25,13 @@ impl Request {
         Request { link, sdc, h: f.header, meta: f.meta, data: f.data, rounds: 0 }
     }
 
+    /// A question about the content, in whole pages.
+    pub fn is_read(&self) -> bool {
+        matches!(self.h.op, Op::Read | Op::Map)
+    }
+
     pub fn is_write(&self) -> bool {
-        self.h.op != Op::Read
+        !self.is_read()
     }
 
     /// Bytes of its range.
@@ -44,7 +49,7 @@ impl Request {
         let aligned = |v: u64| v.is_multiple_of(PAGE as u64);
         len > 0
             && end <= u64::from(EXTENT)
-            && (self.h.op != Op::Read || (aligned(u64::from(self.h.offset)) && aligned(len)))
+            && (self.is_write() || (aligned(u64::from(self.h.offset)) && aligned(len)))
     }
 
     /// Starts and ends at page boundaries.

@@ -31,7 +31,7 @@ impl Primary {
             return self.answer(&r, Status::Invalid, cx);
         }
         match r.h.op {
-            Op::Read => self.on_read(r, cx),
+            Op::Read | Op::Map => self.on_read(r, cx),
             Op::Write if !self.data_is_good(&r) => {
                 cx.stats.bad_checksums += 1;
                 self.answer(&r, Status::BadChecksum, cx);
