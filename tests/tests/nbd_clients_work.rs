@@ -86,7 +86,7 @@ fn crate_client(uri: &Uri) -> Res<()> {
         Ok((s, export))
     };
     let places = [0, 4096, MIB - 512, 33 * MIB + 4096, 64 * MIB - 8192];
-    let data: Vec<u8> = (0..8192u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..8192u32).map(|i| ((i * 31) >> 3) as u8).collect();
     let (mut s, export) = open()?;
     let mut c = NbdClient::new(&mut s, &export);
     for at in places {

@@ -2,7 +2,6 @@
 
 use super::fake::*;
 use super::*;
-use quarry_base::*;
 use quarry_wire::Status;
 
 #[test]
