@@ -45,6 +45,8 @@ async fn bind(flag: &str, addr: &str) -> anyhow::Result<TcpListener> {
 pub struct Identity {
     pub name: String,
     pub addresses: Vec<String>,
+    /// All that its node file lists.
+    pub capabilities: Vec<quarry_control::Capability>,
     pub secret: String,
     pub token: String,
 }
@@ -80,6 +82,7 @@ pub async fn start(
         addresses: id.addresses.clone(),
         release: env!("CARGO_PKG_VERSION").into(),
         host: quarry_control::host_identity().0,
+        capabilities: id.capabilities.clone(),
     };
     engine.submit("mdm", None, op).await?;
     let running = Running {

@@ -140,9 +140,9 @@ impl Engine {
         let gone = || {
             Reject::new(
                 503,
-                "store_failed",
-                "the MDM cannot write its state any more",
-                "see its log",
+                "no_mdm",
+                "there is no MDM that takes changes: this one cannot write its state any more",
+                "start it again; its log says why it ended",
             )
         };
         self.jobs.send(Message::Run(Job { command, reply })).await.map_err(|_| gone())?;

@@ -236,12 +236,13 @@ fn own(m: &Metrics, api: &Api) {
     m.gauge_fn("quarry_tasks", "Tasks kept, by state", &["state"], move || {
         let s = a.state.read();
         let mut n: BTreeMap<&str, usize> =
-            [("running", 0), ("done", 0), ("failed", 0)].into_iter().collect();
+            [("running", 0), ("done", 0), ("failed", 0), ("cancelled", 0)].into_iter().collect();
         for t in s.tasks.values() {
             let state = match t.state {
                 TaskState::Running => "running",
                 TaskState::Done => "done",
                 TaskState::Failed => "failed",
+                TaskState::Cancelled => "cancelled",
             };
             *n.entry(state).or_default() += 1;
         }

@@ -1,7 +1,7 @@
 //! Health of groups, pools and the cluster, from configurations and what primaries report.
 
 use crate::control::{degraded_bytes, HubInner};
-use crate::state::{Pg, Pool, State};
+use crate::state::{Level, Pg, Pool, State};
 use quarry_base::{Nanos, PgId, PoolId, SdsId};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub struct PoolHealth {
     pub pool: String,
     pub health: Health,
     pub bytes_degraded: u64,
+    /// Bytes of groups that have one in-sync copy and should have more.
+    pub bytes_one_copy: u64,
     pub eta_seconds: Option<u64>,
     pub rate_bytes_per_second: Option<u64>,
     pub pgs: u32,
@@ -43,7 +45,9 @@ pub struct PoolHealth {
     pub pgs_degraded: u32,
     pub pgs_unavailable: u32,
     pub pgs_syncing: u32,
+    pub pgs_moving: u32,
     pub bytes: u64,
+    pub capacity_level: Level,
     pub reasons: Vec<String>,
 }
 
@@ -58,7 +62,9 @@ pub fn serves(s: &State, hub: &HubInner, p: &Pg) -> bool {
 /// Health of a group.
 pub fn pg_health(s: &State, hub: &HubInner, p: &Pg, now: Nanos) -> Health {
     if serves(s, hub, p) {
-        return if p.config.is_complete() { Health::Ok } else { Health::Degraded };
+        // A move lists one device more than there are copies: nothing is missing then.
+        let whole = p.config.in_sync.len() >= p.config.copies as usize;
+        return if whole { Health::Ok } else { Health::Degraded };
     }
     let live = hub.pgs.get(&p.config.pg);
     let last = live.map_or(hub.started, |l| l.changed.max(l.active).max(hub.started));
@@ -76,6 +82,7 @@ pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHe
         pool: pool.name.clone(),
         health: Health::Ok,
         bytes_degraded: 0,
+        bytes_one_copy: 0,
         eta_seconds: None,
         rate_bytes_per_second: None,
         pgs: 0,
@@ -83,16 +90,24 @@ pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHe
         pgs_degraded: 0,
         pgs_unavailable: 0,
         pgs_syncing: 0,
+        pgs_moving: 0,
         bytes: 0,
+        capacity_level: pool.level,
         reasons: Vec::new(),
     };
     let mut missing: BTreeMap<SdsId, u32> = BTreeMap::new();
     for p in s.pool_pgs(pool.id) {
         h.pgs += 1;
         let live = hub.pgs.get(&p.config.pg);
-        h.bytes += live.and_then(|l| l.report.as_ref()).map_or(0, |r| r.bytes);
+        let bytes = live.and_then(|l| l.report.as_ref()).map_or(0, |r| r.bytes);
+        h.bytes += bytes;
         h.bytes_degraded += degraded_bytes(live, &p.config);
-        h.pgs_syncing += u32::from(!p.config.syncing.is_empty());
+        if p.config.in_sync.len() == 1 && p.config.copies > 1 {
+            h.bytes_one_copy += bytes;
+        }
+        let whole = p.config.in_sync.len() >= p.config.copies as usize;
+        h.pgs_syncing += u32::from(!p.config.syncing.is_empty() && !whole);
+        h.pgs_moving += u32::from(!p.retiring.is_empty());
         let health = pg_health(s, hub, p, now);
         h.health = h.health.max(health);
         match health {
@@ -172,8 +187,11 @@ fn explain(s: &State, pool: &Pool, h: &mut PoolHealth, missing: &BTreeMap<SdsId,
 pub struct Status {
     pub health: Health,
     pub bytes_degraded: u64,
+    pub bytes_one_copy: u64,
     pub eta_seconds: Option<u64>,
     pub reasons: Vec<String>,
+    /// What wants attention although the health is not touched: pools that fill up.
+    pub warnings: Vec<String>,
     pub cluster_id: String,
     pub index: u64,
     pub nodes: usize,
@@ -194,12 +212,14 @@ pub fn status(s: &State, hub: &HubInner, stale: Option<String>, now: Nanos) -> S
     Status {
         health,
         bytes_degraded: pools.iter().map(|p| p.bytes_degraded).sum(),
+        bytes_one_copy: pools.iter().map(|p| p.bytes_one_copy).sum(),
         eta_seconds: if unknown {
             None
         } else {
             Some(pools.iter().filter_map(|p| p.eta_seconds).max().unwrap_or(0))
         },
         reasons,
+        warnings: warnings(s, hub),
         cluster_id: s.cluster.clone(),
         index: s.index.0,
         nodes: s.nodes.len(),
@@ -212,6 +232,26 @@ pub fn status(s: &State, hub: &HubInner, stale: Option<String>, now: Nanos) -> S
     }
 }
 
+fn warnings(s: &State, hub: &HubInner) -> Vec<String> {
+    let full = s.pools.values().filter(|p| p.level != Level::Normal).map(|p| {
+        let raw = s.capacity(p).raw.max(1);
+        let used = crate::api::pool_used(s, hub, p.id);
+        let percent = u128::from(used) * 100 / u128::from(raw);
+        format!(
+            "pool {} is {percent} % full ({}): add devices or delete volumes",
+            p.name,
+            p.level.name()
+        )
+    });
+    let down = s.sdcs.values().filter(|x| !x.up && x.instance.get() > 0);
+    let down = down.filter_map(|x| {
+        let has = |v: &&crate::state::Volume| v.mappings.iter().any(|m| m.sdc == x.id);
+        let n = s.volumes.values().filter(has).count();
+        (n > 0).then(|| format!("sdc {} is down: {n} volumes are mapped to it", x.name))
+    });
+    full.chain(down).collect()
+}
+
 /// State of a group for lists.
 pub fn pg_row(s: &State, hub: &HubInner, pg: PgId, now: Nanos) -> Option<serde_json::Value> {
     let p = s.pgs.get(&pg)?;
@@ -220,7 +260,7 @@ pub fn pg_row(s: &State, hub: &HubInner, pg: PgId, now: Nanos) -> Option<serde_j
     Some(serde_json::json!({
         "id": pg.to_string(), "pool_id": pg.pool(), "pg": pg.index(), "epoch": c.epoch, "index": c.index,
         "health": pg_health(s, hub, p, now), "primary": c.primary, "in_sync": c.in_sync, "syncing": c.syncing,
-        "listed": c.listed, "copies": c.copies, "active": serves(s, hub, p),
+        "listed": c.listed, "retiring": p.retiring, "copies": c.copies, "active": serves(s, hub, p),
         "bytes": r.map_or(0, |r| r.bytes), "bytes_degraded": degraded_bytes(hub.pgs.get(&pg), c),
     }))
 }

@@ -10,6 +10,7 @@ pub mod api;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+mod explain;
 mod gauges;
 pub mod health;
 pub mod log;

@@ -77,7 +77,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     logging::init(&common)?;
     let _lock = LockFile::acquire(&data_dir, "mdm")?;
     let token = token(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
-    let id = Identity { name: node.name, addresses: node.addresses, secret, token };
+    let id = Identity {
+        name: node.name,
+        addresses: node.addresses,
+        capabilities: node.capabilities,
+        secret,
+        token,
+    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (writer, failure) = runtime.block_on(serve(&s, &data_dir, id))?;

@@ -36,6 +36,7 @@ impl Mdm {
         let id = Identity {
             name: "mdm1".into(),
             addresses: vec!["127.0.0.1".into()],
+            capabilities: vec![Capability::Mdm],
             secret: "s".into(),
             token: TOKEN.into(),
         };
@@ -48,7 +49,13 @@ impl Mdm {
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let body = body.map(|b| b.to_string()).unwrap_or_default();
         let (status, text) = raw(self.run.api_addr, method, path, &auth(""), &body).await;
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let v = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        static DOC: std::sync::OnceLock<Value> = std::sync::OnceLock::new();
+        let doc = DOC.get_or_init(crate::api::document);
+        if let Some(why) = crate::api::conform::wrong(doc, method, path, status, &v) {
+            panic!("not as the OpenAPI document says: {why}");
+        }
+        (status, v)
     }
 
     pub async fn get(&self, path: &str) -> Value {

@@ -1,5 +1,9 @@
 //! Commands and flags.
 
+mod operate;
+
+pub use operate::*;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -33,6 +37,9 @@ pub struct Global {
     /// Do not ask before something is destroyed
     #[arg(long, global = true)]
     pub yes: bool,
+    /// Say what would happen and do nothing (commands that move or destroy something)
+    #[arg(long, global = true)]
+    pub dry_run: bool,
     /// Seconds one request may take
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
     pub timeout: u64,
@@ -88,9 +95,25 @@ pub enum Command {
     /// Placement groups
     #[command(subcommand)]
     Pg(Pg),
+    /// Servers that are expected to fail together
+    #[command(subcommand)]
+    FaultSet(FaultSet),
+    /// Settings of pools that may change while they live
+    #[command(subcommand)]
+    Policy(Policy),
     /// Restoring missing copies
     #[command(subcommand)]
     Rebuild(Rebuild),
+    /// Why something is degraded, slow or stuck, and what to do
+    Explain {
+        #[arg(value_enum)]
+        kind: Explained,
+        /// Name or id
+        object: String,
+        /// List its placement groups that are not well
+        #[arg(long)]
+        groups: bool,
+    },
     /// What happened
     Events(EventsArgs),
     /// Long work
@@ -189,6 +212,9 @@ pub enum Volume {
         /// Also attach it to the kernel as /dev/nbdN
         #[arg(long)]
         device: bool,
+        /// Refuse writes of this client
+        #[arg(long)]
+        read_only: bool,
     },
     /// Take a volume away from a data client
     Unmap {
@@ -229,7 +255,11 @@ pub enum Pool {
         copies: u8,
         #[arg(long, value_enum, default_value = "durable")]
         ack: Ack,
+        #[command(flatten)]
+        more: PoolMore,
     },
+    /// Spread the copies evenly over the devices
+    Rebalance(Which),
     /// Destroy a pool (refused while it has volumes)
     Delete(Which),
 }
@@ -262,6 +292,9 @@ pub enum Sds {
         name: String,
         #[arg(long, default_value = "default")]
         pd: String,
+        /// Name or id of the fault set it belongs to
+        #[arg(long, value_name = "FAULT-SET")]
+        fault_set: Option<String>,
     },
     /// Fence a server at once: its copies no longer count, its data is kept
     Fail {
@@ -296,23 +329,17 @@ pub enum Sdc {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Node {
-    /// All hosts, what they can do, and how they are
-    List,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Device {
-    /// All devices
-    List,
-}
-
-#[derive(Debug, Subcommand)]
 pub enum Pg {
     /// The placement groups of a pool
     List {
         #[arg(long, default_value = "default")]
         pool: String,
+    },
+    /// One placement group
+    Get {
+        /// As the list shows it, for example 1.17
+        #[arg(long)]
+        id: String,
     },
 }
 
@@ -341,10 +368,35 @@ pub struct EventsArgs {
     /// Go on and show what happens
     #[arg(long)]
     pub follow: bool,
+    /// Only events with a higher id
+    #[arg(long)]
+    pub since: Option<u64>,
+    /// Only of this kind, for example sds_down
+    #[arg(long)]
+    pub what: Option<String>,
+    /// Only what this user or part of the system did
+    #[arg(long)]
+    pub who: Option<String>,
+    /// Only of this object, for example "sds sds1"
+    #[arg(long)]
+    pub object: Option<String>,
+    /// Only with this outcome: ok, failed, cancelled, degraded, ...
+    #[arg(long)]
+    pub outcome: Option<String>,
+    /// Change how many events the cluster keeps
+    #[arg(long, value_name = "N", conflicts_with = "follow")]
+    pub keep: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Task {
+    /// What runs and what ended lately
+    List,
+    /// Stop a piece of long work: a drain, a rebalance, a rebuild
+    Cancel {
+        #[arg(long)]
+        id: String,
+    },
     /// One piece of long work, by the id a command answered with
     Get {
         #[arg(long)]

@@ -17,6 +17,8 @@ pub const VOLUME: Kind = Kind { word: "volume", command: "volume", path: "vol" }
 pub const POOL: Kind = Kind { word: "pool", command: "pool", path: "pool" };
 pub const PD: Kind = Kind { word: "protection domain", command: "pd", path: "pd" };
 pub const SDS: Kind = Kind { word: "SDS", command: "sds", path: "sds" };
+pub const FAULT_SET: Kind = Kind { word: "fault set", command: "fault-set", path: "fault_set" };
+pub const NODE: Kind = Kind { word: "node", command: "node", path: "cluster/nodes" };
 pub const SDC: Kind = Kind { word: "SDC", command: "sdc", path: "sdc" };
 
 /// Longest name.
@@ -58,13 +60,22 @@ pub fn find(client: &Client, kind: Kind, which: &Which) -> Result<Value, CliErro
         return client.get(&format!("/{}/{id}", kind.path));
     }
     let name = check_name(which.name.as_deref().unwrap_or(""))?;
-    let list = client.get(&format!("/{}/list?name={name}", kind.path))?;
+    let list = if kind.path == NODE.path { "" } else { "/list" };
+    let list = client.get(&format!("/{}{list}?name={name}", kind.path))?;
     let is_it = |o: &&Value| o.get("name").and_then(Value::as_str) == Some(name);
     list.as_array().and_then(|l| l.iter().find(is_it)).cloned().ok_or_else(|| {
         let message = format!("there is no {} '{name}'", kind.word);
         CliError::new(Exit::NotFound, "not_found", message)
             .hint(format!("scli {} list shows what there is", kind.command))
     })
+}
+
+/// Text as the value of a query parameter.
+pub fn in_query(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    text.bytes()
+        .map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }
 
 /// The object's id.

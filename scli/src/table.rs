@@ -34,7 +34,7 @@ pub fn show(value: &Value, how: Show) -> String {
         (Value::Array(a), _) => a.iter().map(|v| show(v, how)).collect::<Vec<_>>().join(","),
         (Value::Object(o), _) => {
             // What people would call it.
-            let named = ["name", "path", "sdc", "sds", "id"].iter().find_map(|k| o.get(*k));
+            let named = ["name", "path", "kind", "sdc", "sds", "id"].iter().find_map(|k| o.get(*k));
             named.map_or_else(|| value.to_string(), |n| show(n, Show::Plain))
         }
         (v, _) => v.to_string(),

@@ -203,3 +203,46 @@ fn doctor_gives_one_line_a_check() {
         assert!(["ok ", "warn ", "fail "].iter().any(|w| line.starts_with(w)), "{line}");
     }
 }
+
+#[test]
+fn can_stop_has_an_exit_status_for_each_verdict() {
+    for (verdict, want) in [("yes", 0), ("with_care", 10), ("no", 20)] {
+        let answer = format!(
+            r#"{{"node":"n1","verdict":"{verdict}","reasons":["r"],"unavailable_volumes":[]}}"#
+        );
+        let f = Fake::start(&[
+            ("GET /cluster/nodes", 200, r#"[{"id":3,"name":"n1"}]"#),
+            ("GET /cluster/nodes/3/can_stop", 200, &answer),
+        ]);
+        let (code, out, _) = run(&f, &["node", "can-stop", "--name", "n1"]);
+        assert!(code == want && out.contains("n1"), "{verdict}: {code} {out}");
+    }
+}
+
+#[test]
+fn a_dry_run_is_asked_for_and_told() {
+    let answer = r#"{"dry_run":true,"would":[{"what":"sds_drain","object":"sds s","reason":"12 copies"}],
+        "placement_groups_changed":12,"volumes_unavailable":["db"]}"#;
+    let f = Fake::start(&[
+        ("GET /sds/list", 200, r#"[{"id":2,"name":"s"}]"#),
+        ("POST /sds/2/drain", 200, answer),
+    ]);
+    let (code, out, _) = run(&f, &["sds", "drain", "--name", "s", "--dry-run"]);
+    for part in ["nothing was done", "12 copies", "12 placement groups", "UNAVAILABLE: db"] {
+        assert!(code == 0 && out.contains(part), "{part}: {out}");
+    }
+    assert!(f.requests().iter().any(|r| r.line == "POST /sds/2/drain?dry_run=true"));
+    let (code, _, err) = run(&f, &["volume", "list", "--dry-run"]);
+    assert!(code == 2 && err.contains("no dry run"), "{err}");
+}
+
+#[test]
+fn explain_says_why_and_what_to_do() {
+    let answer = r#"{"summary":"volume v works","why":["sds s is down"],"what_to_do":["start it"],
+        "health":"degraded","bytes_one_copy":1048576,"eta_seconds":null,"groups":[]}"#;
+    let f = Fake::start(&[("GET /explain/volume/v", 200, answer)]);
+    let (code, out, _) = run(&f, &["explain", "volume", "v"]);
+    for part in ["sds s is down", "start it", "1 MiB have one copy", "not known when"] {
+        assert!(code == 0 && out.contains(part), "{part}: {out}");
+    }
+}

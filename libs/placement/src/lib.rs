@@ -11,11 +11,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod plan;
+mod rebalance;
 mod score;
 mod tree;
 
 pub use plan::plan_pool;
 use quarry_base::{DeviceId, SdsId};
+pub use rebalance::{rebalance, together, Move};
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 

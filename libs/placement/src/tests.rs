@@ -1,6 +1,6 @@
 //! Placement: bounds on imbalance and movement, by property tests.
 
-use crate::{place, plan_pool, replace, Candidate};
+use crate::{place, plan_pool, rebalance, replace, together, Candidate};
 use proptest::prelude::*;
 use quarry_base::{DeviceId, SdsId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -161,5 +161,68 @@ proptest! {
         }
         let share = 1024.0 / (servers as f64 + 1.0);
         prop_assert!((moved as f64) < share * 1.35 + 10.0, "{} moved, share {}", moved, share);
+    }
+}
+
+/// Carries out all moves, a round after the other.
+fn even_out(lists: &mut [Vec<DeviceId>], copies: usize, c: &[Candidate]) -> usize {
+    let mut n = 0;
+    for _ in 0..64 {
+        let moves = rebalance(lists, copies, c, 10_000);
+        if moves.is_empty() {
+            return n;
+        }
+        n += moves.len();
+        for m in moves {
+            let list = &mut lists[m.group as usize];
+            let at = list.iter().position(|d| *d == m.from).unwrap();
+            assert!(!list.contains(&m.to));
+            list[at] = m.to;
+        }
+    }
+    panic!("it does not come to rest");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// New servers get their share, by little more moves than that, and no two copies come together.
+    #[test]
+    fn rebalancing_fills_new_devices_and_moves_little(
+        servers in 3u32..8, more in 1u32..4, per in 1u32..3, copies in 1usize..4,
+        sets in proptest::option::of(3u32..6),
+    ) {
+        let new = cluster(servers + more, per, sets);
+        let old = &new[..(servers * per) as usize];
+        let mut lists = plan_pool(256, copies, old);
+        let moved = even_out(&mut lists, copies, &new);
+        let n = counts(lists.iter().flatten());
+        for l in &lists {
+            prop_assert!(distinct(l, &new, false));
+            prop_assert_eq!(l.len(), copies);
+        }
+        prop_assert!(!together(&lists, copies, &new));
+        if sets.is_none() {
+            let share = 256.0 * copies as f64 / new.len() as f64;
+            for c in &new {
+                let has = n.get(&c.device).copied().unwrap_or(0) as f64;
+                prop_assert!((has - share).abs() <= 2.0, "{} of {}", has, share);
+            }
+            let fair = share * f64::from(more * per);
+            prop_assert!(moved as f64 <= fair * 1.1 + 16.0, "{} moved, {} would do", moved, fair);
+        }
+        prop_assert!(rebalance(&lists, copies, &new, 10).is_empty(), "at rest");
+    }
+
+    /// Copies that would fail together are parted once there are fault sets.
+    #[test]
+    fn new_fault_sets_part_copies(servers in 4u32..9, copies in 2usize..4) {
+        let flat = cluster(servers, 1, None);
+        let mut lists = plan_pool(128, copies, &flat);
+        let sets = cluster(servers, 1, Some(copies as u32 + 1));
+        even_out(&mut lists, copies, &sets);
+        for l in &lists {
+            prop_assert!(distinct(l, &sets, true), "{:?}", l);
+        }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) struct Server {
 
 pub(crate) struct Domain {
     key: u64,
-    weight: f64,
+    pub weight: f64,
     pub servers: Vec<Server>,
 }
 

@@ -468,7 +468,7 @@ impl World {
             }
             (2, Some(id)) => {
                 let size = self.mdm.state.volumes[&id].size_bytes + u64::from(quarry_base::EXTENT);
-                let op = Op::ExtendVolume { id, size_bytes: size };
+                let op = Op::ExtendVolume { id, size_bytes: size, used_bytes: 0 };
                 let done = size < 8 << 20 && self.mdm.submit(op, now).is_ok();
                 self.spread_news();
                 done

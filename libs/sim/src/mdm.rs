@@ -122,7 +122,8 @@ impl Mdm {
         let name = node_name("vol", self.state.next.volume + 1);
         let size_bytes = u64::from(extents) * u64::from(EXTENT);
         let provisioning = Provisioning::Thin;
-        let op = Op::CreateVolume { name, pool: PoolId(1), size_bytes, provisioning };
+        let op =
+            Op::CreateVolume { name, pool: PoolId(1), size_bytes, provisioning, used_bytes: 0 };
         match self.submit(op, now).map_err(|e| e.to_string())? {
             Answer::Volume(v) => Ok(v),
             a => Err(format!("creating a volume answered {a:?}")),

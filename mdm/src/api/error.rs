@@ -59,7 +59,3 @@ pub async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiE
         "GET / lists what there is",
     )
 }
-
-pub async fn not_built() -> ApiError {
-    ApiError::new(501, "not_built", "this is not built yet", "it comes in a later release")
-}

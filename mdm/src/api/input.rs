@@ -1,6 +1,7 @@
 //! Reading requests: bodies, ids and names, paging.
 
 use super::error::ApiError;
+use super::schema::filters;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
@@ -140,13 +141,80 @@ pub fn number(p: &Params, name: &str) -> Result<Option<u64>, ApiError> {
     })
 }
 
+/// A yes or no among the query parameters; left out: no.
+pub fn flag(p: &Params, name: &str) -> Result<bool, ApiError> {
+    match p.get(name).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(ApiError::new(
+            400,
+            "malformed",
+            format!("{name} must be true or false"),
+            format!("{name}=true, or leave it out"),
+        )),
+    }
+}
+
+/// The id of the object that is meant. A name wins over an id, as objects may be named by digits.
+pub fn find<'a>(
+    kind: &str,
+    r: &Ref,
+    all: impl Iterator<Item = (u32, &'a str)> + Clone,
+) -> Result<u32, ApiError> {
+    let named = match r {
+        Ref::Name(n) => all.clone().find(|x| x.1 == n),
+        Ref::Id(_) => None,
+    };
+    let hit = named.or_else(|| all.clone().find(|x| r.fits(x.0, x.1)));
+    hit.map(|x| x.0).ok_or_else(|| ApiError::not_found(kind, r))
+}
+
+/// Only fields that rows have may be filtered by; their values must be of the field's kind.
+fn check_filters(p: &Params, object: &str) -> Result<(), ApiError> {
+    let known = filters(object);
+    for (name, value) in p.iter().filter(|(k, _)| *k != "limit" && *k != "offset") {
+        let Some((_, kind)) = known.iter().find(|f| f.0 == name) else {
+            let names: Vec<&str> = known.iter().map(|f| f.0).collect();
+            return Err(ApiError::new(
+                400,
+                "malformed",
+                format!(
+                    "rows have no field '{}' to filter by",
+                    name.chars().take(80).collect::<String>()
+                ),
+                format!("limit, offset, {}", names.join(", ")),
+            ));
+        };
+        let kind = kind.trim_end_matches('?');
+        let good = match kind {
+            "integer" => value.parse::<u64>().is_ok(),
+            "number" => value.parse::<f64>().is_ok_and(f64::is_finite),
+            "boolean" => matches!(value.as_str(), "true" | "false"),
+            "string" => true,
+            _ => super::schema::one_of(kind, value),
+        };
+        if !good {
+            return Err(ApiError::new(
+                400,
+                "malformed",
+                format!("{name}={} is not possible", value.chars().take(80).collect::<String>()),
+                format!("{name} is: {}", super::schema::words(kind)),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Filters rows by equal fields and cuts the page asked for.
-pub fn page(rows: Vec<Value>, p: &Params) -> Result<Value, ApiError> {
-    let limit = number(p, "limit")?.map_or(ROWS, |n| (n as usize).min(ROWS));
-    let offset = number(p, "offset")?.unwrap_or(0) as usize;
+pub fn page(rows: Vec<Value>, p: &Params, object: &str) -> Result<Value, ApiError> {
+    check_filters(p, object)?;
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let limit = number(p, "limit")?.map_or(ROWS, |n| size(n).min(ROWS));
+    let offset = size(number(p, "offset")?.unwrap_or(0));
     let fits = |row: &Value| {
         p.iter().filter(|(k, _)| *k != "limit" && *k != "offset").all(|(k, v)| match row.get(k) {
             Some(Value::String(s)) => s == v,
+            Some(Value::Number(n)) => v.parse().ok() == n.as_f64(),
             Some(other) => serde_json::from_str::<Value>(v).is_ok_and(|v| v == *other),
             None => true,
         })

@@ -2,6 +2,7 @@
 
 use super::error::ApiError;
 use super::input::{number, Params, Ref};
+use super::spec::Route;
 use super::{render, Answer, Api};
 use crate::control::now;
 use crate::engine::unix_ms;
@@ -9,8 +10,7 @@ use crate::timeline::book::{Book, MAX_SECONDS};
 use crate::timeline::{Kind, Metric, Query};
 use axum::extract::{Path, Query as Q, State as Ext};
 use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::Json;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
 
@@ -19,13 +19,21 @@ const RECENT: u64 = 5;
 /// How far back a timeline goes when `seconds` is not given.
 const SECONDS: u64 = 300;
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/metrics/timeline", get(timeline))
-        .route("/metrics/pool/{id}", get(pool))
-        .route("/metrics/sds/{id}", get(sds))
-        .route("/metrics/sdc/{id}", get(sdc))
-        .route("/metrics/volume/{id}", get(volume))
+pub fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/metrics/timeline", "Recorded history of one figure of one object", timeline)
+            .needs("kind", "volume|sds|sdc|pool", "kind of object")
+            .needs("id", "string", "its id or name")
+            .needs("metric", "string", "name of the figure")
+            .query("seconds", "integer", "how far back")
+            .query("step", "integer", "seconds between two points")
+            .gives(200, "object")
+            .gives(422, "Error"),
+        Route::get("/metrics/pool/{id}", "Figures of a pool", pool).gives(200, "object"),
+        Route::get("/metrics/sds/{id}", "Figures of a data server", sds).gives(200, "object"),
+        Route::get("/metrics/sdc/{id}", "Figures of a data client", sdc).gives(200, "object"),
+        Route::get("/metrics/volume/{id}", "Figures of a volume", volume).gives(200, "object"),
+    ]
 }
 
 /// Id and name of an object, by either.

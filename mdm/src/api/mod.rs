@@ -1,17 +1,28 @@
 //! REST: routes, authorization, counting. The contract is in the project's interface document.
 
+mod change;
 mod cluster;
+#[cfg(test)]
+pub mod conform;
+mod devices;
 mod error;
 mod input;
 mod measure;
 mod nodes;
 mod observe;
+mod openapi;
 mod pools;
 mod render;
+mod schema;
+mod servers;
+mod spec;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod ui;
 mod volumes;
+
+pub use render::pool_used;
 
 use crate::control::Hub;
 use crate::engine::{Engine, SharedState};
@@ -20,11 +31,12 @@ use crate::timeline::Timeline;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State as Ext};
 use axum::middleware::{from_fn_with_state, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
 use axum::Router;
 use error::ApiError;
+use input::Body;
 use quarry_metrics::{Counter, Family, Histo, Metrics};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Name of the only user there is: the holder of the token.
@@ -43,6 +55,8 @@ pub struct Api {
     pub metrics_addr: Arc<str>,
     pub metrics: Metrics,
     pub timeline: Timeline,
+    /// The OpenAPI document.
+    pub document: Arc<serde_json::Value>,
     requests: Family<Counter>,
     seconds: Family<Arc<Histo>>,
 }
@@ -78,6 +92,7 @@ impl Api {
             metrics_addr: metrics_addr.into(),
             metrics,
             timeline: Timeline::default(),
+            document: Arc::new(document()),
             requests,
             seconds,
         }
@@ -90,22 +105,40 @@ impl Api {
     }
 }
 
+/// The OpenAPI document of this API.
+pub fn document() -> serde_json::Value {
+    openapi::of(&routes())
+}
+
+/// Every route there is.
+fn routes() -> Vec<spec::Route> {
+    [
+        cluster::routes(),
+        nodes::routes(),
+        pools::routes(),
+        servers::routes(),
+        devices::routes(),
+        volumes::routes(),
+        tasks::routes(),
+        observe::routes(),
+        measure::routes(),
+        openapi::routes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Paths that need no token: they say nothing that helps an attacker, and probes have no token.
+fn open() -> &'static HashSet<&'static str> {
+    static OPEN: OnceLock<HashSet<&'static str>> = OnceLock::new();
+    OPEN.get_or_init(|| routes().iter().filter(|r| r.open).map(|r| r.path).collect())
+}
+
 /// The whole API.
 pub fn router(api: Api) -> Router {
-    let real = Router::new()
-        .merge(pools::routes())
-        .merge(nodes::routes())
-        .merge(volumes::routes())
-        .merge(cluster::routes())
-        .merge(observe::routes())
-        .merge(measure::routes())
-        .merge(ui::routes());
-    let later = Router::new()
-        .route("/sds/{id}/drain", post(error::not_built))
-        .route("/openapi.json", get(error::not_built))
-        .route("/policy/{*rest}", any(error::not_built))
-        .route("/fault_set/{*rest}", any(error::not_built));
-    real.merge(later)
+    spec::router(routes())
+        .merge(ui::routes())
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(input::MAX_BODY))
@@ -113,17 +146,12 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Routes that need no token: they say nothing that helps an attacker, and probes have no token.
-fn open(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/metrics" | "/prometheus/targets")
-}
-
 async fn guard(Ext(api): Ext<Api>, req: Request, next: Next) -> Response {
     let begin = Instant::now();
     let route =
         req.extensions().get::<MatchedPath>().map_or("none".to_string(), |m| m.as_str().into());
     let answer = match allowed(&api, &req) {
-        Ok(()) => next.run(req).await,
+        Ok(()) => in_words(next.run(req).await),
         Err(e) => e.into_response(),
     };
     let status = answer.status().as_str().to_string();
@@ -134,8 +162,21 @@ async fn guard(Ext(api): Ext<Api>, req: Request, next: Next) -> Response {
     answer
 }
 
+/// What the framework itself refuses (a path that is not UTF-8) is told like everything else.
+fn in_words(answer: Response) -> Response {
+    let kind = answer.headers().get(axum::http::header::CONTENT_TYPE);
+    let plain = kind.is_none_or(|k| k.as_bytes().starts_with(b"text/plain"));
+    let status = answer.status();
+    if !plain || !status.is_client_error() {
+        return answer;
+    }
+    let why = "the request is not understood";
+    ApiError::new(status.as_u16(), "malformed", why, "GET /openapi.json describes all requests")
+        .into_response()
+}
+
 fn allowed(api: &Api, req: &Request) -> Result<(), ApiError> {
-    if open(req.uri().path()) || ui::is_ui(req.uri().path()) {
+    if open().contains(req.uri().path()) || ui::is_ui(req.uri().path()) {
         return Ok(());
     }
     let given = req.headers().get("authorization").and_then(|v| v.to_str().ok());

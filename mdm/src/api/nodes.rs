@@ -1,186 +1,155 @@
-//! Data servers, clients, devices, placement groups.
+//! Nodes: one row each, what they may do, whether one can be stopped; why something is degraded.
 
-use super::error::{self, ApiError};
-use super::input::{idempotency_key, number, page, Body, Params, Ref};
-use super::pools::{find_domain, find_pool, unexpected};
-use super::{render, Answer, Api, ADMIN};
+use super::input::{find, flag, page, Body, Params, Ref};
+use super::spec::{body, Route};
+use super::{render, tasks, Answer, Api, ApiError, ADMIN};
 use crate::control::now;
-use crate::health;
+use crate::explain;
 use crate::state::{self, Op};
 use axum::extract::{Path, Query, State as Ext};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use quarry_base::{DomainId, SdcId, SdsId};
-use serde::Deserialize;
+use axum::Json;
+use quarry_base::{NodeId, PgId};
+use quarry_control::Capability;
 use serde_json::Value;
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sds/add", post(sds_add))
-        .route("/sds/list", get(sds_list))
-        .route("/sds/{id}", get(sds_get).delete(error::not_built))
-        .route("/sds/{id}/fail", post(sds_fail))
-        .route("/sds/{id}/recover", post(sds_recover))
-        .route("/sdc/add", post(sdc_add))
-        .route("/sdc/list", get(sdc_list))
-        .route("/sdc/{id}", get(sdc_get).delete(error::not_built))
-        .route("/device/list", get(device_list))
-        .route("/device/{id}", get(device_get))
-        .route("/pg/list", get(pg_list))
+pub fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/cluster/nodes", "One row a node: what it can do and how it is", nodes)
+            .list("Node", "[Node]"),
+        Route::get("/cluster/nodes/{id}", "One node", node).gives(200, "Node"),
+        Route::post(
+            "/cluster/nodes/{id}/capabilities",
+            "What a node may do, of what it declares",
+            set,
+        )
+        .body::<CapabilitiesBody>()
+        .gives(200, "Node")
+        .gives(202, "Task"),
+        Route::get(
+            "/cluster/nodes/{id}/can_stop",
+            "What would be lost if the node stopped now",
+            can_stop,
+        )
+        .gives(200, "CanStop"),
+        Route::get(
+            "/explain/{kind}/{id}",
+            "Why something is degraded, slow or stuck; kinds: volume, pg, node, pool, sds",
+            explain,
+        )
+        .query("groups", "boolean", "list its placement groups that are not well")
+        .gives(200, "Explanation"),
+    ]
 }
 
-fn find_sds(api: &Api, r: &Ref) -> Result<SdsId, ApiError> {
+pub fn find_node(api: &Api, r: &Ref) -> Result<NodeId, ApiError> {
     let s = api.state.read();
-    let hit = s.sds.values().find(|x| r.fits(x.id.get(), &x.name)).map(|x| x.id);
-    hit.ok_or_else(|| ApiError::not_found("sds", r))
+    find("node", r, s.nodes.values().map(|n| (n.id.get(), n.name.as_str()))).map(NodeId)
 }
 
-pub fn find_sdc(api: &Api, r: &Ref) -> Result<SdcId, ApiError> {
-    let s = api.state.read();
-    if let Some(x) = s.sdcs.values().find(|x| r.fits(x.id.get(), &x.name)) {
-        return Ok(x.id);
-    }
-    if let (Ref::Name(n), Some(node)) = (r, s.nodes.values().find(|n| r.fits(0, &n.name))) {
-        let has: Vec<String> = node.capabilities.iter().map(|c| c.to_string()).collect();
-        return Err(ApiError::new(
-            422,
-            "node_lacks_sdc",
-            format!("node {n} has no SDC capability, only {}", has.join(", ")),
-            "map to a node with an SDC: GET /sdc/list",
-        ));
-    }
-    Err(ApiError::not_found("sdc", r))
-}
-
-fn sds_json(api: &Api, id: SdsId) -> Result<Value, ApiError> {
+fn node_json(api: &Api, id: NodeId) -> Result<Value, ApiError> {
     let hub = api.hub.lock();
     let s = api.state.read();
-    let x = s.sds.get(&id).ok_or_else(|| ApiError::not_found("sds", id))?;
-    Ok(render::sds(&s, &hub, x, now()))
+    render::node(&s, &hub, id, &api.node, now()).ok_or_else(|| ApiError::not_found("node", id))
 }
 
-fn sdc_json(api: &Api, id: SdcId) -> Result<Value, ApiError> {
-    let hub = api.hub.lock();
-    let s = api.state.read();
-    let x = s.sdcs.get(&id).ok_or_else(|| ApiError::not_found("sdc", id))?;
-    Ok(render::sdc(&s, &hub, x, now()))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SdsBody {
-    name: String,
-    protection_domain_id: Option<Ref>,
-    protection_domain: Option<Ref>,
-    fault_set: Option<u32>,
-}
-
-async fn sds_add(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<SdsBody>) -> Answer {
-    let domain = match b.protection_domain_id.or(b.protection_domain) {
-        Some(r) => find_domain(&api, &r)?,
-        None => DomainId(1),
-    };
-    let op = Op::AddSds { name: b.name, domain: Some(domain), fault_set: b.fault_set };
-    let done = api.engine.submit(ADMIN, idempotency_key(&h)?, op).await?;
-    let state::Answer::Sds(id) = done.answer else { return Err(unexpected()) };
-    Ok((StatusCode::CREATED, Json(sds_json(&api, id)?)).into_response())
-}
-
-async fn sds_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
-    let rows = {
-        let hub = api.hub.lock();
-        let s = api.state.read();
-        s.sds.values().map(|x| render::sds(&s, &hub, x, now())).collect()
-    };
-    Ok(Json(page(rows, &q)?).into_response())
-}
-
-async fn sds_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let id = find_sds(&api, &Ref::path(&id))?;
-    Ok(Json(sds_json(&api, id)?).into_response())
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct FailBody {
-    #[serde(default)]
-    force: bool,
-}
-
-async fn sds_fail(Ext(api): Ext<Api>, Path(id): Path<String>, Body(b): Body<FailBody>) -> Answer {
-    let id = find_sds(&api, &Ref::path(&id))?;
-    let answered = api.hub.lock().detector.recent(now());
-    api.engine.submit(ADMIN, None, Op::FenceSds { id, force: b.force, answered }).await?;
-    Ok(Json(sds_json(&api, id)?).into_response())
-}
-
-async fn sds_recover(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let id = find_sds(&api, &Ref::path(&id))?;
-    api.engine.submit(ADMIN, None, Op::RecoverSds { id }).await?;
-    Ok(Json(sds_json(&api, id)?).into_response())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SdcBody {
-    name: String,
-}
-
-async fn sdc_add(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<SdcBody>) -> Answer {
-    let done = api.engine.submit(ADMIN, idempotency_key(&h)?, Op::AddSdc { name: b.name }).await?;
-    let state::Answer::Sdc(id) = done.answer else { return Err(unexpected()) };
-    Ok((StatusCode::CREATED, Json(sdc_json(&api, id)?)).into_response())
-}
-
-async fn sdc_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
-    let rows = {
-        let hub = api.hub.lock();
-        let s = api.state.read();
-        s.sdcs.values().map(|x| render::sdc(&s, &hub, x, now())).collect()
-    };
-    Ok(Json(page(rows, &q)?).into_response())
-}
-
-async fn sdc_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let s = Ref::path(&id);
-    let id = {
-        let st = api.state.read();
-        st.sdcs.values().find(|x| s.fits(x.id.get(), &x.name)).map(|x| x.id)
-    };
-    let id = id.ok_or_else(|| ApiError::not_found("sdc", s))?;
-    Ok(Json(sdc_json(&api, id)?).into_response())
-}
-
-async fn device_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
-    let rows = {
-        let hub = api.hub.lock();
-        let s = api.state.read();
-        s.devices.values().map(|d| render::device(&s, &hub, d)).collect()
-    };
-    Ok(Json(page(rows, &q)?).into_response())
-}
-
-async fn device_get(Ext(api): Ext<Api>, Path(id): Path<u32>) -> Answer {
-    let hub = api.hub.lock();
-    let s = api.state.read();
-    let d = s.devices.get(&id.into()).ok_or_else(|| ApiError::not_found("device", id))?;
-    Ok(Json(render::device(&s, &hub, d)).into_response())
-}
-
-async fn pg_list(Ext(api): Ext<Api>, Query(mut q): Query<Params>) -> Answer {
-    let pool = match number(&q, "pool_id")? {
-        None => None,
-        Some(n) => Some(find_pool(&api, &Ref::path(&n.to_string()))?),
-    };
-    q.remove("pool_id");
+async fn nodes(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
     let rows = {
         let hub = api.hub.lock();
         let s = api.state.read();
         let at = now();
-        let ids = s.pgs.keys().filter(|pg| pool.is_none_or(|p| pg.pool() == p));
-        ids.filter_map(|pg| health::pg_row(&s, &hub, *pg, at)).collect()
+        s.nodes.keys().filter_map(|id| render::node(&s, &hub, *id, &api.node, at)).collect()
     };
-    Ok(Json(page(rows, &q)?).into_response())
+    Ok(Json(page(rows, &q, "Node")?).into_response())
+}
+
+async fn node(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+    let id = find_node(&api, &Ref::path(&id))?;
+    Ok(Json(node_json(&api, id)?).into_response())
+}
+
+body! {
+    struct CapabilitiesBody {
+        /// What the node may do from now on, of what its node file lists.
+        capabilities: Vec<Capability>,
+        /// Move copies away first where SDS is in use.
+        drain: Option<bool>,
+    }
+}
+
+async fn set(
+    Ext(api): Ext<Api>,
+    Path(id): Path<String>,
+    Body(b): Body<CapabilitiesBody>,
+) -> Answer {
+    let node = find_node(&api, &Ref::path(&id))?;
+    let drain = b.drain.unwrap_or(false);
+    let op = Op::SetCapabilities { node, capabilities: b.capabilities, drain };
+    let done = api.engine.submit(ADMIN, None, op).await?;
+    match done.answer {
+        state::Answer::Task(id) => {
+            Ok((StatusCode::ACCEPTED, Json(tasks::task_json(&api, id)?)).into_response())
+        }
+        _ => Ok(Json(node_json(&api, node)?).into_response()),
+    }
+}
+
+async fn can_stop(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+    let id = find_node(&api, &Ref::path(&id))?;
+    let hub = api.hub.lock();
+    let s = api.state.read();
+    let v = explain::can_stop(&s, &hub, id, &api.node, now());
+    Ok(Json(v.ok_or_else(|| ApiError::not_found("node", id))?).into_response())
+}
+
+async fn explain(
+    Ext(api): Ext<Api>,
+    Path((kind, id)): Path<(String, String)>,
+    Query(q): Query<Params>,
+) -> Answer {
+    // Groups are left out unless they are asked for: a pool may have many.
+    let groups = flag(&q, "groups")?;
+    let what = subject(&api, &kind, &id)?;
+    let hub = api.hub.lock();
+    let s = api.state.read();
+    let v = explain::explain(&s, &hub, what, groups, now());
+    Ok(Json(v.ok_or_else(|| ApiError::not_found(&kind, &id))?).into_response())
+}
+
+fn subject(api: &Api, kind: &str, id: &str) -> Result<explain::Subject, ApiError> {
+    use explain::Subject;
+    let r = Ref::path(id);
+    Ok(match kind {
+        "volume" | "vol" => Subject::Volume(super::volumes::find_volume(api, &r)?),
+        "pool" => Subject::Pool(super::pools::find_pool(api, &r)?),
+        "node" => Subject::Node(find_node(api, &r)?),
+        "sds" => Subject::Sds(super::servers::find_sds(api, &r)?),
+        "pg" => Subject::Pg(find_pg(api, id)?),
+        _ => {
+            return Err(ApiError::new(
+                404,
+                "not_found",
+                format!(
+                    "nothing is known of a kind '{}'",
+                    kind.chars().take(40).collect::<String>()
+                ),
+                "explain volume, pg, node, pool or sds",
+            ))
+        }
+    })
+}
+
+/// A group by the id that lists show.
+pub fn find_pg(api: &Api, id: &str) -> Result<PgId, ApiError> {
+    let s = api.state.read();
+    let hit = s.pgs.keys().find(|p| p.to_string() == id).copied();
+    hit.ok_or_else(|| {
+        ApiError::new(
+            404,
+            "not_found",
+            format!("there is no placement group {}", id.chars().take(40).collect::<String>()),
+            "GET /pg/list shows them",
+        )
+    })
 }

@@ -1,17 +1,24 @@
 //! Metrics by way of the API: the exporter, service discovery. Figures of one object are in [`super::measure`].
 
 use super::error::ApiError;
+use super::spec::Route;
 use super::{Answer, Api};
 use crate::state::Node;
 use axum::extract::State as Ext;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::Json;
 use serde_json::{json, Value};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/metrics", get(metrics)).route("/prometheus/targets", get(targets))
+pub fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/metrics", "The MDM's own metrics", metrics)
+            .text(quarry_metrics::CONTENT_TYPE)
+            .open(),
+        Route::get("/prometheus/targets", "Where the exporters are, for Prometheus", targets)
+            .gives(200, "[Targets]")
+            .open(),
+    ]
 }
 
 async fn metrics(Ext(api): Ext<Api>) -> Answer {

@@ -1,44 +1,84 @@
 //! Protection domains, pools, rebuild.
 
-use super::error::ApiError;
-use super::input::{idempotency_key, one_of, page, Body, Params, Ref};
-use super::{render, Answer, Api, ADMIN};
+use super::change::{create, delete, unexpected};
+use super::input::{find, one_of, page, Body, Params, Ref};
+use super::servers::begun;
+use super::spec::{body, Empty, Route};
+use super::{render, Answer, Api, ApiError, ADMIN};
 use crate::control::now;
 use crate::health;
-use crate::state::{self, Ack, AddPool, Op};
+use crate::state::{self, Ack, AddPool, Op, Pacing, Policy};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::Json;
 use quarry_base::{DeviceId, DomainId, PoolId};
-use serde::Deserialize;
 use serde_json::{json, Value};
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/pd/create", post(pd_create))
-        .route("/pd/list", get(pd_list))
-        .route("/pd/{id}", get(pd_get).delete(pd_delete))
-        .route("/pool/create", post(pool_create))
-        .route("/pool/list", get(pool_list))
-        .route("/pool/{id}", get(pool_get).delete(pool_delete))
-        .route("/pool/{id}/health", get(pool_health))
-        .route("/rebuild/start/{pool_id}", post(rebuild_start))
-        .route("/rebuild/cancel/{pool_id}", post(rebuild_cancel))
-        .route("/rebuild/status/{pool_id}", get(rebuild_status))
+pub fn routes() -> Vec<Route> {
+    vec![
+        Route::post("/pd/create", "Make a protection domain", pd_create)
+            .body::<PdBody>()
+            .gives(201, "ProtectionDomain")
+            .keyed(),
+        Route::get("/pd/list", "All protection domains", pd_list)
+            .list("ProtectionDomain", "[ProtectionDomain]"),
+        Route::get("/pd/{id}", "One protection domain", pd_get).gives(200, "ProtectionDomain"),
+        Route::delete("/pd/{id}", "Remove an empty protection domain", pd_delete)
+            .gives(200, "Deleted")
+            .dry(),
+        Route::post("/pool/create", "Make a pool of devices", pool_create)
+            .body::<PoolBody>()
+            .gives(201, "Pool")
+            .keyed(),
+        Route::get("/pool/list", "All pools", pool_list).list("Pool", "[Pool]"),
+        Route::get("/pool/{id}", "One pool", pool_get).gives(200, "Pool"),
+        Route::get("/pool/{id}/health", "State of a pool's placement groups", pool_health)
+            .gives(200, "PoolHealth"),
+        Route::delete("/pool/{id}", "Destroy a pool without volumes", pool_delete)
+            .gives(200, "Deleted")
+            .dry(),
+        Route::post(
+            "/pool/{id}/rebalance",
+            "Spread the copies evenly over the devices",
+            pool_rebalance,
+        )
+        .body::<Empty>()
+        .gives(202, "Task")
+        .dry(),
+        Route::get("/policy/list", "Settings of all pools", policy_list).list("Policy", "[Policy]"),
+        Route::get("/policy/{pool_id}", "Settings of a pool", policy_get).gives(200, "Policy"),
+        Route::post("/policy/{pool_id}", "Change settings of a pool, live", policy_set)
+            .body::<PolicyBody>()
+            .gives(200, "Policy"),
+        Route::post(
+            "/rebuild/start/{pool_id}",
+            "Restore missing copies now, without the grace time",
+            rebuild_start,
+        )
+        .body::<Empty>()
+        .gives(200, "Rebuild")
+        .gives(202, "Rebuild"),
+        Route::post(
+            "/rebuild/cancel/{pool_id}",
+            "Stop restoring copies elsewhere for now",
+            rebuild_cancel,
+        )
+        .body::<Empty>()
+        .gives(200, "Rebuild"),
+        Route::get("/rebuild/status/{pool_id}", "How far it is", rebuild_status)
+            .gives(200, "Rebuild"),
+    ]
 }
 
 pub fn find_domain(api: &Api, r: &Ref) -> Result<DomainId, ApiError> {
     let s = api.state.read();
-    let hit = s.domains.values().find(|d| r.fits(d.id.get(), &d.name)).map(|d| d.id);
-    hit.ok_or_else(|| ApiError::not_found("pd", r))
+    find("pd", r, s.domains.values().map(|d| (d.id.get(), d.name.as_str()))).map(DomainId)
 }
 
 pub fn find_pool(api: &Api, r: &Ref) -> Result<PoolId, ApiError> {
     let s = api.state.read();
-    let hit = s.pools.values().find(|p| r.fits(p.id.get(), &p.name)).map(|p| p.id);
-    hit.ok_or_else(|| ApiError::not_found("pool", r))
+    find("pool", r, s.pools.values().map(|p| (p.id.get(), p.name.as_str()))).map(PoolId)
 }
 
 fn domain_json(api: &Api, id: DomainId) -> Result<Value, ApiError> {
@@ -53,21 +93,18 @@ fn pool_json(api: &Api, id: PoolId) -> Result<Value, ApiError> {
     Ok(render::pool(&s, &hub, p, now()))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    name: String,
+body! {
+    struct PdBody {
+        name: String,
+    }
 }
 
-async fn pd_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<Named>) -> Answer {
-    let done =
-        api.engine.submit(ADMIN, idempotency_key(&h)?, Op::AddDomain { name: b.name }).await?;
-    let state::Answer::Domain(id) = done.answer else { return Err(unexpected()) };
-    Ok((StatusCode::CREATED, Json(domain_json(&api, id)?)).into_response())
-}
-
-pub fn unexpected() -> ApiError {
-    ApiError::new(500, "internal", "an answer of the wrong kind", "this is a defect: see the log")
+async fn pd_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PdBody>) -> Answer {
+    create(&api, &h, Op::AddDomain { name: b.name }, |api, a| match a {
+        state::Answer::Domain(id) => domain_json(api, *id),
+        _ => Err(unexpected()),
+    })
+    .await
 }
 
 async fn pd_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
@@ -75,7 +112,7 @@ async fn pd_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
         let s = api.state.read();
         s.domains.values().map(|d| render::domain(&s, d)).collect()
     };
-    Ok(Json(page(rows, &q)?).into_response())
+    Ok(Json(page(rows, &q, "ProtectionDomain")?).into_response())
 }
 
 async fn pd_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
@@ -83,29 +120,34 @@ async fn pd_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
     Ok(Json(domain_json(&api, id)?).into_response())
 }
 
-async fn pd_delete(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+async fn pd_delete(Ext(api): Ext<Api>, Path(id): Path<String>, Query(q): Query<Params>) -> Answer {
     let id = find_domain(&api, &Ref::path(&id))?;
-    api.engine.submit(ADMIN, None, Op::DeleteDomain { id }).await?;
-    Ok(Json(json!({ "deleted": id })).into_response())
+    delete(&api, &q, Op::DeleteDomain { id }, id.get()).await
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PoolBody {
-    name: String,
-    protection_domain_id: Option<Ref>,
-    protection_domain: Option<Ref>,
-    copies: Option<u8>,
-    min_copies: Option<u8>,
-    #[serde(default)]
-    ack: Ack,
-    pg_count: Option<u32>,
-    device_ids: Option<Vec<u32>>,
-    devices: Option<Vec<u32>>,
-    over_commit: Option<u32>,
-    reserve_percent: Option<u32>,
-    rebuild_grace_seconds: Option<u64>,
-    rebuild_bytes_per_second: Option<u64>,
+body! {
+    struct PoolBody {
+        name: String,
+        protection_domain_id: Option<Ref>,
+        protection_domain: Option<Ref>,
+        /// Copies of every block, 1 to 3; 2 if left out.
+        copies: Option<u8>,
+        /// Fewest copies that take new writes.
+        min_copies: Option<u8>,
+        ack: Option<Ack>,
+        /// A power of two; left out: by the number of devices.
+        pg_count: Option<u32>,
+        /// Left out: every unassigned device of the domain.
+        device_ids: Option<Vec<u32>>,
+        devices: Option<Vec<u32>>,
+        /// All volumes together may promise this many times the usable capacity.
+        over_commit: Option<u32>,
+        /// Kept from thick volumes so that a rebuild has room.
+        reserve_percent: Option<u32>,
+        /// How long a lost copy may come back before it is rebuilt elsewhere.
+        rebuild_grace_seconds: Option<u64>,
+        rebuild_bytes_per_second: Option<u64>,
+    }
 }
 
 async fn pool_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PoolBody>) -> Answer {
@@ -123,7 +165,7 @@ async fn pool_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PoolBody>) 
         domain,
         copies: b.copies.unwrap_or(2),
         min_copies: b.min_copies,
-        ack: b.ack,
+        ack: b.ack.unwrap_or_default(),
         pg_count: b.pg_count,
         devices,
         over_commit: b.over_commit,
@@ -131,9 +173,11 @@ async fn pool_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PoolBody>) 
         rebuild_grace_seconds: b.rebuild_grace_seconds,
         rebuild_bytes_per_second: b.rebuild_bytes_per_second,
     }));
-    let done = api.engine.submit(ADMIN, idempotency_key(&h)?, op).await?;
-    let state::Answer::Pool(id) = done.answer else { return Err(unexpected()) };
-    Ok((StatusCode::CREATED, Json(pool_json(&api, id)?)).into_response())
+    create(&api, &h, op, |api, a| match a {
+        state::Answer::Pool(id) => pool_json(api, *id),
+        _ => Err(unexpected()),
+    })
+    .await
 }
 
 async fn pool_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
@@ -142,7 +186,7 @@ async fn pool_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
         let s = api.state.read();
         s.pools.values().map(|p| render::pool(&s, &hub, p, now())).collect()
     };
-    Ok(Json(page(rows, &q)?).into_response())
+    Ok(Json(page(rows, &q, "Pool")?).into_response())
 }
 
 async fn pool_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
@@ -162,30 +206,106 @@ async fn pool_health(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
     Ok(Json(health_of(&api, id)?).into_response())
 }
 
-async fn pool_delete(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+async fn pool_delete(
+    Ext(api): Ext<Api>,
+    Path(id): Path<String>,
+    Query(q): Query<Params>,
+) -> Answer {
     let id = find_pool(&api, &Ref::path(&id))?;
-    api.engine.submit(ADMIN, None, Op::DeletePool { id }).await?;
-    Ok(Json(json!({ "deleted": id })).into_response())
+    delete(&api, &q, Op::DeletePool { id }, id.get()).await
 }
 
-async fn rebuild_start(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+async fn pool_rebalance(
+    Ext(api): Ext<Api>,
+    Path(id): Path<String>,
+    Query(q): Query<Params>,
+    Body(_): Body<Empty>,
+) -> Answer {
     let pool = find_pool(&api, &Ref::path(&id))?;
-    api.engine.submit(ADMIN, None, Op::RebuildNow { pool }).await?;
-    rebuild_json(&api, pool)
+    begun(&api, &q, Op::Rebalance { pool }).await
 }
 
-async fn rebuild_cancel(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+body! {
+    struct PolicyBody {
+        /// How fast missing copies are restored and copies are moved.
+        rebuild_policy: Option<Pacing>,
+        /// Rate of the policy, for each placement group that is restored.
+        rebuild_bytes_per_second: Option<u64>,
+        rebuild_grace_seconds: Option<u64>,
+        over_commit: Option<u32>,
+        reserve_percent: Option<u32>,
+        alert_high_percent: Option<u32>,
+        alert_critical_percent: Option<u32>,
+        /// Move copies by itself when devices were added.
+        auto_rebalance: Option<bool>,
+        /// Placement groups on the move at a time.
+        moves_at_once: Option<u32>,
+    }
+}
+
+fn policy_json(api: &Api, id: PoolId) -> Answer {
+    let s = api.state.read();
+    let p = s.pools.get(&id).ok_or_else(|| ApiError::not_found("pool", id))?;
+    Ok(Json(render::policy(p)).into_response())
+}
+
+async fn policy_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
+    let rows = api.state.read().pools.values().map(render::policy).collect();
+    Ok(Json(page(rows, &q, "Policy")?).into_response())
+}
+
+async fn policy_get(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
+    policy_json(&api, find_pool(&api, &Ref::path(&id))?)
+}
+
+async fn policy_set(
+    Ext(api): Ext<Api>,
+    Path(id): Path<String>,
+    Body(b): Body<PolicyBody>,
+) -> Answer {
+    let pool = find_pool(&api, &Ref::path(&id))?;
+    let policy = Box::new(Policy {
+        pacing: b.rebuild_policy,
+        rebuild_bytes_per_second: b.rebuild_bytes_per_second,
+        rebuild_grace_seconds: b.rebuild_grace_seconds,
+        over_commit: b.over_commit,
+        reserve_percent: b.reserve_percent,
+        alert_high_percent: b.alert_high_percent,
+        alert_critical_percent: b.alert_critical_percent,
+        auto_rebalance: b.auto_rebalance,
+        moves_at_once: b.moves_at_once,
+    });
+    api.engine.submit(ADMIN, None, Op::SetPolicy { pool, policy }).await?;
+    policy_json(&api, pool)
+}
+
+async fn rebuild_start(Ext(api): Ext<Api>, Path(id): Path<String>, Body(_): Body<Empty>) -> Answer {
+    let pool = find_pool(&api, &Ref::path(&id))?;
+    let done = api.engine.submit(ADMIN, None, Op::RebuildNow { pool }).await?;
+    let mut v = rebuild_json(&api, pool)?;
+    if let state::Answer::Task(task) = done.answer {
+        v["task_id"] = json!(task);
+        return Ok((StatusCode::ACCEPTED, Json(v)).into_response());
+    }
+    Ok(Json(v).into_response())
+}
+
+async fn rebuild_cancel(
+    Ext(api): Ext<Api>,
+    Path(id): Path<String>,
+    Body(_): Body<Empty>,
+) -> Answer {
     let pool = find_pool(&api, &Ref::path(&id))?;
     api.engine.submit(ADMIN, None, Op::RebuildCancel { pool }).await?;
-    rebuild_json(&api, pool)
+    Ok(Json(rebuild_json(&api, pool)?).into_response())
 }
 
 async fn rebuild_status(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
     let pool = find_pool(&api, &Ref::path(&id))?;
-    rebuild_json(&api, pool)
+    Ok(Json(rebuild_json(&api, pool)?).into_response())
 }
 
-fn rebuild_json(api: &Api, pool: PoolId) -> Answer {
+fn rebuild_json(api: &Api, pool: PoolId) -> Result<Value, ApiError> {
     let h = health_of(api, pool)?;
     let cancelled = api.state.read().pools.get(&pool).is_some_and(|p| p.rebuild_cancelled);
     let state = match (h.pgs_syncing > 0, h.pgs_degraded + h.pgs_unavailable > 0) {
@@ -194,11 +314,11 @@ fn rebuild_json(api: &Api, pool: PoolId) -> Answer {
         (false, true) => "waiting",
         _ => "idle",
     };
-    Ok(Json(json!({
+    Ok(json!({
         "pool_id": pool, "pool": h.pool, "state": state, "bytes_left": h.bytes_degraded,
-        "rate_bytes_per_second": h.rate_bytes_per_second, "eta_seconds": h.eta_seconds,
-        "pgs_syncing": h.pgs_syncing, "pgs_degraded": h.pgs_degraded, "pgs_unavailable": h.pgs_unavailable,
-        "health": h.health, "reasons": h.reasons,
+        "bytes_one_copy": h.bytes_one_copy, "rate_bytes_per_second": h.rate_bytes_per_second,
+        "eta_seconds": h.eta_seconds, "pgs_syncing": h.pgs_syncing, "pgs_degraded": h.pgs_degraded,
+        "pgs_unavailable": h.pgs_unavailable, "pgs_moving": h.pgs_moving, "health": h.health,
+        "reasons": h.reasons,
     }))
-    .into_response())
 }

@@ -2,8 +2,8 @@
 
 use crate::control::{HubInner, SdsLive};
 use crate::health;
-use crate::state::{Device, Domain, Event, Pool, Sdc, Sds, State, Task, TaskState, Volume};
-use quarry_base::{Nanos, NodeId};
+use crate::state::{Device, Domain, Event, FaultSet, Pool, Sdc, Sds, State, Volume};
+use quarry_base::{Nanos, NodeId, PoolId};
 use serde_json::{json, Value};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -39,24 +39,49 @@ pub fn domain(s: &State, d: &Domain) -> Value {
     let pools: Vec<_> = s.pools.values().filter(|p| p.domain == d.id).map(|p| p.id).collect();
     let raw: u64 =
         s.devices.values().filter(|x| sds.contains(&x.sds)).map(|x| x.capacity_bytes).sum();
-    json!({ "id": d.id, "name": d.name, "sds_ids": sds, "pool_ids": pools,
+    let sets: Vec<u32> = s.fault_sets.values().filter(|f| f.domain == d.id).map(|f| f.id).collect();
+    json!({ "id": d.id, "name": d.name, "sds_ids": sds, "pool_ids": pools, "fault_set_ids": sets,
         "total_capacity_gb": gib(raw), "capacity_bytes": raw })
+}
+
+pub fn fault_set(s: &State, f: &FaultSet) -> Value {
+    let sds: Vec<_> = s.sds.values().filter(|x| x.fault_set == Some(f.id)).map(|x| x.id).collect();
+    json!({ "id": f.id, "name": f.name, "protection_domain_id": f.domain, "sds_ids": sds })
+}
+
+pub fn policy(p: &Pool) -> Value {
+    json!({
+        "pool_id": p.id, "pool": p.name, "rebuild_policy": p.pacing,
+        "rebuild_bytes_per_second": p.rebuild_bytes_per_second, "rate_now_bytes_per_second": p.rate_now,
+        "rebuild_grace_seconds": p.rebuild_grace_seconds, "over_commit": p.over_commit,
+        "reserve_percent": p.reserve_percent, "alert_high_percent": p.alert_high_percent,
+        "alert_critical_percent": p.alert_critical_percent, "auto_rebalance": p.auto_rebalance,
+        "moves_at_once": p.moves_at_once,
+    })
+}
+
+/// Bytes used on all devices of a pool, as they report.
+pub fn pool_used(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
+    s.pool_devices(pool).map(|d| device_used(hub, d)).sum()
 }
 
 pub fn pool(s: &State, hub: &HubInner, p: &Pool, now: Nanos) -> Value {
     let c = s.capacity(p);
     let devices: Vec<_> = s.pool_devices(p.id).map(|d| d.id).collect();
-    let used: u64 = s.pool_devices(p.id).map(|d| device_used(hub, d)).sum();
+    let used = pool_used(s, hub, p.id);
     json!({
-        "id": p.id, "name": p.name, "protection_domain_id": p.domain, "copies": p.copies,
+        "id": p.id, "name": p.name, "protection_domain_id": p.domain,
+        "protection_domain": s.domains.get(&p.domain).map(|d| &d.name), "copies": p.copies,
         "min_copies": p.min_copies, "ack": p.ack, "pg_count": p.pg_count,
         "health": health::pool_health(s, hub, p, now).health,
         "device_ids": devices, "total_capacity_gb": gib(c.raw), "capacity_bytes": c.raw,
         "usable_bytes": c.usable, "used_bytes": used, "free_bytes": c.raw.saturating_sub(used),
         "reserve_bytes": c.reserve, "provisioned_bytes": c.provisioned, "thick_bytes": c.thick,
+        "free_thick_bytes": c.free_thick(used / u64::from(p.copies.max(1))), "capacity_level": p.level,
         "over_commit": p.over_commit, "limit_bytes": c.limit, "reserve_percent": p.reserve_percent,
         "rebuild_grace_seconds": p.rebuild_grace_seconds,
-        "rebuild_bytes_per_second": p.rebuild_bytes_per_second,
+        "rebuild_bytes_per_second": p.rebuild_bytes_per_second, "rebuild_policy": p.pacing,
+        "rebalancing": p.rebalancing,
     })
 }
 
@@ -69,6 +94,7 @@ pub fn sds_state(x: &Sds) -> &'static str {
         (true, ..) => "failed",
         (_, _, 0) => "added",
         (_, true, _) if x.leaving => "leaving",
+        (_, true, _) if x.draining => "draining",
         (_, true, _) => "up",
         _ => "down",
     }
@@ -86,23 +112,27 @@ pub fn sds(s: &State, hub: &HubInner, x: &Sds, now: Nanos) -> Value {
     let live = hub.sds.get(&x.id);
     json!({
         "id": x.id, "name": x.name, "protection_domain_id": x.domain, "fault_set": x.fault_set,
+        "fault_set_id": x.fault_set,
+        "fault_set_name": x.fault_set.and_then(|f| s.fault_sets.get(&f)).map(|f| &f.name),
         "node_id": x.node, "state": sds_state(x), "start": x.start, "metrics": x.metrics,
         "connected": live.is_some_and(|l| l.session.is_some()),
         "last_heartbeat_seconds": heard(live.map(|l| l.heard), now),
         "applied": live.map_or(0, |l: &SdsLive| l.applied.0), "confirmed": live.map_or(0, |l| l.confirmed.0),
-        "devices": devices, "total_capacity_gb": gib(raw), "capacity_bytes": raw, "used_bytes": used,
+        "devices": devices, "copies": s.copies_on_sds(x.id), "total_capacity_gb": gib(raw), "capacity_bytes": raw, "used_bytes": used,
     })
 }
 
 pub fn device(s: &State, hub: &HubInner, d: &Device) -> Value {
     let state = match (&d.failed, s.sds.get(&d.sds)) {
+        _ if d.removed => "removed",
         (Some(_), _) => "failed",
+        (None, Some(x)) if x.up && !x.fenced && s.draining(d.id) => "draining",
         (None, Some(x)) if x.up && !x.fenced => "ok",
         _ => "down",
     };
     json!({
         "id": d.id, "uuid": d.uuid, "sds_id": d.sds, "sds": s.sds.get(&d.sds).map(|x| &x.name),
-        "pool_id": d.pool, "path": d.path, "capacity_bytes": d.capacity_bytes,
+        "pool_id": d.pool, "pool": d.pool.and_then(|p| s.pools.get(&p)).map(|p| &p.name), "copies": s.copies_on(d.id), "path": d.path, "capacity_bytes": d.capacity_bytes,
         "used_bytes": device_used(hub, d), "state": state, "error": d.failed,
     })
 }
@@ -165,8 +195,11 @@ pub fn node(s: &State, hub: &HubInner, id: NodeId, mdm_name: &str, now: Nanos) -
     }
     let up = !seen.is_empty() && seen.iter().all(|x| x.0);
     let some = seen.iter().any(|x| x.0);
+    let can: Vec<_> = n.capabilities.iter().filter(|c| n.can(**c)).collect();
+    let sdc_ids: Vec<_> = s.sdcs.values().filter(|x| x.node == Some(id)).map(|x| x.id).collect();
     Some(json!({
-        "id": n.id, "name": n.name, "addresses": n.addresses, "capabilities": n.capabilities,
+        "id": n.id, "name": n.name, "addresses": n.addresses, "capabilities": can,
+        "removed_capabilities": n.disabled, "sds_ids": s.sds_of(id), "sdc_ids": sdc_ids,
         "state": if up { "up" } else if some { "partial" } else { "down" },
         "last_heartbeat_seconds": heard(seen.iter().map(|x| x.1).max(), now), "version": n.release,
     }))
@@ -175,13 +208,6 @@ pub fn node(s: &State, hub: &HubInner, id: NodeId, mdm_name: &str, now: Nanos) -
 pub fn event(e: &Event) -> Value {
     json!({ "id": e.id, "time": rfc3339(e.at_ms), "who": e.who, "what": e.what, "object": e.object,
         "outcome": e.outcome, "reason": e.reason })
-}
-
-pub fn task(t: &Task, waiting_for: Vec<String>) -> Value {
-    json!({ "id": t.id, "task_id": t.id, "what": t.kind, "state": t.state,
-        "progress": if t.state == TaskState::Running { 0 } else { 100 },
-        "created": rfc3339(t.created_ms), "finished": t.finished_ms.map(rfc3339), "detail": t.detail,
-        "waiting_for": waiting_for })
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ async fn bad_requests_get_a_code_a_message_and_the_right_status() {
         ("GET", "/tasks/x", json!({}), 404, "not_found"),
         ("GET", "/no/such", json!({}), 404, "no_such_route"),
         ("PUT", "/vol/list", json!({}), 405, "method_not_allowed"),
-        ("POST", "/sds/1/drain", json!({}), 501, "not_built"),
+        ("POST", "/sds/7/drain", json!({}), 404, "not_found"),
         ("GET", "/metrics/timeline", json!({}), 400, "malformed"),
         ("GET", "/ui/no.js", json!({}), 404, "no_such_file"),
         ("GET", "/vol/list?limit=x", json!({}), 400, "malformed"),
@@ -251,4 +251,46 @@ async fn a_pool_made_before_its_servers_is_laid_out_when_they_come() {
     nodes.push(Fake::join(&mdm, hello(Role::Sds, "late", 50)).await);
     mdm.post("/vol/create", json!({"name": "v", "size_gb": 1, "pool": "p2"})).await;
     mdm.health("ok").await;
+}
+
+/// Path of the document in the tree; `QUARRY_WRITE_OPENAPI=1` writes it anew.
+const CHECKED_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+
+#[test]
+fn the_openapi_document_in_the_tree_is_the_one_that_is_served() {
+    let text = serde_json::to_string_pretty(&super::document()).unwrap() + "\n";
+    if std::env::var_os("QUARRY_WRITE_OPENAPI").is_some() {
+        std::fs::write(CHECKED_IN, &text).unwrap();
+    }
+    let have = std::fs::read_to_string(CHECKED_IN).unwrap_or_default();
+    assert!(have == text, "docs/openapi.json is old: run this test with QUARRY_WRITE_OPENAPI=1");
+}
+
+#[test]
+fn every_reference_of_the_openapi_document_leads_somewhere() {
+    let doc = super::document();
+    fn walk(doc: &Value, v: &Value) {
+        match v {
+            Value::Object(o) => {
+                if let Some(r) = o.get("$ref").and_then(Value::as_str) {
+                    assert!(doc.pointer(r.trim_start_matches('#')).is_some(), "{r}");
+                }
+                o.values().for_each(|x| walk(doc, x));
+            }
+            Value::Array(a) => a.iter().for_each(|x| walk(doc, x)),
+            _ => {}
+        }
+    }
+    walk(&doc, &doc);
+    let mut ids: Vec<&str> = Vec::new();
+    for op in
+        doc["paths"].as_object().unwrap().values().flat_map(|p| p.as_object().unwrap().values())
+    {
+        ids.push(op["operationId"].as_str().unwrap());
+        assert!(!op["summary"].as_str().unwrap().is_empty());
+    }
+    let n = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), n, "operation ids are unique");
 }

@@ -1,20 +1,20 @@
-//! Volumes, mappings, tasks.
+//! Volumes and mappings.
 
-use super::error::ApiError;
-use super::input::{idempotency_key, one_of, page, size, Body, Params, Ref};
-use super::nodes::find_sdc;
-use super::pools::{find_pool, unexpected};
-use super::{render, Answer, Api, ADMIN};
+use super::change::{create as make, delete as remove, unexpected};
+use super::input::{find, one_of, page, size, Body, Params, Ref};
+use super::pools::find_pool;
+use super::servers::find_sdc;
+use super::spec::{body, Route};
+use super::tasks::task_json;
+use super::{render, Answer, Api, ApiError, ADMIN};
 use crate::control::{attachment, unconfirmed};
-use crate::state::{self, Op, Provisioning, TaskKind, TaskState};
+use crate::state::{self, Op, Provisioning, TaskKind};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use quarry_base::{ConfigIndex, Generation, SdcId, VolumeId};
+use axum::Json;
+use quarry_base::{ConfigIndex, Generation, PoolId, SdcId, VolumeId};
 use quarry_control::Attachment;
-use serde::Deserialize;
 use serde_json::{json, Value};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,24 +23,46 @@ use tokio::time::Instant;
 const WAIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/vol/create", post(create))
-        .route("/vol/list", get(list))
-        .route("/vol/map", post(map))
-        .route("/vol/unmap", post(unmap))
-        .route("/vol/extend", post(extend))
-        .route("/vol/{id}", get(one).delete(delete))
-        .route("/tasks/list", get(task_list))
-        .route("/tasks/{id}", get(task))
+pub fn routes() -> Vec<Route> {
+    vec![
+        Route::post("/vol/create", "Make a volume", create)
+            .body::<CreateBody>()
+            .gives(201, "Volume")
+            .keyed(),
+        Route::get("/vol/list", "All volumes", list).list("Volume", "[Volume]"),
+        Route::post(
+            "/vol/map",
+            "Give a volume to a data client; the answer says where to connect",
+            map,
+        )
+        .body::<MapBody>()
+        .gives(200, "Mapped")
+        .gives(201, "Mapped")
+        .gives(202, "Task"),
+        Route::post("/vol/unmap", "Take a volume away from a data client", unmap)
+            .body::<MapBody>()
+            .gives(200, "Unmapped")
+            .gives(202, "Task"),
+        Route::post("/vol/extend", "Make a volume larger, online", extend)
+            .body::<ExtendBody>()
+            .gives(200, "Volume"),
+        Route::get("/vol/{id}", "One volume", one).gives(200, "Volume"),
+        Route::delete("/vol/{id}", "Destroy a volume and its data", delete)
+            .gives(200, "Deleted")
+            .dry(),
+    ]
 }
 
-fn find(api: &Api, r: &Ref) -> Result<VolumeId, ApiError> {
+pub fn find_volume(api: &Api, r: &Ref) -> Result<VolumeId, ApiError> {
     let s = api.state.read();
-    // A name wins over an id, as volumes may be named by digits.
-    let by_name = s.volumes.values().find(|v| matches!(r, Ref::Name(n) if *n == v.name));
-    let hit = by_name.or_else(|| s.volumes.values().find(|v| r.fits(v.id.get(), &v.name)));
-    hit.map(|v| v.id).ok_or_else(|| ApiError::not_found("vol", r))
+    find("vol", r, s.volumes.values().map(|v| (v.id.get(), v.name.as_str()))).map(VolumeId)
+}
+
+/// Bytes used on the pool's devices now.
+fn used(api: &Api, pool: PoolId) -> u64 {
+    let hub = api.hub.lock();
+    let s = api.state.read();
+    render::pool_used(&s, &hub, pool)
 }
 
 fn volume_json(api: &Api, id: VolumeId) -> Result<Value, ApiError> {
@@ -50,16 +72,17 @@ fn volume_json(api: &Api, id: VolumeId) -> Result<Value, ApiError> {
     Ok(render::volume(&s, &hub, v))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateBody {
-    name: String,
-    pool: Option<Ref>,
-    pool_id: Option<Ref>,
-    size_gb: Option<f64>,
-    size_bytes: Option<u64>,
-    #[serde(default)]
-    provisioning: Provisioning,
+body! {
+    struct CreateBody {
+        name: String,
+        /// Left out: the pool named default.
+        pool: Option<Ref>,
+        pool_id: Option<Ref>,
+        /// GiB; a multiple of 1 MiB. Or give size_bytes.
+        size_gb: Option<f64>,
+        size_bytes: Option<u64>,
+        provisioning: Option<Provisioning>,
+    }
 }
 
 async fn create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<CreateBody>) -> Answer {
@@ -69,10 +92,14 @@ async fn create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<CreateBody>) -> 
     };
     let pool = find_pool(&api, &pool)?;
     let size_bytes = size(b.size_gb, b.size_bytes)?;
-    let op = Op::CreateVolume { name: b.name, pool, size_bytes, provisioning: b.provisioning };
-    let done = api.engine.submit(ADMIN, idempotency_key(&h)?, op).await?;
-    let state::Answer::Volume(id) = done.answer else { return Err(unexpected()) };
-    Ok((StatusCode::CREATED, Json(volume_json(&api, id)?)).into_response())
+    let provisioning = b.provisioning.unwrap_or_default();
+    let used_bytes = used(&api, pool);
+    let op = Op::CreateVolume { name: b.name, pool, size_bytes, provisioning, used_bytes };
+    make(&api, &h, op, |api, a| match a {
+        state::Answer::Volume(id) => volume_json(api, *id),
+        _ => Err(unexpected()),
+    })
+    .await
 }
 
 async fn list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
@@ -81,66 +108,72 @@ async fn list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
         let s = api.state.read();
         s.volumes.values().map(|v| render::volume(&s, &hub, v)).collect()
     };
-    Ok(Json(page(rows, &q)?).into_response())
+    Ok(Json(page(rows, &q, "Volume")?).into_response())
 }
 
 async fn one(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let id = find(&api, &Ref::path(&id))?;
+    let id = find_volume(&api, &Ref::path(&id))?;
     Ok(Json(volume_json(&api, id)?).into_response())
 }
 
-async fn delete(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let id = find(&api, &Ref::path(&id))?;
-    api.engine.submit(ADMIN, None, Op::DeleteVolume { id }).await?;
-    Ok(Json(json!({ "deleted": id })).into_response())
+async fn delete(Ext(api): Ext<Api>, Path(id): Path<String>, Query(q): Query<Params>) -> Answer {
+    let id = find_volume(&api, &Ref::path(&id))?;
+    remove(&api, &q, Op::DeleteVolume { id }, id.get()).await
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExtendBody {
-    volume: Option<Ref>,
-    volume_id: Option<Ref>,
-    name: Option<Ref>,
-    size_gb: Option<f64>,
-    size_bytes: Option<u64>,
+body! {
+    struct ExtendBody {
+        /// The volume; or give volume_id or name.
+        volume: Option<Ref>,
+        volume_id: Option<Ref>,
+        name: Option<Ref>,
+        /// The new size in GiB. Or give size_bytes.
+        size_gb: Option<f64>,
+        size_bytes: Option<u64>,
+    }
 }
 
 async fn extend(Ext(api): Ext<Api>, Body(b): Body<ExtendBody>) -> Answer {
-    let id = find(&api, &one_of("volume", [&b.volume, &b.volume_id, &b.name])?)?;
+    let id = find_volume(&api, &one_of("volume", [&b.volume, &b.volume_id, &b.name])?)?;
     let size_bytes = size(b.size_gb, b.size_bytes)?;
-    api.engine.submit(ADMIN, None, Op::ExtendVolume { id, size_bytes }).await?;
+    let pool = api.state.read().volumes.get(&id).map(|v| v.pool).unwrap_or_default();
+    let used_bytes = used(&api, pool);
+    api.engine.submit(ADMIN, None, Op::ExtendVolume { id, size_bytes, used_bytes }).await?;
     Ok(Json(volume_json(&api, id)?).into_response())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MapBody {
-    volume: Option<Ref>,
-    volume_id: Option<Ref>,
-    name: Option<Ref>,
-    sdc: Option<Ref>,
-    sdc_id: Option<Ref>,
-    #[serde(default)]
-    device: bool,
-    #[serde(default)]
-    read_only: bool,
+body! {
+    struct MapBody {
+        /// The volume; or give volume_id or name.
+        volume: Option<Ref>,
+        volume_id: Option<Ref>,
+        name: Option<Ref>,
+        /// The data client; or give sdc_id.
+        sdc: Option<Ref>,
+        sdc_id: Option<Ref>,
+        /// Attach it to the client's kernel too.
+        device: Option<bool>,
+        read_only: Option<bool>,
+    }
 }
 
 impl MapBody {
     fn resolve(&self, api: &Api) -> Result<(VolumeId, SdcId), ApiError> {
-        let volume = find(api, &one_of("volume", [&self.volume, &self.volume_id, &self.name])?)?;
+        let volume =
+            find_volume(api, &one_of("volume", [&self.volume, &self.volume_id, &self.name])?)?;
         Ok((volume, find_sdc(api, &one_of("sdc", [&self.sdc, &self.sdc_id, &None])?)?))
     }
 }
 
 async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
     let (volume, sdc) = b.resolve(&api)?;
-    let op = Op::Map { volume, sdc, read_only: b.read_only, device: b.device };
+    let device = b.device.unwrap_or(false);
+    let op = Op::Map { volume, sdc, read_only: b.read_only.unwrap_or(false), device };
     let done = api.engine.submit(ADMIN, None, op).await?;
     let state::Answer::Mapped { generation, new, .. } = done.answer else {
         return Err(unexpected());
     };
-    let Some(a) = attached(&api, volume, sdc, generation, b.device).await else {
+    let Some(a) = attached(&api, volume, sdc, generation, device).await else {
         return pending(&api, TaskKind::Map { volume, sdc, generation }).await;
     };
     if let Some(e) = a.error {
@@ -215,32 +248,4 @@ async fn pending(api: &Api, kind: TaskKind) -> Answer {
     let done = api.engine.submit(ADMIN, None, Op::AddTask { kind }).await?;
     let state::Answer::Task(id) = done.answer else { return Err(unexpected()) };
     Ok((StatusCode::ACCEPTED, Json(task_json(api, id)?)).into_response())
-}
-
-fn task_json(api: &Api, id: u64) -> Result<Value, ApiError> {
-    let hub = api.hub.lock();
-    let s = api.state.read();
-    let t = s.tasks.get(&id).ok_or_else(|| ApiError::not_found("tasks", id))?;
-    let who = match (&t.kind, t.state) {
-        (TaskKind::Unmap { volume, sdc, index }, TaskState::Running) => {
-            unconfirmed(&hub, &s, *volume, *sdc, *index)
-        }
-        (TaskKind::Map { sdc, .. }, TaskState::Running) => {
-            let name = s.sdcs.get(sdc).map_or("", |x| x.name.as_str());
-            vec![format!("sdc {name} has not attached the volume")]
-        }
-        _ => Vec::new(),
-    };
-    Ok(render::task(t, who))
-}
-
-async fn task(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
-    let n: u64 = id.parse().map_err(|_| ApiError::not_found("tasks", &id))?;
-    Ok(Json(task_json(&api, n)?).into_response())
-}
-
-async fn task_list(Ext(api): Ext<Api>, Query(q): Query<Params>) -> Answer {
-    let ids: Vec<u64> = api.state.read().tasks.keys().copied().collect();
-    let rows = ids.into_iter().filter_map(|id| task_json(&api, id).ok()).collect();
-    Ok(Json(page(rows, &q)?).into_response())
 }

@@ -3,7 +3,7 @@
 //! All decisions are in the state machine or in the detector; here is only when to ask for them.
 
 use super::hub::Hub;
-use super::{attachment, now, unconfirmed};
+use super::{attachment, now, unconfirmed, watch};
 use crate::engine::{unix_ms, Engine, SharedState};
 use crate::state::{Answered, ElectPg, Op, Position, State, TaskKind, TaskState};
 use quarry_base::{Nanos, PgId, PoolId, Seq, Version};
@@ -30,7 +30,9 @@ pub async fn run(hub: Arc<Hub>, engine: Engine, state: SharedState) {
         }
         if n % 20 == 0 {
             d.rebuild().await;
+            d.moves().await;
             d.sample();
+            d.watch().await;
         }
     }
 }
@@ -155,6 +157,24 @@ impl Driver {
         }
     }
 
+    /// Copies that change their place (drains, rebalancing).
+    async fn moves(&self) {
+        let due = self.state.read().moves_due();
+        if due {
+            self.submit(Op::Move).await;
+        }
+    }
+
+    async fn watch(&self) {
+        let due = {
+            let hub = self.hub.lock();
+            watch::due(&self.state.read(), &hub, now())
+        };
+        for op in due {
+            self.submit(op).await;
+        }
+    }
+
     async fn tasks(&self) {
         let running: Vec<(u64, TaskKind)> = {
             let s = self.state.read();
@@ -187,6 +207,15 @@ impl Driver {
                 *left.entry(p.config.pg.pool()).or_default() += degraded_bytes(live, &p.config);
             }
         }
+        let (loads, tasks) = {
+            let s = self.state.read();
+            (watch::loads(&s, &hub), watch::task_bytes(&s, &hub))
+        };
+        hub.loads = loads.into_iter().collect();
+        hub.task_rates.retain(|k, _| tasks.contains_key(k));
+        for (k, n) in tasks {
+            hub.task_rates.entry(k).or_default().sample(at, n);
+        }
         hub.rates.retain(|p, _| left.contains_key(p));
         for (p, n) in left {
             if n == 0 {
@@ -204,7 +233,7 @@ fn all_good(s: &State, p: &crate::state::Pg) -> bool {
 
 /// Bytes of a group that have fewer copies than asked: what a sync still lacks, or all of it.
 pub fn degraded_bytes(live: Option<&super::PgLive>, c: &quarry_wire::PgConfig) -> u64 {
-    if c.is_complete() {
+    if c.in_sync.len() >= c.copies as usize {
         return 0;
     }
     let Some(r) = live.and_then(|l| l.report.as_ref()) else { return 0 };
@@ -232,6 +261,15 @@ fn task_end(hub: &super::HubInner, s: &State, kind: &TaskKind) -> Option<(bool, 
         }
         TaskKind::Unmap { volume, sdc, index } => {
             unconfirmed(hub, s, *volume, *sdc, *index).is_empty().then(|| (true, "unmapped".into()))
+        }
+        TaskKind::DrainSds { .. } | TaskKind::DrainDevice { .. } => {
+            (s.task_left(kind) == 0).then(|| (true, "it holds no copies any more".into()))
+        }
+        TaskKind::Rebalance { .. } => {
+            (s.task_left(kind) == 0).then(|| (true, "copies are spread evenly".into()))
+        }
+        TaskKind::Rebuild { .. } => {
+            (s.task_left(kind) == 0).then(|| (true, "every group has all its copies".into()))
         }
     }
 }

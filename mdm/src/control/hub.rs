@@ -108,6 +108,10 @@ pub struct HubInner {
     pub sdcs: HashMap<SdcId, SdcLive>,
     pub pgs: HashMap<PgId, PgLive>,
     pub rates: HashMap<quarry_base::PoolId, SyncRate>,
+    /// Progress of running tasks, by what they do.
+    pub task_rates: HashMap<String, SyncRate>,
+    /// Application traffic of each pool: bytes so far and a second.
+    pub loads: HashMap<quarry_base::PoolId, (u64, u64)>,
     /// When this MDM started.
     pub started: Nanos,
     /// Sessions closed because they did not take their messages.
@@ -139,6 +143,8 @@ impl Hub {
             sdcs: HashMap::new(),
             pgs: HashMap::new(),
             rates: HashMap::new(),
+            task_rates: HashMap::new(),
+            loads: HashMap::new(),
             started: at,
             slow_sessions: 0,
             dirty: true,
@@ -236,6 +242,17 @@ impl HubInner {
                     self.dirty = true;
                 }
                 Change::PgGone(pg) => drop(self.pgs.remove(pg)),
+                // Removed by the operator: the daemon is told so when it comes again.
+                Change::SdsGone(id) => {
+                    if let Some(l) = self.sds.remove(id) {
+                        self.detector.forget(*id, l.start);
+                        l.session.into_iter().for_each(|s| self.close(s));
+                    }
+                }
+                Change::SdcGone(id) => {
+                    let session = self.sdcs.remove(id).and_then(|l| l.session);
+                    session.into_iter().for_each(|s| self.close(s));
+                }
                 Change::Sds(s) => {
                     self.dirty = true;
                     self.end_older(s.id, state);

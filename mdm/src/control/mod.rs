@@ -7,12 +7,13 @@ mod session;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use detector::{Detector, Failed};
 pub use driver::{degraded_bytes, run as drive};
 pub use hub::{Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
 pub use session::{serve, Access};
-pub use tasks::{attachment, unconfirmed};
+pub use tasks::{attachment, left_of, unconfirmed, TaskLeft};
 
 use quarry_base::Nanos;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Applies one command: dispatch, idempotency, events.
 
-use super::{Answer, Applied, Command, Ctx, Op, Reject, Remembered, State, Task, TaskState};
-use super::{EVENTS, REMEMBERED, TASKS};
+use super::{Answer, Applied, Command, Ctx, Op, Reject, Remembered, State};
+use super::{EVENTS, REMEMBERED};
 use quarry_base::{crc32c, ConfigIndex};
 use quarry_wire::Change;
 use std::collections::HashSet;
@@ -37,24 +37,25 @@ impl State {
                 key: key.clone(),
                 op_crc,
                 answer: answer.clone(),
+                body: None,
             });
         }
         for e in &mut ctx.events {
             self.next.event += 1;
             e.id = self.next.event;
-            if self.events.len() >= EVENTS {
-                self.events.pop_front();
-            }
             self.events.push_back(e.clone());
         }
-        Ok(Applied { answer, changes: newest(ctx.changes), events: ctx.events })
+        while self.events.len() > self.events_kept.unwrap_or(EVENTS) {
+            self.events.pop_front();
+        }
+        Ok(Applied { answer, changes: newest(ctx.changes), events: ctx.events, body: None })
     }
 
     fn dispatch(&mut self, ctx: &mut Ctx, op: &Op) -> Result<Answer, Reject> {
         match op {
             Op::Init { cluster } => self.init(ctx, cluster),
-            Op::RegisterMdm { name, addresses, release, host } => {
-                self.register_mdm(ctx, name, addresses, release, host)
+            Op::RegisterMdm { name, addresses, release, host, capabilities } => {
+                self.register_mdm(ctx, name, addresses, release, host, capabilities)
             }
             Op::Register(r) => self.register(ctx, r),
             Op::SdsFailed { sds, start, reason, answered } => {
@@ -78,10 +79,12 @@ impl State {
             Op::FenceSds { id, force, answered } => self.fence_sds(ctx, *id, *force, answered),
             Op::RecoverSds { id } => self.recover_sds(ctx, *id),
             Op::AddSdc { name } => self.add_sdc(ctx, name),
-            Op::CreateVolume { name, pool, size_bytes, provisioning } => {
-                self.create_volume(ctx, name, *pool, *size_bytes, *provisioning)
+            Op::CreateVolume { name, pool, size_bytes, provisioning, used_bytes } => {
+                self.create_volume(ctx, name, *pool, *size_bytes, *provisioning, *used_bytes)
             }
-            Op::ExtendVolume { id, size_bytes } => self.extend_volume(ctx, *id, *size_bytes),
+            Op::ExtendVolume { id, size_bytes, used_bytes } => {
+                self.extend_volume(ctx, *id, *size_bytes, *used_bytes)
+            }
             Op::DeleteVolume { id } => self.delete_volume(ctx, *id),
             Op::Map { volume, sdc, read_only, device } => {
                 self.map(ctx, *volume, *sdc, *read_only, *device)
@@ -89,41 +92,59 @@ impl State {
             Op::Unmap { volume, sdc } => self.unmap(ctx, *volume, *sdc),
             Op::RebuildNow { pool } => self.rebuild_switch(ctx, *pool, true),
             Op::RebuildCancel { pool } => self.rebuild_switch(ctx, *pool, false),
-            Op::AddTask { kind } => Ok(self.add_task(ctx, kind.clone())),
+            Op::AddTask { kind } => Ok(self.add_task(ctx, kind.clone(), 0)),
             Op::EndTask { id, ok, detail } => self.end_task(ctx, *id, *ok, detail),
+            _ => self.dispatch_more(ctx, op),
         }
     }
 
-    fn add_task(&mut self, ctx: &Ctx, kind: super::TaskKind) -> Answer {
-        if let Some(t) =
-            self.tasks.values().find(|t| t.kind == kind && t.state == TaskState::Running)
-        {
-            return Answer::Task(t.id);
+    fn dispatch_more(&mut self, ctx: &mut Ctx, op: &Op) -> Result<Answer, Reject> {
+        match op {
+            Op::CancelTask { id } => self.cancel_task(ctx, *id),
+            Op::DeleteSds { id } => self.delete_sds(ctx, *id),
+            Op::DeleteSdc { id } => self.delete_sdc(ctx, *id),
+            Op::DrainSds { id } => self.drain_sds(ctx, *id),
+            Op::AddDevice { id, pool } => self.add_device(ctx, *id, *pool),
+            Op::DrainDevice { id } => self.drain_device(ctx, *id),
+            Op::DeleteDevice { id } => self.delete_device(ctx, *id),
+            Op::AddFaultSet { name, domain } => self.add_fault_set(ctx, name, *domain),
+            Op::DeleteFaultSet { id } => self.delete_fault_set(ctx, *id),
+            Op::AssignFaultSet { sds, fault_set } => self.assign_fault_set(ctx, *sds, *fault_set),
+            Op::SetPolicy { pool, policy } => self.set_policy(ctx, *pool, policy),
+            Op::SetRate { pool, bytes_per_second } => self.set_rate(ctx, *pool, *bytes_per_second),
+            Op::Move => self.move_copies(ctx),
+            Op::Rebalance { pool } => self.rebalance(ctx, *pool),
+            Op::NoteLevel { pool, level, reason } => self.note_level(ctx, *pool, *level, reason),
+            Op::NoteHealth { pool, health, reason } => self.note_health(ctx, *pool, health, reason),
+            Op::SdcLost { id, instance } => self.sdc_lost(ctx, *id, *instance),
+            Op::SetCapabilities { node, capabilities, drain } => {
+                self.set_capabilities(ctx, *node, capabilities, *drain)
+            }
+            Op::KeepEvents { keep } => self.keep_events(ctx, *keep),
+            Op::Remember { key, body } => Ok(self.remember(key, body)),
+            // Every other one is dispatched above.
+            _ => Err(Reject::new(500, "internal", format!("no effect for {}", op.name()), "")),
         }
-        let over = self.tasks.len().saturating_sub(TASKS);
-        let ended = self.tasks.values().filter(|t| t.state != TaskState::Running).map(|t| t.id);
-        for id in ended.take(over).collect::<Vec<_>>() {
-            self.tasks.remove(&id);
-        }
-        self.next.task += 1;
-        let id = self.next.task;
-        let task = Task {
-            id,
-            kind,
-            state: TaskState::Running,
-            created_ms: ctx.at_ms,
-            finished_ms: None,
-            detail: String::new(),
-        };
-        self.tasks.insert(id, task);
-        Answer::Task(id)
     }
 
-    fn end_task(&mut self, ctx: &Ctx, id: u64, ok: bool, detail: &str) -> Result<Answer, Reject> {
-        let t = self.tasks.get_mut(&id).ok_or_else(|| Reject::not_found("tasks", id))?;
-        t.state = if ok { TaskState::Done } else { TaskState::Failed };
-        t.finished_ms = Some(ctx.at_ms);
-        t.detail = detail.into();
+    /// Keeps the body of a first answer.
+    fn remember(&mut self, key: &str, body: &str) -> Answer {
+        if let Some(r) = self.remembered.iter_mut().find(|r| r.key == key) {
+            r.body.get_or_insert_with(|| body.into());
+        }
+        Answer::Done
+    }
+
+    fn keep_events(&mut self, ctx: &mut Ctx, keep: usize) -> Result<Answer, Reject> {
+        if !(100..=super::MAX_EVENTS).contains(&keep) {
+            return Err(Reject::invalid(
+                "bad_limit",
+                format!("{keep} events cannot be kept"),
+                format!("100 to {}", super::MAX_EVENTS),
+            ));
+        }
+        self.events_kept = Some(keep);
+        ctx.event("events_keep", "events".into(), format!("the newest {keep} are kept"));
         Ok(Answer::Done)
     }
 }
@@ -141,8 +162,13 @@ fn newest(mut changes: Vec<Change>) -> Vec<Change> {
 }
 
 fn op_crc(op: &Op) -> u32 {
+    let mut op = op.clone();
+    // What the API adds of its own is no part of the request.
+    if let Op::CreateVolume { used_bytes, .. } | Op::ExtendVolume { used_bytes, .. } = &mut op {
+        *used_bytes = 0;
+    }
     // A command came from JSON or goes to it: writing it cannot fail.
-    crc32c(&serde_json::to_vec(op).unwrap_or_default())
+    crc32c(&serde_json::to_vec(&op).unwrap_or_default())
 }
 
 fn replay(r: &Remembered, crc: u32) -> Result<Applied, Reject> {
@@ -153,5 +179,10 @@ fn replay(r: &Remembered, crc: u32) -> Result<Applied, Reject> {
             "use a new key for a new request",
         ));
     }
-    Ok(Applied { answer: r.answer.clone(), changes: Vec::new(), events: Vec::new() })
+    Ok(Applied {
+        answer: r.answer.clone(),
+        changes: Vec::new(),
+        events: Vec::new(),
+        body: r.body.clone(),
+    })
 }

@@ -22,9 +22,11 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// What another thick volume may take.
-    pub fn free_thick(&self) -> u64 {
-        self.usable.saturating_sub(self.reserve).saturating_sub(self.thick)
+    /// What another thick volume may take, with `used` bytes (one copy's worth) written. Which of them belong to
+    /// thin volumes is not known: as many as these may hold count, so that no more is promised than can be kept.
+    pub fn free_thick(&self, used: u64) -> u64 {
+        let thin = used.min(self.provisioned.saturating_sub(self.thick));
+        self.usable.saturating_sub(self.reserve).saturating_sub(self.thick).saturating_sub(thin)
     }
 }
 
@@ -52,16 +54,18 @@ impl State {
         pool: PoolId,
         more: u64,
         how: Provisioning,
+        used_bytes: u64,
     ) -> Result<(), Reject> {
         let p = self.pools.get(&pool).ok_or_else(|| Reject::not_found("pool", pool))?;
         let c = self.capacity(p);
+        let free = c.free_thick(used_bytes / u64::from(p.copies.max(1)));
         let facts = format!(
             "free {}, provisioned {}, limit {}",
-            show_size(c.free_thick()),
+            show_size(free),
             show_size(c.provisioned),
             show_size(c.limit)
         );
-        if how == Provisioning::Thick && more > c.free_thick() {
+        if how == Provisioning::Thick && more > free {
             return Err(Reject::invalid(
                 "no_space",
                 format!("pool {} cannot promise {} in full: {facts}", p.name, show_size(more)),

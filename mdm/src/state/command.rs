@@ -1,9 +1,9 @@
 //! Commands of the log, and what applying one answers.
 
-use super::objects::{Ack, Provisioning, TaskKind};
+use super::objects::{Ack, Level, Pacing, Provisioning, TaskKind};
 use quarry_base::{
-    ConfigIndex, DeviceId, DomainId, Epoch, Generation, NodeId, PgId, PoolId, SdcId, SdsId, Seq,
-    StartNo, Version, VolumeId,
+    ConfigIndex, DeviceId, DomainId, Epoch, Generation, Instance, NodeId, PgId, PoolId, SdcId,
+    SdsId, Seq, StartNo, Version, VolumeId,
 };
 use quarry_control::{Capability, Proposal, Role};
 use quarry_wire::Endpoint;
@@ -86,6 +86,8 @@ pub enum Op {
         addresses: Vec<String>,
         release: String,
         host: String,
+        #[serde(default)]
+        capabilities: Vec<Capability>,
     },
     Register(Box<Register>),
     SdsFailed {
@@ -152,10 +154,15 @@ pub enum Op {
         pool: PoolId,
         size_bytes: u64,
         provisioning: Provisioning,
+        /// Bytes used on the pool's devices, as they report.
+        #[serde(default)]
+        used_bytes: u64,
     },
     ExtendVolume {
         id: VolumeId,
         size_bytes: u64,
+        #[serde(default)]
+        used_bytes: u64,
     },
     DeleteVolume {
         id: VolumeId,
@@ -183,6 +190,84 @@ pub enum Op {
         id: u64,
         ok: bool,
         detail: String,
+    },
+    CancelTask {
+        id: u64,
+    },
+    DeleteSds {
+        id: SdsId,
+    },
+    DeleteSdc {
+        id: SdcId,
+    },
+    DrainSds {
+        id: SdsId,
+    },
+    /// An unassigned device joins a pool.
+    AddDevice {
+        id: DeviceId,
+        pool: PoolId,
+    },
+    DrainDevice {
+        id: DeviceId,
+    },
+    DeleteDevice {
+        id: DeviceId,
+    },
+    AddFaultSet {
+        name: String,
+        domain: DomainId,
+    },
+    DeleteFaultSet {
+        id: u32,
+    },
+    AssignFaultSet {
+        sds: SdsId,
+        fault_set: Option<u32>,
+    },
+    SetPolicy {
+        pool: PoolId,
+        policy: Box<Policy>,
+    },
+    /// The rate that follows from a pool's policy and its load now.
+    SetRate {
+        pool: PoolId,
+        bytes_per_second: u64,
+    },
+    /// Moves of copies that are due (drains, rebalancing).
+    Move,
+    Rebalance {
+        pool: PoolId,
+    },
+    /// A pool has become fuller or emptier.
+    NoteLevel {
+        pool: PoolId,
+        level: Level,
+        reason: String,
+    },
+    /// The health of a pool has changed.
+    NoteHealth {
+        pool: PoolId,
+        health: String,
+        reason: String,
+    },
+    SdcLost {
+        id: SdcId,
+        instance: Instance,
+    },
+    SetCapabilities {
+        node: NodeId,
+        capabilities: Vec<Capability>,
+        /// Moves copies away first where a capability is in use.
+        drain: bool,
+    },
+    KeepEvents {
+        keep: usize,
+    },
+    /// Keeps what a request with an idempotency key was answered.
+    Remember {
+        key: String,
+        body: String,
     },
 }
 
@@ -217,6 +302,26 @@ impl Op {
             Op::RebuildCancel { .. } => "rebuild_cancel",
             Op::AddTask { .. } => "task",
             Op::EndTask { .. } => "task_end",
+            Op::CancelTask { .. } => "task_cancel",
+            Op::DeleteSds { .. } => "sds_delete",
+            Op::DeleteSdc { .. } => "sdc_delete",
+            Op::DrainSds { .. } => "sds_drain",
+            Op::AddDevice { .. } => "device_add",
+            Op::DrainDevice { .. } => "device_drain",
+            Op::DeleteDevice { .. } => "device_delete",
+            Op::AddFaultSet { .. } => "fault_set_create",
+            Op::DeleteFaultSet { .. } => "fault_set_delete",
+            Op::AssignFaultSet { .. } => "fault_set_assign",
+            Op::SetPolicy { .. } => "policy_set",
+            Op::SetRate { .. } => "rate_set",
+            Op::Move => "move",
+            Op::Rebalance { .. } => "rebalance",
+            Op::NoteLevel { .. } => "note_level",
+            Op::NoteHealth { .. } => "note_health",
+            Op::SdcLost { .. } => "sdc_lost",
+            Op::SetCapabilities { .. } => "capabilities_set",
+            Op::KeepEvents { .. } => "events_keep",
+            Op::Remember { .. } => "remember",
         }
     }
 }
@@ -237,6 +342,21 @@ pub struct AddPool {
     pub rebuild_bytes_per_second: Option<u64>,
 }
 
+/// Changes of a pool's settings; what is `None` stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    pub pacing: Option<Pacing>,
+    pub rebuild_bytes_per_second: Option<u64>,
+    pub rebuild_grace_seconds: Option<u64>,
+    pub over_commit: Option<u32>,
+    pub reserve_percent: Option<u32>,
+    pub alert_high_percent: Option<u32>,
+    pub alert_critical_percent: Option<u32>,
+    pub auto_rebalance: Option<bool>,
+    pub moves_at_once: Option<u32>,
+}
+
 /// What a command that was done answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -247,6 +367,7 @@ pub enum Answer {
     Sds(SdsId),
     Sdc(SdcId),
     Volume(VolumeId),
+    FaultSet(u32),
     Task(u64),
     Registered {
         node: NodeId,
@@ -294,7 +415,10 @@ impl Reject {
             404,
             "not_found",
             format!("there is no {kind} {id}"),
-            format!("list what there is: GET /{kind}/list"),
+            match kind {
+                "node" => "list what there is: GET /cluster/nodes".to_string(),
+                _ => format!("list what there is: GET /{kind}/list"),
+            },
         )
     }
     pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Reject {

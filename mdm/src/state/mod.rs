@@ -6,35 +6,46 @@
 //! never used again; start numbers and instances come from one counter, so that any two differ.
 
 mod apply;
+mod capabilities;
 mod capacity;
 mod command;
+mod devices;
+mod faultsets;
+mod fence;
+mod moves;
 mod nodes;
 mod objects;
 mod pg;
+mod policy;
 mod pools;
 mod reach;
 mod rebuild;
+mod tasks;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ops;
 #[cfg(test)]
 mod tests_prop;
 mod volumes;
 
 pub use capacity::Capacity;
 pub use command::{
-    AddPool, Answer, Answered, Command, ElectPg, Op, Position, RegDevice, Register, Reject,
+    AddPool, Answer, Answered, Command, ElectPg, Op, Policy, Position, RegDevice, Register, Reject,
 };
 pub use objects::*;
+pub use policy::rate_of;
 
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, NodeId, PgId, PoolId, SdcId, SdsId, VolumeId, VtreeId,
 };
 use quarry_wire::{Change, ClusterView};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Events kept.
+/// Events kept unless the operator says otherwise, and the most.
 pub const EVENTS: usize = 4096;
+pub const MAX_EVENTS: usize = 65_536;
 /// Answers of requests with an idempotency key kept.
 pub const REMEMBERED: usize = 1024;
 /// Finished tasks kept.
@@ -59,6 +70,8 @@ pub struct Counters {
     pub start: u64,
     pub event: u64,
     pub task: u64,
+    #[serde(default)]
+    pub fault_set: u32,
 }
 
 /// An answer kept for a repeated request.
@@ -68,6 +81,9 @@ pub struct Remembered {
     /// CRC of the operation: the same key with another request is a mistake.
     pub op_crc: u32,
     pub answer: Answer,
+    /// The body that was answered, once it is known.
+    #[serde(default)]
+    pub body: Option<String>,
 }
 
 /// The whole state of the MDM.
@@ -90,6 +106,16 @@ pub struct State {
     pub events: VecDeque<Event>,
     pub tasks: BTreeMap<u64, Task>,
     pub remembered: VecDeque<Remembered>,
+    #[serde(default)]
+    pub fault_sets: BTreeMap<u32, FaultSet>,
+    /// Names of servers and clients that were removed: they may not register until they are added again.
+    #[serde(default)]
+    pub removed_sds: BTreeSet<String>,
+    #[serde(default)]
+    pub removed_sdc: BTreeSet<String>,
+    /// Events kept; `None`: [`EVENTS`].
+    #[serde(default)]
+    pub events_kept: Option<usize>,
 }
 
 /// What one command did.
@@ -99,6 +125,8 @@ pub struct Applied {
     /// To be pushed to every session, in this order.
     pub changes: Vec<Change>,
     pub events: Vec<Event>,
+    /// Body kept for a repeated request.
+    pub body: Option<String>,
 }
 
 /// Collects what a command changes while it is applied.
@@ -115,13 +143,23 @@ impl Ctx {
         self.changes.push(c);
     }
     pub fn event(&mut self, what: &str, object: String, reason: impl Into<String>) {
+        self.outcome(what, object, "ok", reason);
+    }
+    /// An event that did not end well: `failed`, `refused`, `cancelled`.
+    pub fn outcome(
+        &mut self,
+        what: &str,
+        object: String,
+        outcome: &str,
+        reason: impl Into<String>,
+    ) {
         self.events.push(Event {
             id: 0,
             at_ms: self.at_ms,
             who: self.who.clone(),
             what: what.into(),
             object,
-            outcome: "ok".into(),
+            outcome: outcome.into(),
             reason: reason.into(),
         });
     }

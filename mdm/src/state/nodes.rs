@@ -4,7 +4,7 @@ use super::{
     valid_name, Answer, Answered, Ctx, Device, Domain, Node, Register, Reject, Sdc, Sds, State,
     MAX_OBJECTS,
 };
-use quarry_base::{DeviceId, DomainId, Instance, NodeId, PgId, PoolId, SdcId, SdsId, StartNo};
+use quarry_base::{DeviceId, DomainId, Instance, NodeId, PoolId, SdcId, SdsId, StartNo};
 use quarry_control::{Capability, Role};
 use quarry_wire::Change;
 use std::collections::BTreeSet;
@@ -36,9 +36,12 @@ impl State {
         addresses: &[String],
         release: &str,
         host: &str,
+        capabilities: &[Capability],
     ) -> Result<Answer, Reject> {
         check_name(name)?;
-        self.upsert_node(ctx, name, addresses, &[Capability::Mdm], release, host);
+        let mut all = vec![Capability::Mdm];
+        all.extend(capabilities.iter().filter(|c| **c != Capability::Mdm));
+        self.upsert_node(ctx, name, addresses, &all, release, host);
         Ok(Answer::Done)
     }
 
@@ -65,18 +68,50 @@ impl State {
             capabilities: Vec::new(),
             release: String::new(),
             host: String::new(),
+            disabled: Vec::new(),
         });
         n.addresses = addresses.to_vec();
         n.release = release.into();
         n.host = host.into();
-        let all: BTreeSet<Capability> =
-            capabilities.iter().chain(&n.capabilities).copied().collect();
-        n.capabilities = all.into_iter().collect();
+        let old = n.capabilities.clone();
+        let all: BTreeSet<Capability> = capabilities.iter().copied().collect();
+        // What the node file no longer lists goes, unless something depends on it.
+        let kept = old.into_iter().filter(|c| !all.contains(c) && self.depends(id, *c));
+        let kept: Vec<Capability> = kept.collect();
+        if let Some(n) = self.nodes.get_mut(&id) {
+            let gone: Vec<String> = n
+                .capabilities
+                .iter()
+                .filter(|c| !all.contains(c))
+                .map(|c| if kept.contains(c) { format!("{c} (kept)") } else { c.to_string() })
+                .collect();
+            if !gone.is_empty() {
+                let why = "not listed in its node file any more; what is kept is in use: drain or unmap first";
+                ctx.event("capability_gone", format!("node {name} {}", gone.join(", ")), why);
+            }
+            n.capabilities = all.into_iter().chain(kept).collect();
+            n.capabilities.sort();
+        }
         id
     }
 
+    /// Data or mappings depend on this capability of the node, or it is the MDM that runs here.
+    fn depends(&self, node: NodeId, c: Capability) -> bool {
+        match c {
+            Capability::Mdm => true,
+            Capability::Sds => self.sds_of(node).iter().any(|s| self.copies_on_sds(*s) > 0),
+            Capability::Sdc => {
+                let here = self.sdcs.values().filter(|s| s.node == Some(node));
+                let mapped = |id: SdcId| {
+                    self.volumes.values().any(|v| v.mappings.iter().any(|m| m.sdc == id))
+                };
+                here.into_iter().any(|s| mapped(s.id))
+            }
+        }
+    }
+
     pub(crate) fn register(&mut self, ctx: &mut Ctx, r: &Register) -> Result<Answer, Reject> {
-        check_name(&r.name)?;
+        self.check_removed(r)?;
         let need = match r.role {
             Role::Sds => Capability::Sds,
             Role::Sdc => Capability::Sdc,
@@ -192,6 +227,8 @@ impl State {
                 shard: 0,
                 failed: None,
                 failed_since_ms: None,
+                draining: false,
+                removed: false,
             });
             k.sds = sds;
             k.path = d.path.clone();
@@ -201,12 +238,15 @@ impl State {
                 k.failed_since_ms = Some(ctx.at_ms);
             }
             k.failed = d.failed.clone();
-            k.pool = k.pool.or(only);
+            k.pool = k.pool.or(only.filter(|_| !k.removed));
             if let Some(info) = k.info() {
                 ctx.change(Change::Device(info));
             }
             out.push((d.uuid.clone(), id));
         }
+        // A removed device that its server does not have any more is forgotten.
+        let here: BTreeSet<DeviceId> = out.iter().map(|d| d.1).collect();
+        self.devices.retain(|id, d| d.sds != sds || !d.removed || here.contains(id));
         out
     }
 
@@ -217,15 +257,17 @@ impl State {
         };
         let old = self.sdcs.get(&id).map(|s| s.instance.get()).unwrap_or(0);
         let kept = old != 0 && r.resume == Some(old);
+        let known = kept && self.sdcs.get(&id).is_some_and(|s| s.up);
         let instance = if kept { Instance(old) } else { Instance(self.new_start().get()) };
         if let Some(s) = self.sdcs.get_mut(&id) {
             s.node = Some(node);
             s.instance = instance;
             s.host = r.host.clone();
             s.metrics = r.metrics.clone();
+            s.up = true;
             ctx.change(Change::Sdc(s.info()));
         }
-        if !kept {
+        if !known {
             ctx.event("sdc_up", format!("sdc {}", r.name), format!("instance {instance}"));
         }
         Answer::Registered {
@@ -238,7 +280,7 @@ impl State {
         }
     }
 
-    fn new_start(&mut self) -> StartNo {
+    pub(crate) fn new_start(&mut self) -> StartNo {
         self.next.start += 1;
         StartNo(self.next.start)
     }
@@ -256,6 +298,7 @@ impl State {
             up: false,
             fenced: false,
             leaving: false,
+            draining: false,
             down_since_ms: None,
             host: String::new(),
             boot_id: String::new(),
@@ -276,6 +319,7 @@ impl State {
             instance: Instance::ZERO,
             host: String::new(),
             metrics: None,
+            up: false,
         };
         self.sdcs.insert(id, s);
         id
@@ -294,9 +338,11 @@ impl State {
         if !self.domains.contains_key(&domain) {
             return Err(Reject::not_found("pd", domain));
         }
+        self.check_fault_set(fault_set, domain)?;
         let known = self.sds.values().find(|s| s.name == name).map(|s| (s.id, s.domain));
         let Some((id, old)) = known else {
             let id = self.new_sds(name, domain, fault_set);
+            self.removed_sds.remove(name);
             ctx.event("sds_add", format!("sds {name}"), format!("domain {domain}"));
             return Ok(Answer::Sds(id));
         };
@@ -354,6 +400,7 @@ impl State {
             ));
         }
         let id = self.new_sdc(name);
+        self.removed_sdc.remove(name);
         if let Some(s) = self.sdcs.get(&id) {
             ctx.change(Change::Sdc(s.info()));
         }
@@ -402,85 +449,6 @@ impl State {
         let pgs = self.groups_of(sds);
         self.settle(ctx, &pgs, answered);
         Ok(Answer::Done)
-    }
-
-    /// The operator takes a server out at once; its data stays.
-    pub(crate) fn fence_sds(
-        &mut self,
-        ctx: &mut Ctx,
-        id: SdsId,
-        force: bool,
-        answered: &Answered,
-    ) -> Result<Answer, Reject> {
-        let s = self.sds.get(&id).ok_or_else(|| Reject::not_found("sds", id))?;
-        if s.fenced {
-            return Ok(Answer::Sds(id));
-        }
-        let name = s.name.clone();
-        let pgs = self.groups_of(id);
-        if !force {
-            self.refuse_last_copies(id, &name, &pgs, answered)?;
-        }
-        // A new start number ends every role it has, also where it stays the only in-sync member (R1).
-        let start = self.new_start();
-        if let Some(s) = self.sds.get_mut(&id) {
-            s.fenced = true;
-            s.up = false;
-            s.start = start;
-            s.down_since_ms = Some(ctx.at_ms);
-            ctx.change(Change::Sds(s.info()));
-        }
-        ctx.event(
-            "sds_fail",
-            format!("sds {name}"),
-            if force { "forced by the operator" } else { "asked by the operator" },
-        );
-        self.settle(ctx, &pgs, answered);
-        self.rebuild(ctx)?;
-        Ok(Answer::Sds(id))
-    }
-
-    fn refuse_last_copies(
-        &self,
-        id: SdsId,
-        name: &str,
-        pgs: &[PgId],
-        answered: &Answered,
-    ) -> Result<(), Reject> {
-        let last = |pg: &&PgId| {
-            let Some(p) = self.pgs.get(*pg) else { return false };
-            let c = &p.config;
-            c.in_sync.iter().any(|m| m.sds == id)
-                && !c
-                    .in_sync
-                    .iter()
-                    .any(|m| m.sds != id && self.good(m) && answered.contains(&m.sds))
-        };
-        let pools: BTreeSet<PoolId> = pgs.iter().filter(last).map(|pg| pg.pool()).collect();
-        let hit = self.volumes.values().filter(|v| pools.contains(&v.pool));
-        let names: Vec<&str> = hit.map(|v| v.name.as_str()).take(20).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        Err(Reject::conflict(
-            "last_copy",
-            format!("SDS {name} has the last good copy of data of: {}", names.join(", ")),
-            "wait until the pool is healthy again, or use force: these volumes are unavailable then",
-        ))
-    }
-
-    pub(crate) fn recover_sds(&mut self, ctx: &mut Ctx, id: SdsId) -> Result<Answer, Reject> {
-        let s = self.sds.get_mut(&id).ok_or_else(|| Reject::not_found("sds", id))?;
-        if s.fenced {
-            s.fenced = false;
-            s.down_since_ms = if s.up { None } else { Some(ctx.at_ms) };
-            ctx.change(Change::Sds(s.info()));
-            ctx.event("sds_recover", format!("sds {}", s.name), "asked by the operator");
-            let pgs = self.groups_of(id);
-            self.settle(ctx, &pgs, &Answered::new());
-            self.rebuild(ctx)?;
-        }
-        Ok(Answer::Sds(id))
     }
 }
 

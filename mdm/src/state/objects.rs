@@ -20,12 +20,78 @@ pub struct Node {
     pub capabilities: Vec<Capability>,
     pub release: String,
     pub host: String,
+    /// Capabilities the operator has taken away; the node file still lists them.
+    #[serde(default)]
+    pub disabled: Vec<Capability>,
+}
+
+impl Node {
+    /// What the node may do now.
+    pub fn can(&self, c: Capability) -> bool {
+        self.capabilities.contains(&c) && !self.disabled.contains(&c)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Domain {
     pub id: DomainId,
     pub name: String,
+}
+
+/// Servers of a protection domain that are expected to fail together.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FaultSet {
+    pub id: u32,
+    pub name: String,
+    pub domain: DomainId,
+}
+
+/// How fast missing copies are restored and copies are moved (R28).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pacing {
+    /// As fast as it goes.
+    #[default]
+    Unlimited,
+    /// Never faster than `rebuild_bytes_per_second`.
+    Limit,
+    /// While applications read or write, held to `rebuild_bytes_per_second`; else as fast as it goes.
+    FavourApplication,
+    /// Follows the load: never below `rebuild_bytes_per_second`, slower the busier applications are.
+    Dynamic,
+}
+
+/// How full a pool is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    #[default]
+    Normal,
+    High,
+    Critical,
+}
+
+impl Level {
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Normal => "normal",
+            Level::High => "high",
+            Level::Critical => "critical",
+        }
+    }
+}
+
+fn default_high() -> u32 {
+    super::pools::DEFAULT_HIGH_PERCENT
+}
+fn default_critical() -> u32 {
+    super::pools::DEFAULT_CRITICAL_PERCENT
+}
+fn default_moves() -> u32 {
+    super::pools::DEFAULT_MOVES
+}
+fn yes() -> bool {
+    true
 }
 
 /// When a write is acknowledged.
@@ -58,7 +124,32 @@ pub struct Pool {
     pub rebuild_cancelled: bool,
     /// The operator asked to skip the grace time for what is lost now.
     pub rebuild_now: bool,
+    /// The rate that `pacing` speaks of; 0: none given.
     pub rebuild_bytes_per_second: u64,
+    #[serde(default)]
+    pub pacing: Pacing,
+    /// The rate in force now, bytes a second for each placement group; 0: no limit.
+    #[serde(default)]
+    pub rate_now: u64,
+    /// Used part of the raw capacity at which the pool counts as high and as critical.
+    #[serde(default = "default_high")]
+    pub alert_high_percent: u32,
+    #[serde(default = "default_critical")]
+    pub alert_critical_percent: u32,
+    #[serde(default)]
+    pub level: Level,
+    /// Copies are moved by themselves when devices were added.
+    #[serde(default = "yes")]
+    pub auto_rebalance: bool,
+    /// Copies are being moved now.
+    #[serde(default)]
+    pub rebalancing: bool,
+    /// Placement groups that may be on the move at a time.
+    #[serde(default = "default_moves")]
+    pub moves_at_once: u32,
+    /// Health as it was noted last, for events.
+    #[serde(default)]
+    pub health: String,
 }
 
 impl Pool {
@@ -68,7 +159,7 @@ impl Pool {
             name: self.name.clone(),
             pg_count: self.pg_count,
             cached: self.ack == Ack::Cached,
-            rebuild_bytes_per_second: self.rebuild_bytes_per_second,
+            rebuild_bytes_per_second: self.rate_now,
         }
     }
 }
@@ -87,6 +178,9 @@ pub struct Sds {
     pub fenced: bool,
     /// It asked for its roles to be taken over and gets none until its next start.
     pub leaving: bool,
+    /// The operator wants it empty: it gets no copies and gives away those it has.
+    #[serde(default)]
+    pub draining: bool,
     /// When it went down.
     pub down_since_ms: Option<u64>,
     pub host: String,
@@ -122,6 +216,12 @@ pub struct Device {
     /// A write or a sync failed, and why.
     pub failed: Option<String>,
     pub failed_since_ms: Option<u64>,
+    /// The operator wants it empty.
+    #[serde(default)]
+    pub draining: bool,
+    /// Taken out of its pool by the operator: joins none until it is added again.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 impl Device {
@@ -141,6 +241,9 @@ pub struct Sdc {
     pub instance: Instance,
     pub host: String,
     pub metrics: Option<String>,
+    /// It has a session, or its loss has not been noted yet.
+    #[serde(default)]
+    pub up: bool,
 }
 
 impl Sdc {
@@ -199,6 +302,9 @@ pub struct Pg {
     /// When its primary moved because clients could not reach it, last minute (R27).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved_ms: Vec<u64>,
+    /// Listed devices that give their copy away: they leave as soon as the others have all copies.
+    #[serde(default)]
+    pub retiring: Vec<DeviceId>,
 }
 
 /// One line of history.
@@ -220,6 +326,24 @@ pub struct Event {
 pub enum TaskKind {
     Map { volume: VolumeId, sdc: SdcId, generation: Generation },
     Unmap { volume: VolumeId, sdc: SdcId, index: quarry_base::ConfigIndex },
+    DrainSds { sds: SdsId },
+    DrainDevice { device: DeviceId },
+    Rebalance { pool: PoolId },
+    Rebuild { pool: PoolId },
+}
+
+impl TaskKind {
+    /// For events.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TaskKind::Map { .. } => "map",
+            TaskKind::Unmap { .. } => "unmap",
+            TaskKind::DrainSds { .. } => "drain_sds",
+            TaskKind::DrainDevice { .. } => "drain_device",
+            TaskKind::Rebalance { .. } => "rebalance",
+            TaskKind::Rebuild { .. } => "rebuild",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -228,6 +352,7 @@ pub enum TaskState {
     Running,
     Done,
     Failed,
+    Cancelled,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -239,4 +364,7 @@ pub struct Task {
     pub created_ms: u64,
     pub finished_ms: Option<u64>,
     pub detail: String,
+    /// Copies to move or to restore when it began; 0: not counted.
+    #[serde(default)]
+    pub total: u64,
 }

@@ -46,7 +46,7 @@ impl State {
     }
 
     /// Groups in which the server has or should have a role.
-    pub(crate) fn groups_of(&self, sds: SdsId) -> Vec<PgId> {
+    pub fn groups_of(&self, sds: SdsId) -> Vec<PgId> {
         let ours = |d: &DeviceId| self.devices.get(d).is_some_and(|d| d.sds == sds);
         let hit = |c: &PgConfig| c.members().any(|m| m.sds == sds) || c.listed.iter().any(ours);
         self.pgs.values().filter(|p| hit(&p.config)).map(|p| p.config.pg).collect()
@@ -101,6 +101,7 @@ impl State {
         ctx.change(Change::Pg(c.clone()));
         if let Some(p) = self.pgs.get_mut(&c.pg) {
             p.held.retain(|h| is_held(h, ctx.at_ms));
+            p.retiring.retain(|d| c.listed.contains(d));
             p.config = c;
         }
     }
@@ -274,7 +275,7 @@ impl State {
         }
     }
 
-    /// With `device` in sync. With all copies there, only these stay listed.
+    /// With `device` in sync. With all copies there, only these stay listed; a retiring device does not count.
     fn added(&self, mut c: PgConfig, device: DeviceId) -> Result<PgConfig, Reject> {
         let at = c.syncing.iter().position(|m| m.device == device);
         let Some(m) = at.map(|i| c.syncing.remove(i)).filter(|m| self.good(m)) else {
@@ -284,10 +285,10 @@ impl State {
             )));
         };
         c.in_sync.push(m);
-        let good = c.in_sync.iter().filter(|m| self.good(m)).count();
-        if good >= c.copies as usize {
-            let keep: Vec<DeviceId> =
-                c.in_sync.iter().filter(|m| self.good(m)).map(|m| m.device).collect();
+        let retiring = self.pgs.get(&c.pg).map(|p| p.retiring.as_slice()).unwrap_or_default();
+        let stays = |m: &&Member| self.good(m) && !retiring.contains(&m.device);
+        let keep: Vec<DeviceId> = c.in_sync.iter().filter(stays).map(|m| m.device).collect();
+        if keep.len() >= c.copies as usize {
             c.in_sync.retain(|m| keep.contains(&m.device));
             c.listed.retain(|d| keep.contains(d));
             c.syncing.clear();

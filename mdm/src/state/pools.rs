@@ -1,7 +1,9 @@
 //! Protection domains and storage pools.
 
 use super::nodes::check_name;
-use super::{AddPool, Answer, Ctx, Domain, Pool, Reject, State, MAX_OBJECTS};
+use super::{
+    AddPool, Answer, Ctx, Domain, Level, Pacing, Pool, Reject, State, TaskKind, MAX_OBJECTS,
+};
 use quarry_base::{DeviceId, DomainId, PgId, PoolId};
 use quarry_wire::Change;
 
@@ -13,6 +15,10 @@ pub const MAX_PGS: u32 = 65_536;
 pub const DEFAULT_GRACE_SECONDS: u64 = 60;
 pub const DEFAULT_OVER_COMMIT: u32 = 10;
 pub const DEFAULT_RESERVE_PERCENT: u32 = 10;
+pub const DEFAULT_HIGH_PERCENT: u32 = 80;
+pub const DEFAULT_CRITICAL_PERCENT: u32 = 90;
+/// Placement groups of a pool that move at a time.
+pub const DEFAULT_MOVES: u32 = 8;
 
 impl State {
     pub(crate) fn add_domain(&mut self, ctx: &mut Ctx, name: &str) -> Result<Answer, Reject> {
@@ -37,12 +43,14 @@ impl State {
     pub(crate) fn delete_domain(&mut self, ctx: &mut Ctx, id: DomainId) -> Result<Answer, Reject> {
         let d = self.domains.get(&id).ok_or_else(|| Reject::not_found("pd", id))?;
         let name = d.name.clone();
-        if self.pools.values().any(|p| p.domain == id) || self.sds.values().any(|s| s.domain == id)
+        if self.pools.values().any(|p| p.domain == id)
+            || self.sds.values().any(|s| s.domain == id)
+            || self.fault_sets.values().any(|f| f.domain == id)
         {
             return Err(Reject::conflict(
                 "not_empty",
-                format!("protection domain {name} has pools or servers"),
-                "delete its pools and move its servers first",
+                format!("protection domain {name} has pools, servers or fault sets"),
+                "delete its pools and fault sets and move its servers first",
             ));
         }
         if id == DomainId(1) {
@@ -58,7 +66,7 @@ impl State {
         let devices = self.pool_candidates(p)?;
         self.next.pool += 1;
         let id = PoolId(self.next.pool);
-        let pool = Pool {
+        let mut pool = Pool {
             id,
             name: p.name.clone(),
             domain: p.domain,
@@ -72,7 +80,21 @@ impl State {
             rebuild_cancelled: false,
             rebuild_now: false,
             rebuild_bytes_per_second: p.rebuild_bytes_per_second.unwrap_or(0),
+            pacing: if p.rebuild_bytes_per_second.unwrap_or(0) > 0 {
+                Pacing::Limit
+            } else {
+                Pacing::Unlimited
+            },
+            rate_now: 0,
+            alert_high_percent: DEFAULT_HIGH_PERCENT,
+            alert_critical_percent: DEFAULT_CRITICAL_PERCENT,
+            level: Level::Normal,
+            auto_rebalance: true,
+            rebalancing: false,
+            moves_at_once: DEFAULT_MOVES,
+            health: String::new(),
         };
+        pool.rate_now = super::rate_of(&pool, 0, 0);
         ctx.change(Change::Pool(pool.info()));
         ctx.event(
             "pool_create",
@@ -123,16 +145,10 @@ impl State {
                 format!("at most {MAX_PGS}; leave it out for a good default"),
             ));
         }
-        if p.over_commit.is_some_and(|n| !(1..=1000).contains(&n))
-            || p.reserve_percent.is_some_and(|n| n > 50)
-        {
-            return Err(Reject::invalid(
-                "bad_limit",
-                "over_commit must be 1 to 1000, reserve_percent 0 to 50",
-                "",
-            ));
-        }
-        Ok(())
+        check_limits(
+            p.over_commit.unwrap_or(DEFAULT_OVER_COMMIT),
+            p.reserve_percent.unwrap_or(DEFAULT_RESERVE_PERCENT),
+        )
     }
 
     fn pool_candidates(&self, p: &AddPool) -> Result<Vec<DeviceId>, Reject> {
@@ -141,7 +157,7 @@ impl State {
             sds.is_some_and(|s| s.domain == p.domain)
         };
         let Some(named) = &p.devices else {
-            let free = self.devices.values().filter(|d| d.pool.is_none());
+            let free = self.devices.values().filter(|d| d.pool.is_none() && !d.removed);
             return Ok(free.map(|d| d.id).filter(|d| in_domain(*d)).collect());
         };
         for id in named {
@@ -190,12 +206,26 @@ impl State {
         for d in devices {
             self.assign(ctx, d, None);
         }
+        for kind in [TaskKind::Rebalance { pool: id }, TaskKind::Rebuild { pool: id }] {
+            self.drop_task(ctx, &kind, "the pool was deleted");
+        }
         self.pools.remove(&id);
         self.deleted.retain(|_, p| *p != id);
         ctx.change(Change::PoolGone(id));
         ctx.event("pool_delete", format!("pool {name}"), "");
         Ok(Answer::Done)
     }
+}
+
+pub(crate) fn check_limits(over_commit: u32, reserve_percent: u32) -> Result<(), Reject> {
+    if (1..=1000).contains(&over_commit) && reserve_percent <= 50 {
+        return Ok(());
+    }
+    Err(Reject::invalid(
+        "bad_limit",
+        "over_commit must be 1 to 1000, reserve_percent 0 to 50",
+        "10 and 10 are the defaults",
+    ))
 }
 
 /// A power of two near 32 for each device.

@@ -1,13 +1,13 @@
 //! First layout of a pool, and rebuild elsewhere of copies that do not come back (R16).
 
-use super::{Answer, Ctx, Device, Pg, Reject, State};
+use super::{Answer, Ctx, Device, Pg, Reject, State, TaskKind};
 use quarry_base::{DeviceId, Epoch, PgId, PoolId};
 use quarry_placement::Candidate;
 use quarry_wire::{Change, Member, PgConfig};
 use std::collections::BTreeSet;
 
 impl State {
-    fn candidate(&self, d: &Device) -> Option<Candidate> {
+    pub(crate) fn candidate(&self, d: &Device) -> Option<Candidate> {
         let s = self.sds.get(&d.sds)?;
         Some(Candidate {
             device: d.id,
@@ -18,8 +18,12 @@ impl State {
     }
 
     /// Devices of a pool that may get new copies.
-    fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
-        let ok = |d: &&Device| self.healthy(d) && self.sds.get(&d.sds).is_some_and(|s| !s.leaving);
+    pub(crate) fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
+        let ok = |d: &&Device| {
+            self.healthy(d)
+                && !self.draining(d.id)
+                && self.sds.get(&d.sds).is_some_and(|s| !s.leaving)
+        };
         self.pool_devices(pool).filter(ok).filter_map(|d| self.candidate(d)).collect()
     }
 
@@ -51,7 +55,8 @@ impl State {
                 min_copies: p.min_copies,
             };
             ctx.change(Change::Pg(config.clone()));
-            self.pgs.insert(pg, Pg { config, held: Vec::new(), moved_ms: Vec::new() });
+            let (held, moved_ms, retiring) = (Vec::new(), Vec::new(), Vec::new());
+            self.pgs.insert(pg, Pg { config, held, moved_ms, retiring });
         }
         ctx.event(
             "pool_layout",
@@ -66,11 +71,12 @@ impl State {
         Some(Member { device, sds: s.id, start: s.start })
     }
 
-    /// Since when the device cannot hold its copies, if it cannot; a fenced server's at once.
+    /// Since when the device cannot hold its copies, if it cannot; a fenced server's at once, as one that is to be
+    /// emptied anyway.
     fn lost_since(&self, device: DeviceId) -> Option<u64> {
         let d = self.devices.get(&device)?;
         let s = self.sds.get(&d.sds)?;
-        if s.fenced {
+        if s.fenced || (self.draining(device) && (!s.up || d.failed.is_some())) {
             return Some(0);
         }
         let down = if s.up { None } else { Some(s.down_since_ms.unwrap_or(0)) };
@@ -165,7 +171,7 @@ impl State {
     }
 
     /// Gives groups new device lists; listed devices that are there begin to sync.
-    fn relist(&mut self, ctx: &mut Ctx, todo: Vec<(PgId, Vec<DeviceId>)>) {
+    pub(crate) fn relist(&mut self, ctx: &mut Ctx, todo: Vec<(PgId, Vec<DeviceId>)>) {
         let pgs: Vec<PgId> = todo.iter().map(|t| t.0).collect();
         for (pg, listed) in todo {
             let Some(p) = self.pgs.get_mut(&pg) else { continue };
@@ -193,12 +199,17 @@ impl State {
             format!("pool {name}"),
             "asked by the operator",
         );
-        if on {
-            self.rebuild(ctx)?;
-        } else {
+        let task = TaskKind::Rebuild { pool };
+        if !on {
             self.unlist_new(ctx, pool);
+            self.drop_task(ctx, &task, "the rebuild was cancelled");
+            return Ok(Answer::Pool(pool));
         }
-        Ok(Answer::Pool(pool))
+        self.rebuild(ctx)?;
+        match self.copies_missing(pool) {
+            0 => Ok(Answer::Pool(pool)),
+            n => Ok(self.add_task(ctx, task, n)),
+        }
     }
 
     /// Takes back the devices a rebuild has added and that are not in sync yet.
@@ -218,6 +229,11 @@ impl State {
                 (c.pg, listed)
             })
             .collect();
+        for (pg, _) in &extra {
+            if let Some(p) = self.pgs.get_mut(pg) {
+                p.retiring.clear();
+            }
+        }
         self.relist(ctx, extra);
     }
 }

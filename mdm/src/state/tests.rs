@@ -57,33 +57,32 @@ impl Lab {
 
     /// Server `i` registers; the start it gets.
     pub fn register(&mut self, i: u32, resume: Option<u64>, heard: &[u32]) -> StartNo {
-        let dev = RegDevice {
-            uuid: format!("u{i}"),
-            path: "/d".into(),
-            capacity_bytes: 1 << 40,
-            shard: 0,
-            failed: None,
-        };
-        let a = self.ok(Op::Register(Box::new(Register {
-            role: Role::Sds,
-            name: format!("s{i}"),
-            addresses: vec![],
-            capabilities: vec![Capability::Sds],
-            host: "h".into(),
-            boot_id: "b".into(),
-            release: "1".into(),
-            metrics: None,
-            resume,
-            endpoints: vec![],
-            devices: vec![dev],
-            answered: answered(heard),
-        })));
+        let a = self.run(registration(i, resume, heard)).unwrap().answer;
         let Answer::Registered { start, .. } = a else { panic!("{a:?}") };
         StartNo(start)
     }
 
+    pub fn try_register(&mut self, i: u32) -> Result<Applied, Reject> {
+        self.run(registration(i, None, &[]))
+    }
+
+    pub fn try_register_again(
+        &mut self,
+        i: u32,
+        resume: Option<u64>,
+        heard: &[u32],
+    ) -> Result<Applied, Reject> {
+        self.run(registration(i, resume, heard))
+    }
+
+    /// Id of server `i`; one that is not there has none, and 0 is nobody's.
+    pub fn id(&self, i: u32) -> SdsId {
+        let name = format!("s{i}");
+        self.s.sds.values().find(|s| s.name == name).map_or(SdsId(0), |s| s.id)
+    }
+
     pub fn start(&self, i: u32) -> StartNo {
-        self.s.sds[&SdsId(i)].start
+        self.s.sds.get(&self.id(i)).map_or(StartNo::ZERO, |s| s.start)
     }
 
     pub fn fail(&mut self, i: u32, heard: &[u32]) {
@@ -132,10 +131,10 @@ impl Lab {
                 .in_sync
                 .iter()
                 .filter_map(|m| {
-                    let (i, l, commit) = last.iter().find(|x| x.0 == m.sds.get())?;
+                    let (_, l, commit) = last.iter().find(|x| x.0 == m.sds.get())?;
                     Some(Position {
                         device: m.device,
-                        start: self.start(*i),
+                        start: self.s.sds[&m.sds].start,
                         last: Version::new(Epoch(l.0), Seq(l.1)),
                         commit: Seq(*commit),
                         known: l.0 > 0,
@@ -146,6 +145,30 @@ impl Lab {
         let pgs = pgs.collect();
         self.ok(Op::Elect { pgs });
     }
+}
+
+fn registration(i: u32, resume: Option<u64>, heard: &[u32]) -> Op {
+    let dev = RegDevice {
+        uuid: format!("u{i}"),
+        path: "/d".into(),
+        capacity_bytes: 1 << 40,
+        shard: 0,
+        failed: None,
+    };
+    Op::Register(Box::new(Register {
+        role: Role::Sds,
+        name: format!("s{i}"),
+        addresses: vec![],
+        capabilities: vec![Capability::Sds],
+        host: "h".into(),
+        boot_id: "b".into(),
+        release: "1".into(),
+        metrics: None,
+        resume,
+        endpoints: vec![],
+        devices: vec![dev],
+        answered: answered(heard),
+    }))
 }
 
 pub fn pool(name: &str, copies: u8) -> Op {
@@ -464,6 +487,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
         pool: PoolId(1),
         size_bytes: 1 << 20,
         provisioning: Provisioning::Thin,
+        used_bytes: 0,
     });
     let map = Op::Map { volume: VolumeId(1), sdc: SdcId(1), read_only: false, device: false };
     l.ok(map.clone());
@@ -479,6 +503,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
         pool: PoolId(1),
         size_bytes: 1 << 20,
         provisioning: Provisioning::Thin,
+        used_bytes: 0,
     });
     let v = &l.s.volumes[&VolumeId(2)];
     assert_eq!(v.vtree, VtreeId(2), "ids and vtrees are never used again");
@@ -492,6 +517,7 @@ fn a_forced_fence_of_the_last_copy_leaves_it_unavailable_until_recovered() {
         pool: PoolId(1),
         size_bytes: 1 << 20,
         provisioning: Provisioning::Thin,
+        used_bytes: 0,
     });
     l.fail(1, &[2]);
     let fence = |force| Op::FenceSds { id: SdsId(2), force, answered: answered(&[2]) };

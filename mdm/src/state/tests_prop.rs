@@ -26,6 +26,16 @@ enum Step {
     Fence(u32, bool, u8),
     Recover(u32),
     Later(u64),
+    Drain(u32),
+    DrainDevice(u32),
+    Move,
+    Rebalance,
+    CancelTask(u8),
+    DeleteSds(u32),
+    AddSds(u32),
+    FaultSet(u32, u8),
+    DeleteDevice(u32),
+    AddDevice(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -43,8 +53,18 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Rebuild),
         1 => Just(Step::Cancel),
         1 => (s.clone(), any::<bool>(), any::<u8>()).prop_map(|(i, f, a)| Step::Fence(i, f, a)),
-        1 => s.prop_map(Step::Recover),
+        1 => s.clone().prop_map(Step::Recover),
         2 => (0u64..90_000).prop_map(Step::Later),
+        2 => s.clone().prop_map(Step::Drain),
+        1 => s.clone().prop_map(Step::DrainDevice),
+        6 => Just(Step::Move),
+        2 => Just(Step::Rebalance),
+        1 => any::<u8>().prop_map(Step::CancelTask),
+        1 => s.clone().prop_map(Step::DeleteSds),
+        1 => s.clone().prop_map(Step::AddSds),
+        1 => (s.clone(), any::<u8>()).prop_map(|(i, f)| Step::FaultSet(i, f)),
+        1 => s.clone().prop_map(Step::DeleteDevice),
+        1 => s.clone().prop_map(Step::AddDevice),
     ]
 }
 
@@ -67,12 +87,13 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
     let all = l.all();
     Some(match *s {
         Step::Fail(i, a) => {
-            Op::SdsFailed { sds: SdsId(i), start: l.start(i), reason: "t".into(), answered: set(a) }
+            Op::SdsFailed { sds: l.id(i), start: l.start(i), reason: "t".into(), answered: set(a) }
         }
         Step::Register(i, a, resume) => {
             let old = resume.then(|| l.start(i).get());
             let on: Vec<u32> = set(a).iter().map(|s| s.get()).collect();
-            l.register(i, old, &on);
+            // Refused for a removed server.
+            l.try_register_again(i, old, &on).ok();
             return None;
         }
         Step::Sweep(a) => Op::Sweep { answered: set(a) },
@@ -110,7 +131,7 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
             )
         }
         Step::HandOver(i, a) => Op::Propose {
-            sds: SdsId(i),
+            sds: l.id(i),
             start: l.start(i),
             proposal: Proposal::HandOver,
             answered: set(a),
@@ -123,8 +144,24 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
         },
         Step::Rebuild => Op::Rebuild,
         Step::Cancel => Op::RebuildCancel { pool: PoolId(1) },
-        Step::Fence(i, force, a) => Op::FenceSds { id: SdsId(i), force, answered: set(a) },
-        Step::Recover(i) => Op::RecoverSds { id: SdsId(i) },
+        Step::Fence(i, force, a) => Op::FenceSds { id: l.id(i), force, answered: set(a) },
+        Step::Recover(i) => Op::RecoverSds { id: l.id(i) },
+        Step::Drain(i) => Op::DrainSds { id: l.id(i) },
+        Step::DrainDevice(i) => Op::DrainDevice { id: DeviceId(i) },
+        Step::Move => Op::Move,
+        Step::Rebalance => Op::Rebalance { pool: PoolId(1) },
+        Step::CancelTask(n) => {
+            let ids: Vec<u64> = l.s.tasks.keys().copied().collect();
+            Op::CancelTask { id: pick(&ids, n)? }
+        }
+        Step::DeleteSds(i) => Op::DeleteSds { id: l.id(i) },
+        Step::AddSds(i) => Op::AddSds { name: format!("s{i}"), domain: None, fault_set: None },
+        Step::FaultSet(i, f) => {
+            let set = u32::from(f % 4);
+            Op::AssignFaultSet { sds: l.id(i), fault_set: (set > 0).then_some(set) }
+        }
+        Step::DeleteDevice(i) => Op::DeleteDevice { id: DeviceId(i) },
+        Step::AddDevice(i) => Op::AddDevice { id: DeviceId(i), pool: PoolId(1) },
         Step::Later(ms) => {
             l.at_ms += ms;
             return None;
@@ -181,6 +218,14 @@ fn check(l: &Lab, old: &PgConfig, new: &PgConfig, step: &Step) -> Result<(), Tes
     servers.dedup();
     prop_assert_eq!(servers.len(), new.members().count(), "two copies on one server");
     prop_assert!(new.syncing.iter().all(|m| new.listed.contains(&m.device)));
+    // A move takes a copy away only together with the new one's arrival.
+    if matches!(
+        step,
+        Step::Move | Step::Rebalance | Step::Drain(_) | Step::DrainDevice(_) | Step::CancelTask(_)
+    ) {
+        prop_assert_eq!(&old.in_sync, &new.in_sync, "{:?}", step);
+        prop_assert_eq!(old.primary, new.primary);
+    }
     Ok(())
 }
 
@@ -193,8 +238,11 @@ proptest! {
         for i in 1..=SERVERS {
             l.register(i, None, &[]);
         }
+        for set in ["f1", "f2", "f3"] {
+            l.ok(Op::AddFaultSet { name: set.into(), domain: DomainId(1) });
+        }
         l.ok(pool("p", copies));
-        l.ok(Op::CreateVolume { name: "v".into(), pool: PoolId(1), size_bytes: 1 << 20, provisioning: Provisioning::Thin });
+        l.ok(Op::CreateVolume { name: "v".into(), pool: PoolId(1), size_bytes: 1 << 20, provisioning: Provisioning::Thin, used_bytes: 0});
         // Who led a group at an epoch: one device with one start, for ever.
         let mut leaders: BTreeMap<(PgId, Epoch), Option<(DeviceId, StartNo)>> = BTreeMap::new();
         for s in &steps {
@@ -233,13 +281,25 @@ fn replays(l: &Lab) -> Result<(), TestCaseError> {
 /// With everything repaired all groups get all their copies back.
 fn heals(l: &mut Lab) -> Result<(), TestCaseError> {
     for i in 1..=SERVERS {
-        l.ok(Op::RecoverSds { id: SdsId(i) });
+        // Known already, unless it was removed.
+        l.run(Op::AddSds { name: format!("s{i}"), domain: None, fault_set: None }).ok();
+        l.ok(Op::RecoverSds { id: l.id(i) });
         l.register(i, None, &[]);
     }
+    for d in l.s.devices.keys().copied().collect::<Vec<_>>() {
+        // Only those that were taken out of the pool.
+        l.run(Op::AddDevice { id: d, pool: PoolId(1) }).ok();
+    }
     l.at_ms += 100_000;
-    l.elect(&(1..=SERVERS).map(|i| (i, (1_000, 10), 10)).collect::<Vec<_>>());
+    let all: Vec<u32> = (1..=SERVERS).map(|i| l.id(i).get()).collect();
+    l.elect(&all.iter().map(|i| (*i, (1_000, 10), 10)).collect::<Vec<_>>());
     l.ok(Op::RebuildNow { pool: PoolId(1) });
-    l.ok(Op::Sweep { answered: answered(&[1, 2, 3, 4]) });
+    for t in l.s.tasks.keys().copied().collect::<Vec<_>>() {
+        // Those that run still.
+        l.run(Op::CancelTask { id: t }).ok();
+    }
+    l.ok(Op::RebuildNow { pool: PoolId(1) });
+    l.ok(Op::Sweep { answered: answered(&all) });
     l.heal();
     for c in l.all() {
         prop_assert!(c.is_complete(), "{:?}", c);

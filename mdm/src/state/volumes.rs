@@ -16,6 +16,7 @@ impl State {
         pool: PoolId,
         size_bytes: u64,
         provisioning: Provisioning,
+        used_bytes: u64,
     ) -> Result<Answer, Reject> {
         check_name(name)?;
         check_size(size_bytes)?;
@@ -38,7 +39,7 @@ impl State {
                 "start SDS nodes with devices in this protection domain; GET /sds/list shows who is there",
             ));
         }
-        self.check_room(pool, size_bytes, provisioning)?;
+        self.check_room(pool, size_bytes, provisioning, used_bytes)?;
         self.next.volume += 1;
         self.next.vtree += 1;
         let id = VolumeId(self.next.volume);
@@ -64,6 +65,7 @@ impl State {
         ctx: &mut Ctx,
         id: VolumeId,
         size_bytes: u64,
+        used_bytes: u64,
     ) -> Result<Answer, Reject> {
         let v = self.volume(id)?;
         if size_bytes < v.size_bytes {
@@ -74,7 +76,7 @@ impl State {
             ));
         }
         check_size(size_bytes)?;
-        self.check_room(v.pool, size_bytes - v.size_bytes, v.provisioning)?;
+        self.check_room(v.pool, size_bytes - v.size_bytes, v.provisioning, used_bytes)?;
         let v = self.volume_mut(id)?;
         if v.size_bytes != size_bytes {
             v.size_bytes = size_bytes;
@@ -110,7 +112,16 @@ impl State {
         read_only: bool,
         device: bool,
     ) -> Result<Answer, Reject> {
-        let name = self.sdcs.get(&sdc).ok_or_else(|| Reject::not_found("sdc", sdc))?.name.clone();
+        let x = self.sdcs.get(&sdc).ok_or_else(|| Reject::not_found("sdc", sdc))?;
+        let name = x.name.clone();
+        let node = x.node.and_then(|n| self.nodes.get(&n));
+        if node.is_some_and(|n| !n.can(quarry_control::Capability::Sdc)) {
+            return Err(Reject::invalid(
+                "node_lacks_sdc",
+                format!("the node of SDC {name} has no SDC capability"),
+                "map to a node with an SDC: GET /sdc/list",
+            ));
+        }
         let v = self.volume_mut(volume)?;
         let index = ctx.index;
         if let Some(m) = v.mappings.iter_mut().find(|m| m.sdc == sdc) {

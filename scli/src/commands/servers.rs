@@ -13,7 +13,9 @@ const COLUMNS: &[Column] = &[
     ("state", "STATE", Show::Plain),
     ("node_id", "NODE-ID", Show::Plain),
     ("protection_domain_id", "DOMAIN-ID", Show::Plain),
+    ("fault_set_name", "FAULT-SET", Show::Plain),
     ("devices", "DEVICES", Show::Plain),
+    ("copies", "COPIES", Show::Plain),
     ("capacity_bytes", "CAPACITY", Show::Size),
     ("used_bytes", "USED", Show::Size),
     ("last_heartbeat_seconds", "LAST-SEEN", Show::Duration),
@@ -27,11 +29,14 @@ pub fn sds(cx: &Context<'_>, command: &Sds) -> Result<(), CliError> {
             let id = select::id(&cx.client, SDS, which)?;
             cx.out.object(&cx.client.get(&format!("/sds/{id}"))?)
         }
-        Sds::Add { name, pd } => {
-            let body = json!({
+        Sds::Add { name, pd, fault_set } => {
+            let mut body = json!({
                 "name": select::check_name(name)?,
                 "protection_domain_id": select::id_by_name(&cx.client, PD, pd)?,
             });
+            if let Some(f) = fault_set {
+                body["fault_set"] = json!(select::check_name(f)?);
+            }
             let answer = cx.client.post("/sds/add", &body)?;
             cx.finish(answer, &format!("SDS '{name}' added to '{pd}'"))
         }
@@ -42,12 +47,15 @@ pub fn sds(cx: &Context<'_>, command: &Sds) -> Result<(), CliError> {
             act(cx, which, "fail", &body, Some(ask), "fenced")
         }
         Sds::Recover(which) => act(cx, which, "recover", &json!({}), None, "is taken back"),
-        Sds::Drain(which) => act(cx, which, "drain", &json!({}), None, "is being drained"),
+        Sds::Drain(which) => act(cx, which, "drain", &json!({}), None, "is empty"),
         Sds::Delete(which) => {
             let object = select::find(&cx.client, SDS, which)?;
-            cx.confirm(&format!("SDS {} will be removed from the cluster.", called(&object)))?;
-            let answer = cx.client.delete(&format!("/sds/{}", select::id_of(&object)?))?;
-            cx.finish(answer, &format!("SDS {} removed", called(&object)))
+            let (id, name) = (select::id_of(&object)?, called(&object));
+            cx.delete(
+                &format!("/sds/{id}"),
+                &format!("SDS {name} will be removed from the cluster."),
+                &format!("SDS {name} removed"),
+            )
         }
     }
 }
@@ -66,7 +74,7 @@ fn act(
         cx.confirm(&format!("SDS {name} {ask}"))?;
     }
     let path = format!("/sds/{}/{verb}", select::id_of(&object)?);
-    cx.finish(cx.client.post(&path, body)?, &format!("SDS {name} {done}"))
+    cx.finish(cx.post(&path, body)?, &format!("SDS {name} {done}"))
 }
 
 pub fn sdc(cx: &Context<'_>, command: &Sdc) -> Result<(), CliError> {
@@ -82,9 +90,12 @@ pub fn sdc(cx: &Context<'_>, command: &Sdc) -> Result<(), CliError> {
         }
         Sdc::Delete(which) => {
             let object = select::find(&cx.client, SDC, which)?;
-            cx.confirm(&format!("SDC {} will be removed from the cluster.", called(&object)))?;
-            let answer = cx.client.delete(&format!("/sdc/{}", select::id_of(&object)?))?;
-            cx.finish(answer, &format!("SDC {} removed", called(&object)))
+            let (id, name) = (select::id_of(&object)?, called(&object));
+            cx.delete(
+                &format!("/sdc/{id}"),
+                &format!("SDC {name} will be removed from the cluster."),
+                &format!("SDC {name} removed"),
+            )
         }
     }
 }

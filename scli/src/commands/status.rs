@@ -63,6 +63,11 @@ fn text(status: &Value, health: &str, nodes: &Value) -> String {
     if let Some(bytes) = degraded.filter(|b| *b > 0) {
         out.push(format!("at risk  {} have fewer copies than asked", show_size(bytes)));
     }
+    let single = status.get("bytes_one_copy").and_then(Value::as_u64);
+    if let Some(bytes) = single.filter(|b| *b > 0) {
+        let risk = "have ONE copy: stop no node before `scli node can-stop` says yes";
+        out.push(format!("         {} {risk}", show_size(bytes)));
+    }
     if health != "ok" {
         let eta = status.get("eta_seconds").and_then(Value::as_f64);
         let eta = eta.map_or_else(|| "not known yet".to_string(), duration);
@@ -76,6 +81,19 @@ fn text(status: &Value, health: &str, nodes: &Value) -> String {
     }
     if reasons.len() > MAX_REASONS {
         out.push(format!("         and {} more: scli status --json", reasons.len() - MAX_REASONS));
+    }
+    let warnings = status.get("warnings").and_then(Value::as_array).map(Vec::as_slice);
+    for (n, w) in warnings.unwrap_or_default().iter().take(MAX_REASONS).enumerate() {
+        let label = if n == 0 { "look at " } else { "        " };
+        out.push(format!("{label} {}", w.as_str().unwrap_or("?")));
+    }
+    if health != "ok" {
+        let bad = |p: &&Value| p.get("health").and_then(Value::as_str) != Some("ok");
+        let pools = status.get("pools").and_then(Value::as_array).map(Vec::as_slice);
+        let pool = pools.unwrap_or_default().iter().find(bad).and_then(|p| p.get("pool"));
+        if let Some(pool) = pool.and_then(Value::as_str) {
+            out.push(format!("what to do: scli explain pool {pool}"));
+        }
     }
     out.extend(node_line(nodes));
     out.join("\n")

@@ -39,7 +39,7 @@ pub fn run(cx: &Context<'_>, command: &Volume) -> Result<(), CliError> {
             let answer = cx.client.post("/vol/create", &body)?;
             cx.finish(answer, &format!("volume '{name}' made, {}", show_size(bytes)))
         }
-        Volume::Map { which, sdc, device } => map(cx, which, sdc, *device),
+        Volume::Map { which, sdc, device, read_only } => map(cx, which, sdc, *device, *read_only),
         Volume::Unmap { which, sdc } => {
             let answer = cx.client.post("/vol/unmap", &mapping(which, sdc)?.into())?;
             cx.finish(answer, &format!("unmapped from '{sdc}'"))
@@ -55,9 +55,11 @@ pub fn run(cx: &Context<'_>, command: &Volume) -> Result<(), CliError> {
             let object = select::find(&cx.client, VOLUME, which)?;
             let id = select::id_of(&object)?;
             let name = called(&object);
-            cx.confirm(&format!("Volume {name} and all its data will be destroyed."))?;
-            let answer = cx.client.delete(&format!("/vol/{id}"))?;
-            cx.finish(answer, &format!("volume {name} deleted"))
+            cx.delete(
+                &format!("/vol/{id}"),
+                &format!("Volume {name} and all its data will be destroyed."),
+                &format!("volume {name} deleted"),
+            )
         }
     }
 }
@@ -83,10 +85,19 @@ fn mapping(which: &Which, sdc: &str) -> Result<Map<String, Value>, CliError> {
 
 /// Maps and prints the address. The address is what this command is for, so it waits for it even
 /// without `--wait`, as long as one request may take.
-fn map(cx: &Context<'_>, which: &Which, sdc: &str, device: bool) -> Result<(), CliError> {
+fn map(
+    cx: &Context<'_>,
+    which: &Which,
+    sdc: &str,
+    device: bool,
+    read_only: bool,
+) -> Result<(), CliError> {
     let mut body = mapping(which, sdc)?;
     if device {
         body.insert("device".to_string(), true.into());
+    }
+    if read_only {
+        body.insert("read_only".to_string(), true.into());
     }
     let body = Value::from(body);
     let mut answer = cx.client.post("/vol/map", &body)?;

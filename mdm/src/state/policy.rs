@@ -1,0 +1,185 @@
+//! Settings of pools that may change while they live, and what follows from them by and by.
+
+use super::pools::check_limits;
+use super::{Answer, Ctx, Level, Pacing, Policy, Pool, Reject, State};
+use quarry_base::PoolId;
+use quarry_wire::Change;
+
+/// Used where a policy needs a rate and none was given, bytes a second.
+pub const DEFAULT_RATE: u64 = 10 << 20;
+/// Longest grace time, seconds: a year.
+const MAX_GRACE: u64 = 31_536_000;
+
+/// Slowest rate of a group, bytes a second: one block of the store.
+const SLOWEST: u64 = 64 << 10;
+/// Load below which applications count as at rest, bytes a second.
+const AT_REST: u64 = 1 << 20;
+/// `dynamic` leaves this times the application's own rate to rebuilds when they are light.
+const DYNAMIC_CEILING: u64 = 256 << 20;
+
+/// The rate a pool's policy gives for a load of applications, bytes a second; 0: no limit.
+pub fn rate(p: &Pool, application_bytes_per_second: u64) -> u64 {
+    let floor = match p.rebuild_bytes_per_second {
+        0 => DEFAULT_RATE,
+        n => n,
+    };
+    let busy = application_bytes_per_second > AT_REST;
+    match p.pacing {
+        Pacing::Unlimited => 0,
+        Pacing::Limit => p.rebuild_bytes_per_second,
+        Pacing::FavourApplication if busy => floor,
+        Pacing::Dynamic if busy => {
+            // In powers of two, so that a load that wavers does not change it all the time.
+            let rest = DYNAMIC_CEILING.saturating_sub(application_bytes_per_second);
+            let step = if rest == 0 { 0 } else { 1 << rest.ilog2() };
+            floor.max(step)
+        }
+        Pacing::FavourApplication | Pacing::Dynamic => 0,
+    }
+}
+
+/// What each of `syncing` groups may take of the pool's rate; none yet: as if all began at once.
+pub fn rate_of(p: &Pool, application_bytes_per_second: u64, syncing: usize) -> u64 {
+    let total = rate(p, application_bytes_per_second);
+    if total == 0 {
+        return 0;
+    }
+    let groups = match syncing {
+        0 => u64::from(p.pg_count),
+        n => (n as u64).next_power_of_two().min(u64::from(p.pg_count)),
+    };
+    (total / groups.max(1)).max(SLOWEST)
+}
+
+impl State {
+    pub(crate) fn set_policy(
+        &mut self,
+        ctx: &mut Ctx,
+        id: PoolId,
+        n: &Policy,
+    ) -> Result<Answer, Reject> {
+        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
+        let mut q = p.clone();
+        q.pacing = n.pacing.unwrap_or(q.pacing);
+        q.rebuild_bytes_per_second =
+            n.rebuild_bytes_per_second.unwrap_or(q.rebuild_bytes_per_second);
+        q.rebuild_grace_seconds = n.rebuild_grace_seconds.unwrap_or(q.rebuild_grace_seconds);
+        q.over_commit = n.over_commit.unwrap_or(q.over_commit);
+        q.reserve_percent = n.reserve_percent.unwrap_or(q.reserve_percent);
+        q.alert_high_percent = n.alert_high_percent.unwrap_or(q.alert_high_percent);
+        q.alert_critical_percent = n.alert_critical_percent.unwrap_or(q.alert_critical_percent);
+        q.auto_rebalance = n.auto_rebalance.unwrap_or(q.auto_rebalance);
+        q.moves_at_once = n.moves_at_once.unwrap_or(q.moves_at_once);
+        check_limits(q.over_commit, q.reserve_percent)?;
+        check_policy(&q)?;
+        if q.pacing != p.pacing || q.rebuild_bytes_per_second != p.rebuild_bytes_per_second {
+            q.rate_now = rate_of(&q, 0, 0);
+            ctx.change(Change::Pool(q.info()));
+        }
+        let what = serde_json::to_value(n).unwrap_or_default();
+        let set = what.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null());
+        let text: Vec<String> = set.map(|(k, v)| format!("{k}={v}")).collect();
+        ctx.event("policy_set", format!("pool {}", p.name), text.join(" "));
+        *p = q;
+        Ok(Answer::Pool(id))
+    }
+
+    pub(crate) fn set_rate(
+        &mut self,
+        ctx: &mut Ctx,
+        id: PoolId,
+        bytes_per_second: u64,
+    ) -> Result<Answer, Reject> {
+        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
+        if p.rate_now != bytes_per_second {
+            p.rate_now = bytes_per_second;
+            ctx.change(Change::Pool(p.info()));
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn note_level(
+        &mut self,
+        ctx: &mut Ctx,
+        id: PoolId,
+        level: Level,
+        reason: &str,
+    ) -> Result<Answer, Reject> {
+        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
+        if p.level != level {
+            p.level = level;
+            ctx.outcome("pool_capacity", format!("pool {}", p.name), level.name(), reason);
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn note_health(
+        &mut self,
+        ctx: &mut Ctx,
+        id: PoolId,
+        health: &str,
+        reason: &str,
+    ) -> Result<Answer, Reject> {
+        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
+        if p.health != health {
+            p.health = health.into();
+            ctx.outcome("pool_health", format!("pool {}", p.name), health, reason);
+        }
+        Ok(Answer::Done)
+    }
+}
+
+fn check_policy(q: &Pool) -> Result<(), Reject> {
+    let alerts = (1..=100).contains(&q.alert_high_percent)
+        && (1..=100).contains(&q.alert_critical_percent)
+        && q.alert_high_percent <= q.alert_critical_percent;
+    if !alerts {
+        return Err(Reject::invalid(
+            "bad_limit",
+            "alert_high_percent and alert_critical_percent must be 1 to 100, the first not above the second",
+            "80 and 90 are the defaults",
+        ));
+    }
+    if !(1..=1024).contains(&q.moves_at_once) || q.rebuild_grace_seconds > MAX_GRACE {
+        return Err(Reject::invalid(
+            "bad_limit",
+            format!("moves_at_once must be 1 to 1024, rebuild_grace_seconds at most {MAX_GRACE}"),
+            "8 and 60 are the defaults",
+        ));
+    }
+    if q.pacing == Pacing::Limit && q.rebuild_bytes_per_second == 0 {
+        return Err(Reject::invalid(
+            "bad_limit",
+            "the policy limit needs rebuild_bytes_per_second",
+            "for example 104857600 for 100 MiB/s",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Lab;
+    use super::*;
+
+    #[test]
+    fn the_rate_follows_policy_and_load() {
+        let l = Lab::cluster(2, 2);
+        let mut p = l.s.pools.values().next().cloned().unwrap();
+        let idle_and_busy = |p: &Pool| (rate(p, 0), rate(p, 100 << 20));
+        assert_eq!(idle_and_busy(&p), (0, 0));
+        p.rebuild_bytes_per_second = 5 << 20;
+        p.pacing = Pacing::Limit;
+        assert_eq!(idle_and_busy(&p), (5 << 20, 5 << 20));
+        p.pacing = Pacing::FavourApplication;
+        assert_eq!(idle_and_busy(&p), (0, 5 << 20));
+        p.pacing = Pacing::Dynamic;
+        assert_eq!(idle_and_busy(&p), (0, 128 << 20));
+        assert_eq!(rate(&p, 300 << 20), 5 << 20, "never below what was given");
+        assert!(rate(&p, 10 << 20) >= rate(&p, 200 << 20));
+        p.pacing = Pacing::Limit;
+        p.rebuild_bytes_per_second = 32 << 20;
+        assert_eq!(rate_of(&p, 0, 0), 1 << 20, "as if all 32 groups began at once");
+        assert_eq!((rate_of(&p, 0, 1), rate_of(&p, 0, 3)), (32 << 20, 8 << 20));
+    }
+}
