@@ -200,7 +200,7 @@ impl Cx<'_> {
             ),
             (_, false) => w.say(
                 format!("sds {name} is down: {n} groups miss its copies"),
-                format!("start sds-server on its node (log and `scli node list`); else its copies are rebuilt elsewhere after the pool's grace time"),
+                "start sds-server on its node and read its log; else its copies are rebuilt elsewhere after the pool's grace time",
             ),
             (_, true) => w.say(
                 format!("sds {name} is being brought up to date: {n} groups"),

@@ -58,7 +58,8 @@ fn check(doc: &Value, schema: &Value, v: &Value, at: &str) -> Option<String> {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    if !types.contains(&kind) && !(kind == "integer" && types.contains(&"number")) {
+    let number = kind == "integer" && types.contains(&"number");
+    if !number && !types.contains(&kind) {
         return Some(format!("{at}: {v} is no {types:?}"));
     }
     if let Some(list) = v.as_array() {
