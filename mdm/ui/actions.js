@@ -121,7 +121,8 @@ export function rebuild(store, p, what) {
     title: start ? `Rebuild pool ${p.name} now` : `Stop rebuilding pool ${p.name}`, button: start ? "Start" : "Stop",
     intro: start ? "Missing copies are made on other servers at once, without waiting for lost ones to come back." : null,
     danger: start ? null : list(`${bytes(p.status ? p.status.bytes_degraded : 0)} keep fewer copies than asked until their server returns or the rebuild is started again.`),
-    submit: async (_, told) => { await call("POST", `/rebuild/${what}/${seg(p.id)}`, undefined, told); return start ? `Rebuild of ${p.name} started` : `Rebuild of ${p.name} stopped`; },
+    // It goes on as a task; the page shows how far it is.
+    submit: async () => { await request("POST", `/rebuild/${what}/${seg(p.id)}`, {}); refresh(); return start ? `Rebuild of ${p.name} started` : `Rebuild of ${p.name} stopped`; },
   });
 }
 
