@@ -81,7 +81,10 @@ impl Book {
         now: u64,
         window: u64,
     ) -> Option<f64> {
-        value(self.objects.get(&(kind, id))?, 0, now, window, metric.source)
+        // The row of this second may not be there yet.
+        let ring = self.objects.get(&(kind, id))?;
+        let last = ring.at(0, now)?.0;
+        value(ring, 0, last, window, metric.source)
     }
 
     /// Counters and gauges as recorded last.
@@ -96,9 +99,9 @@ impl Book {
 }
 
 fn value(ring: &Ring, tier: usize, at: u64, step: u64, source: Source) -> Option<f64> {
-    let (end, new) = ring.at(tier, at)?;
-    let column = |c: usize| new.get(c).copied();
+    let column = |c: usize| ring.at(tier, at)?.1.get(c).copied();
     let growth = |c: usize| {
+        let (end, new) = ring.end(tier, at)?;
         let (begin, old) = ring.at(tier, at.checked_sub(step)?)?;
         (end > begin).then_some((new.get(c)? - old.get(c)?, (end - begin) as f64))
     };

@@ -41,6 +41,13 @@ impl Tier {
         }
     }
 
+    /// The first row at or after `at`, not later than `slack`, and the time it speaks of.
+    fn from(&self, at: u64, slack: u64) -> Option<(u64, &[f64])> {
+        let r = self.rows.get(self.rows.partition_point(|r| r.last < at))?;
+        let time = r.first.max(at);
+        (time - at <= slack).then_some((time, &*r.values))
+    }
+
     /// The newest row at or before `at`, not older than `slack`, and the time it speaks of.
     fn at(&self, at: u64, slack: u64) -> Option<(u64, &[f64])> {
         let after = self.rows.partition_point(|r| r.first <= at);
@@ -75,6 +82,12 @@ impl Ring {
     pub fn at(&self, tier: usize, at: u64) -> Option<(u64, &[f64])> {
         let t = self.tiers.get(tier)?;
         t.at(at, t.every - 1 + LATE)
+    }
+
+    /// The same, for the end of a step: if a row was taken late, the one after `at` stands for it, so that what happened meanwhile is
+    /// spread over the steps that it may belong to and their sum stays right.
+    pub fn end(&self, tier: usize, at: u64) -> Option<(u64, &[f64])> {
+        self.tiers.get(tier)?.from(at, LATE)
     }
 
     /// The newest values.

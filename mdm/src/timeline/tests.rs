@@ -85,6 +85,25 @@ fn nothing_is_invented_for_a_time_without_rows() {
 }
 
 #[test]
+fn a_row_that_comes_late_changes_no_sum() {
+    let mut b = Book::default();
+    let t = 1_000_000_000;
+    for i in 0..100u64 {
+        // Every tenth second has no row.
+        if i % 10 != 5 {
+            let n = i * i;
+            b.record(t + i, rows(vec![(Kind::Volume, 1, written(n, n * 4096, 0))]));
+        }
+    }
+    let p = b.points(&query("write_ops", 90, Some(1)), t + 99);
+    assert_eq!(p.len(), 90);
+    let sum: f64 = p.iter().map(|p| p.1).sum();
+    assert_eq!(sum, f64::from(99 * 99 - 9 * 9), "{p:?}");
+    // The second that has not been recorded yet has no point.
+    assert_eq!(b.points(&query("write_ops", 90, Some(1)), t + 100).last().unwrap().0, t + 99);
+}
+
+#[test]
 fn memory_is_bounded_and_idle_objects_take_one_row() {
     let mut idle = Ring::default();
     let mut busy = Ring::default();
