@@ -9,6 +9,7 @@ use crate::error::SdsError;
 use crate::format::Formatter;
 use crate::patience::patiently;
 use crate::state::{from_hex, to_hex, StateFile};
+use bytes::Bytes;
 use quarry_base::{DeviceId, Nanos, PageBuf};
 use quarry_control::DeviceReport;
 use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingError};
@@ -53,6 +54,8 @@ pub struct Device {
     pub phase: Phase,
     /// Formatting it failed.
     pub unformatted: bool,
+    /// Bytes a second that its scrub reads.
+    pub scrub_rate: u64,
     /// As the store said last, for reports.
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -89,7 +92,19 @@ impl Device {
 
     /// Settings of its store.
     pub fn store_config(&self) -> StoreConfig {
-        StoreConfig { device_bytes: self.bytes, ..StoreConfig::default() }
+        StoreConfig {
+            device_bytes: self.bytes,
+            scrub_bytes_per_second: self.scrub_rate,
+            ..StoreConfig::default()
+        }
+    }
+
+    /// Sets what its scrub reads a second, bytes.
+    pub fn set_scrub_rate(&mut self, rate: u64) {
+        self.scrub_rate = rate;
+        if let Phase::Opening(s) | Phase::Recovered(s) = &mut self.phase {
+            s.set_scrub_rate(rate);
+        }
     }
 
     /// Begins formatting as device `id` of `cluster`.
@@ -165,6 +180,7 @@ fn open_one(
         id: None,
         phase: Phase::Blank,
         unformatted: false,
+        scrub_rate: 0,
         capacity_bytes: opened.size,
         used_bytes: 0,
         recovered: Vec::new(),
@@ -232,7 +248,7 @@ pub fn look(
         path: path.into(),
         source: io::Error::from_raw_os_error(errno),
     };
-    let start = read_blocking(reactor, file, IDENT_BYTES)?.map_err(bad)?;
+    let start = read_blocking(reactor, file, 0, IDENT_BYTES)?.map_err(bad)?;
     match read_ident(&start) {
         // Some file systems leave the first and the seventeenth page alone.
         Ok(None) if start.iter().any(|b| *b != 0) => Err(SdsError::Foreign { path: path.into() }),
@@ -241,14 +257,24 @@ pub fn look(
     }
 }
 
-/// Reads the first `len` bytes and waits for them. Only before anything is served.
-fn read_blocking(
+/// The bytes in which both superblocks lie.
+pub fn first_bytes(reactor: &mut Reactor, file: FileId, path: &Path) -> Result<Bytes, SdsError> {
+    let start = read_blocking(reactor, file, 0, IDENT_BYTES)?;
+    start.map(PageBuf::freeze).map_err(|errno| SdsError::Unreadable {
+        path: path.into(),
+        source: io::Error::from_raw_os_error(errno),
+    })
+}
+
+/// Reads `len` bytes from `offset` and waits for them. Only before anything is served.
+pub fn read_blocking(
     reactor: &mut Reactor,
     file: FileId,
+    offset: u64,
     len: usize,
 ) -> Result<Result<PageBuf, i32>, SdsError> {
     let mut events = Vec::new();
-    reactor.read_at(file, 0, PageBuf::new(len), len, 0);
+    reactor.read_at(file, offset, PageBuf::new(len), len, 0);
     let limit = quarry_ring::now_boottime() + FIRST_READ;
     while quarry_ring::now_boottime() < limit {
         reactor.turn(Some(limit), &mut events)?;

@@ -161,7 +161,7 @@ fn is_aligned(piece: &Bytes) -> bool {
 }
 
 /// The pieces one after another in one aligned buffer.
-fn gather(pieces: &[Bytes]) -> Bytes {
+pub(crate) fn gather(pieces: &[Bytes]) -> Bytes {
     let mut all = PageBuf::new(pieces.iter().map(Bytes::len).sum());
     let mut at = 0;
     for p in pieces {

@@ -11,6 +11,7 @@ pub mod device;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod fsck;
 pub mod links;
 pub mod mail;
 pub mod metrics;

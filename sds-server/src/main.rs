@@ -5,12 +5,12 @@ use quarry_metrics::lockfile::LockFile;
 use quarry_metrics::{cli, logging};
 use sds_server::error::SdsError;
 use sds_server::settings::{Cli, Command};
-use sds_server::{serve, tool, VERSION};
+use sds_server::{fsck, serve, tool, VERSION};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match run(cli::parse(VERSION)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("sds-server: {e}");
             ExitCode::FAILURE
@@ -18,15 +18,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Cli) -> Result<(), SdsError> {
+/// Status of a check that found damage.
+const DAMAGED: u8 = 3;
+
+fn run(args: Cli) -> Result<ExitCode, SdsError> {
     match args.command {
         Some(Command::Format { force, path }) => {
             println!("{}", tool::format(&path, force)?);
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         Some(Command::Inspect { path }) => {
             println!("{}", tool::inspect(&path)?);
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Command::Check { repair, path }) => {
+            let c = fsck::check(&path, repair)?;
+            println!("{}", c.text);
+            return Ok(if c.findings > 0 { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS });
+        }
+        Some(Command::Dump { part, path }) => {
+            println!("{}", fsck::dump(&path, part)?);
+            return Ok(ExitCode::SUCCESS);
         }
         None => {}
     }
@@ -34,7 +46,7 @@ fn run(args: Cli) -> Result<(), SdsError> {
     let config = settings.check()?;
     if common.check_config {
         println!("configuration ok");
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     logging::init(&common)?;
     let _lock = LockFile::acquire(&config.data_dir, "sds-server")?;
@@ -59,5 +71,5 @@ fn run(args: Cli) -> Result<(), SdsError> {
         Err(error) if common.log_file.is_some() => tracing::error!("{error}"),
         Err(_) => {}
     }
-    result
+    result.map(|()| ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 
 use quarry_metrics::{Counter, Family, Histo, Metrics};
 use quarry_ring::RingStats;
+use quarry_store::ScrubStats;
 use std::sync::{Arc, Mutex};
 
 /// Handles for one device's operations.
@@ -30,6 +31,8 @@ pub struct DeviceLevels {
     pub checksum_errors: u64,
     pub repairs: u64,
     pub failed: bool,
+    pub stalled_seconds: f64,
+    pub scrub: ScrubStats,
 }
 
 /// What the shard published last.
@@ -131,10 +134,44 @@ impl SdsMetrics {
                 f64::from(u8::from(d.failed))
             }),
         ];
-        for (name, help, value) in gauges {
+        let scrub: [(&'static str, &'static str, Level); 3] = [
+            (
+                "quarry_device_stalled_seconds",
+                "Time for which operations are in flight and none has ended",
+                |d| d.stalled_seconds,
+            ),
+            ("quarry_scrub_position_blocks", "Blocks that this pass of the scrub is past", |d| {
+                d.scrub.position as f64
+            }),
+            ("quarry_scrub_blocks", "Blocks that a pass of the scrub goes through", |d| {
+                d.scrub.blocks as f64
+            }),
+        ];
+        for (name, help, value) in gauges.into_iter().chain(scrub) {
             let p = Arc::clone(&self.published);
             self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
         }
+        let scrub: [(&'static str, &'static str, Level); 5] = [
+            (
+                "quarry_scrub_passes_total",
+                "Passes of the scrub since the device was formatted",
+                |d| d.scrub.passes as f64,
+            ),
+            ("quarry_scrub_bytes_total", "Bytes that the scrub has read", |d| d.scrub.bytes as f64),
+            (
+                "quarry_scrub_bad_pages_total",
+                "Pages that the scrub found not to match their checksum",
+                |d| d.scrub.bad_pages as f64,
+            ),
+            (
+                "quarry_scrub_bad_table_groups_total",
+                "Damaged groups of the block table that the scrub found and had written anew",
+                |d| d.scrub.bad_groups as f64,
+            ),
+            ("quarry_scrub_read_errors_total", "Reads of the scrub that failed", |d| {
+                d.scrub.read_errors as f64
+            }),
+        ];
         let counters: [(&'static str, &'static str, Level); 2] = [
             (
                 "quarry_device_checksum_errors_total",
@@ -145,7 +182,7 @@ impl SdsMetrics {
                 d.repairs as f64
             }),
         ];
-        for (name, help, value) in counters {
+        for (name, help, value) in counters.into_iter().chain(scrub) {
             let p = Arc::clone(&self.published);
             self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
         }

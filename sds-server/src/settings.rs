@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 /// Devices of one daemon at most.
 pub const MAX_DEVICES: usize = 64;
+/// Bytes a second that the scrub reads unless told otherwise: a full TiB in a day and a half.
+const SCRUB_RATE: u64 = 8 << 20;
 
 /// The storage data server: keeps replicated extents on the devices given.
 #[derive(Debug, clap::Parser)]
@@ -35,6 +37,19 @@ pub enum Command {
     },
     /// Say what a device is: cluster, identity, format, sizes
     Inspect { path: PathBuf },
+    /// Check a device that no server uses: every structure, every block. Writes nothing. Status 3: something is damaged
+    Check {
+        /// Write damaged superblocks and table pages anew (data is mended by a running server, from other copies)
+        #[arg(long)]
+        repair: bool,
+        path: PathBuf,
+    },
+    /// Show a structure of a device that no server uses
+    Dump {
+        #[arg(long, value_enum, default_value = "super")]
+        part: crate::fsck::Part,
+        path: PathBuf,
+    },
 }
 
 /// Settings; a flag beats `QUARRY_*` beats the file beats the default.
@@ -65,6 +80,9 @@ pub struct Settings {
     /// Pin the data thread to this core, counted from 0
     #[arg(long, value_name = "N")]
     pub shard_core: Option<u32>,
+    /// Bytes a second that the scrub of each device reads, for example 8MiB; 0 switches it off [default: 8MiB]
+    #[arg(long, value_name = "SIZE", env = "QUARRY_SCRUB_RATE")]
+    pub scrub_rate: Option<String>,
     /// No Unix socket: TCP only
     #[arg(long)]
     pub no_unix: bool,
@@ -78,6 +96,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub devices: Vec<PathBuf>,
     pub device_bytes: Option<u64>,
+    /// Bytes a second and device; 0: no scrub.
+    pub scrub_rate: u64,
     /// Path of the Unix data socket.
     pub socket: Option<PathBuf>,
     pub listen: SocketAddr,
@@ -123,6 +143,12 @@ impl Settings {
                 Some(parse_size(t).map_err(|e| SdsError::Setting(format!("--device-size: {e}")))?)
             }
         };
+        let scrub_rate = match &self.scrub_rate {
+            None => SCRUB_RATE,
+            Some(t) => {
+                parse_size(t).map_err(|e| SdsError::Setting(format!("--scrub-rate: {e}")))?
+            }
+        };
         let node = NodeFile::load(&file, Capability::Sds)?;
         let secret = node.secret()?;
         let dir = self.socket_dir.unwrap_or_else(|| PathBuf::from("/run/quarry"));
@@ -132,6 +158,7 @@ impl Settings {
             data_dir,
             devices: self.device,
             device_bytes,
+            scrub_rate,
             socket,
             listen: address("--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
             metrics: address("--metrics", self.metrics.as_deref().unwrap_or("127.0.0.1:0"))?,

@@ -14,15 +14,15 @@ const WIPE_BYTES: u64 = 1 << 20;
 /// Longest wait for the device.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn reactor() -> Result<Reactor, SdsError> {
-    Ok(Reactor::new(RingConfig { entries: 8, max_inflight: 1, ..RingConfig::default() })?)
+pub(crate) fn reactor(max_inflight: usize) -> Result<Reactor, SdsError> {
+    Ok(Reactor::new(RingConfig { entries: 8, max_inflight, ..RingConfig::default() })?)
 }
 
-fn direct(read_only: bool) -> OpenOpts {
+pub(crate) fn direct(read_only: bool) -> OpenOpts {
     OpenOpts { direct: true, read_only, create_size: None }
 }
 
-fn no_directory(path: &Path) -> Result<(), SdsError> {
+pub(crate) fn no_directory(path: &Path) -> Result<(), SdsError> {
     if path.is_dir() {
         return Err(SdsError::Directory { path: path.into() });
     }
@@ -32,7 +32,7 @@ fn no_directory(path: &Path) -> Result<(), SdsError> {
 /// Wipes a device so that a server takes it as blank. Without `force` only a blank one.
 pub fn format(path: &Path, force: bool) -> Result<String, SdsError> {
     no_directory(path)?;
-    let mut r = reactor()?;
+    let mut r = reactor(1)?;
     let f = open_file(&mut r, path, direct(false))?;
     if !force {
         return match look(&mut r, f.id, path)? {
@@ -86,7 +86,7 @@ fn zero(
 /// Says what a device is.
 pub fn inspect(path: &Path) -> Result<String, SdsError> {
     no_directory(path)?;
-    let mut r = reactor()?;
+    let mut r = reactor(1)?;
     let f = open_file(&mut r, path, direct(true))?;
     let size = show_size(f.size);
     Ok(match look(&mut r, f.id, path)? {

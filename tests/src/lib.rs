@@ -60,6 +60,7 @@ pub mod replicas;
 pub mod rng;
 pub mod rot;
 pub mod scratch;
+pub mod volatile;
 
 pub use cases::Cases;
 pub use cluster::{with_cluster, with_members, Cluster, ClusterOptions};

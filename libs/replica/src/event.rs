@@ -180,6 +180,16 @@ pub enum Note {
         pg: PgId,
         key: BlockKey,
     },
+    /// A device has operations in flight and ends none.
+    DeviceStalled {
+        device: DeviceId,
+        idle: std::time::Duration,
+    },
+    /// Pages of the block table were damaged on the device; they are written anew from memory.
+    TableDamaged {
+        device: DeviceId,
+        group: u64,
+    },
     DeviceFailed {
         device: DeviceId,
         error: StoreError,

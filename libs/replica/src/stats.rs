@@ -40,6 +40,8 @@ pub struct EngineStats {
     pub sync_bytes: u64,
     pub cut_offs: u64,
     pub corrupt_pages: u64,
+    /// Blocks in which a read or the scrub found a damaged page.
+    pub corrupt_blocks: u64,
     pub repairs: u64,
     pub no_good_copy: u64,
 }
@@ -76,6 +78,7 @@ impl EngineStats {
             ("sync_bytes", self.sync_bytes),
             ("cut_offs", self.cut_offs),
             ("corrupt_pages", self.corrupt_pages),
+            ("corrupt_blocks", self.corrupt_blocks),
             ("repairs", self.repairs),
             ("no_good_copy", self.no_good_copy),
         ]

@@ -5,6 +5,7 @@
 
 use crate::index::{Block, ExtKey, OvPage, Overlay, Pg};
 use crate::layout::NO_SLOT;
+use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::types::{BlockCopy, BlockKey, Record, RecordKind};
 use bytes::Bytes;
@@ -85,7 +86,7 @@ pub(crate) fn record(
 }
 
 fn mark_dirty(b: &mut Block, pg_all_through: Version, mask: u16) {
-    if b.newest() != Version::ZERO && b.newest() <= pg_all_through {
+    if planted(Bug::DirtyForgotten) || b.newest() != Version::ZERO && b.newest() <= pg_all_through {
         b.dirty = 0;
     }
     b.dirty |= mask;

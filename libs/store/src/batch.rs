@@ -9,6 +9,7 @@ use crate::index::Done;
 use crate::layout::NO_SLOT;
 use crate::log::Flight;
 use crate::log_format::{BatchHeader, Kind, RawRecord, HEADER_BYTES};
+use crate::planted::{planted, Bug};
 use crate::space::LiveBatch;
 use crate::store::{OpKind, Store};
 use crate::types::{AppendId, BlockCopy, BlockKey, DiskOp, Record, RecordKind};
@@ -204,7 +205,12 @@ impl Store {
         }
         let id = self.ops.start(OpKind::Log(no));
         let offset = self.sp.layout.log_offset(pos);
-        ops.push(DiskOp::Write { id, offset, data: vec![data], sync: flight.linked });
+        ops.push(DiskOp::Write {
+            id,
+            offset,
+            data: vec![data],
+            sync: flight.linked && !planted(Bug::SkippedSync),
+        });
         self.sp.stats.syncs += u64::from(flight.linked);
         self.sp.stats.batches += 1;
         self.sp.stats.batch_records += n as u64;

@@ -13,6 +13,7 @@ use crate::index::{Pg, TailRec};
 use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
 use crate::pgs::{get_key, get_version, put_key, put_version};
+use crate::planted::{planted, Bug};
 use crate::slots::GroupWrite;
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
@@ -89,6 +90,7 @@ impl Store {
             || self.sp.slots.dirty_groups() > 0
             || self.sp.alloc.checkpoint_frees(self.sp.batches.lsn_before(no))
             || self.log.refused && no > self.sp.batches.first()
+            || self.ckpt.flush && self.scrub.saved != (self.scrub.slot, self.scrub.passes)
     }
 
     /// All that can be destaged is: what is left waits for a free slot.
@@ -180,6 +182,8 @@ impl Store {
             tail_prev_crc: prev,
             ckpt_gen: self.ckpt.gen,
             table_digest: digest,
+            scrub_slot: u64::from(self.scrub.slot),
+            scrub_passes: self.scrub.passes,
             ..old
         };
         self.sp.stats.table_pages_written += queue.len() as u64;
@@ -192,6 +196,7 @@ impl Store {
             in_flight: 0,
             written: Vec::new(),
         });
+        self.scrub.saved = (self.scrub.slot, self.scrub.passes);
         self.ckpt.state = State::Writing;
     }
 
@@ -253,7 +258,9 @@ impl Store {
             ops.push(DiskOp::Write { id, offset, data: vec![w.data], sync: false });
         }
         let ready = run.in_flight == 0 && self.log.written_lsn >= run.marker_lsn;
-        if ready && self.log.sync.is_none() {
+        if ready && planted(Bug::CheckpointUnsynced) {
+            self.ckpt.state = State::Synced;
+        } else if ready && self.log.sync.is_none() {
             self.ckpt.state = State::Syncing;
             self.issue_sync(ops);
         }
@@ -336,9 +343,14 @@ fn encode_pg(p: &Pg) -> Bytes {
     let meta = p.meta.as_deref().unwrap_or(&[]);
     v.u32(meta.len() as u32);
     v.extend_from_slice(meta);
-    p.ids.encode(&mut v);
-    v.u32(p.tombs.len() as u32);
-    for (k, t) in &p.tombs {
+    if planted(Bug::IdsForgotten) {
+        IdTable::default().encode(&mut v);
+    } else {
+        p.ids.encode(&mut v);
+    }
+    let tombs = if planted(Bug::TombstonesForgotten) { 0 } else { p.tombs.len() };
+    v.u32(tombs as u32);
+    for (k, t) in p.tombs.iter().take(tombs) {
         put_key(&mut v, *k);
         put_version(&mut v, *t);
     }

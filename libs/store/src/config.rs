@@ -46,6 +46,14 @@ pub struct StoreConfig {
     pub max_id_runs: usize,
     /// Blocks not given to application writes (1/1000ths of all).
     pub reserve_permille: u32,
+    /// Bytes a second that the scrub reads; 0: it does not.
+    pub scrub_bytes_per_second: u64,
+    /// A device on which nothing ends for so long, while something is in flight, is reported ...
+    pub stall_warn: Duration,
+    /// ... and has failed after this long.
+    pub hang_limit: Duration,
+    /// Nothing is ever written: recovery ends in memory, appends are refused.
+    pub read_only: bool,
 }
 
 impl Default for StoreConfig {
@@ -65,6 +73,10 @@ impl Default for StoreConfig {
             max_tombstones_per_pg: 16_384,
             max_id_runs: 4096,
             reserve_permille: 20,
+            scrub_bytes_per_second: 0,
+            stall_warn: Duration::from_secs(1),
+            hang_limit: Duration::from_secs(10),
+            read_only: false,
         }
     }
 }

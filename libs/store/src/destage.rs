@@ -10,6 +10,7 @@ use crate::batch::Body;
 use crate::index::Pg;
 use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
+use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::store::{OpKind, Store};
 use crate::types::{BlockKey, DiskOp};
@@ -147,10 +148,13 @@ impl Store {
             o.queued = false;
             return Pick::Skip;
         }
-        if o.pins.iter().any(|p| *p > self.log.mark_no) {
+        if planted(Bug::CheckpointBeforeData) {
+            self.sp.unpin_all(&mut o.pins);
+        }
+        if o.pins.iter().any(|p| *p > self.log.mark_no) && !planted(Bug::MarkNotSynced) {
             return Pick::NotMarked;
         }
-        if o.need > durable_commit {
+        if o.need > durable_commit && !planted(Bug::CommitNotDurable) {
             return Pick::NotCommitted;
         }
         let new_slot = b.slot == NO_SLOT;
@@ -275,6 +279,9 @@ fn finish(pg: &mut Pg, sp: &mut Space, id: u64, j: &Job) -> bool {
     }
     b.valid |= valid;
     b.version = b.version.max(j.version);
+    if j.new_slot && planted(Bug::NoValidMask) {
+        b.valid = 0xFFFF;
+    }
     if j.new_slot {
         assert!(b.slot == NO_SLOT, "a block has one slot");
         b.slot = j.slot;

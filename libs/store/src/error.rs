@@ -21,6 +21,8 @@ pub enum StoreError {
     TableCorrupt { page: u64 },
     #[error("the device's tables contradict each other: {0}")]
     Inconsistent(&'static str),
+    #[error("the device hangs: nothing on it ended for {seconds} s")]
+    Hung { seconds: u64 },
     #[error("{what} failed with errno {errno}")]
     Io { what: &'static str, errno: i32 },
 }

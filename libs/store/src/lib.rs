@@ -7,6 +7,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+// The model and the simulated disk of `tests/` also run as unit tests, with planted bugs.
+#[cfg(test)]
+extern crate self as quarry_store;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod harness;
+#[cfg(test)]
+mod planted_tests;
+
 mod alloc;
 mod apply;
 mod audit;
@@ -18,16 +27,20 @@ mod destage;
 pub mod error;
 mod ids;
 mod index;
+pub mod inspect;
 mod layout;
 mod log;
 mod log_format;
 mod log_scan;
 mod pgs;
+mod planted;
 mod read;
 mod recovery;
 mod replay;
+mod scrub;
 mod slots;
 mod space;
+mod stall;
 pub mod stats;
 mod store;
 mod superblock;
@@ -36,6 +49,7 @@ pub mod types;
 pub use config::{AckMode, StoreConfig};
 pub use error::{AppendError, ReadError, RepairError, StoreError};
 pub use pgs::MAX_META;
+pub use scrub::ScrubStats;
 pub use stats::{Headroom, StoreStats};
 pub use store::Store;
 pub use superblock::{format, read_ident, FORMAT_VERSION, IDENT_BYTES};

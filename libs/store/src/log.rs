@@ -9,6 +9,7 @@ use crate::batch::{Body, Entry};
 use crate::config::AckMode;
 use crate::index::Done;
 use crate::layout::NO_SLOT;
+use crate::planted::{planted, Bug};
 use crate::store::{OpKind, Store};
 use crate::types::{AppendId, DiskOp, StoreEvent};
 use quarry_base::{PgId, Seq, Version};
@@ -262,8 +263,8 @@ impl Store {
     /// Tells what became stable since the last time.
     pub(crate) fn report_stable(&mut self, events: &mut Vec<StoreEvent>) {
         let upto = match self.cfg.ack {
-            AckMode::Durable => self.log.synced_id,
-            AckMode::Cached => self.log.written_id,
+            AckMode::Durable if !planted(Bug::StableBeforeSync) => self.log.synced_id,
+            _ => self.log.written_id,
         };
         if upto > self.log.stable_told {
             self.log.stable_told = upto;

@@ -3,6 +3,7 @@
 use crate::apply::{blocks_of, slot_of};
 use crate::layout::{Layout, LOG_START, NO_SLOT};
 use crate::log_format::{BatchHeader, Kind, RawRecord};
+use crate::planted::{planted, Bug};
 use crate::superblock::Superblock;
 use bytes::Bytes;
 use quarry_base::{crc32c, PageBuf, BLOCK, EXTENT, PAGE};
@@ -64,11 +65,13 @@ pub(crate) struct Walk {
     pub end: u64,
     /// Below this everything was synced.
     pub synced: u64,
+    /// There is a batch of a later incarnation than the superblock knows: the newest superblock is lost.
+    pub later: bool,
 }
 
 /// Walks the log from the superblock's tail.
 pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
-    let mut w = Walk { found: Vec::new(), end: sb.tail_pos, synced: sb.inc_pos };
+    let mut w = Walk { found: Vec::new(), end: sb.tail_pos, synced: sb.inc_pos, later: false };
     let (mut no, mut prev, mut inc) = (sb.tail_batch, sb.tail_prev_crc, 0);
     loop {
         let wrapped = w.end.next_multiple_of(l.log_bytes);
@@ -85,7 +88,8 @@ pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
         w.synced = w.synced.max(f.header.synced_upto);
         w.found.push(f);
     }
-    w.synced = w.synced.max(marks_beyond(image, l, sb, no));
+    let (synced, later) = marks_beyond(image, l, sb, no);
+    (w.synced, w.later) = (w.synced.max(synced), later);
     w
 }
 
@@ -120,7 +124,8 @@ fn batch_at(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, e: &Expect)
     } else {
         header.incarnation < sb.incarnation && header.incarnation >= e.min_inc
     };
-    if header.pos != pos || header.batch != e.no || header.prev_crc != e.prev || !inc_fits {
+    let follows = header.prev_crc == e.prev && inc_fits || planted(Bug::OldIncarnation);
+    if header.pos != pos || header.batch != e.no || !follows {
         return None;
     }
     let records = header.records(&desc)?;
@@ -137,16 +142,18 @@ fn batch_at(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, e: &Expect)
     whole.then_some(Found { header, crc, records, broken: false })
 }
 
-/// Sync marks in batches of this incarnation beyond the end found.
-fn marks_beyond(image: &LogImage, l: &Layout, sb: &Superblock, no: u64) -> u64 {
-    let mut top = 0;
+/// Sync marks in batches of this incarnation beyond the end found; is there a batch of a later one?
+fn marks_beyond(image: &LogImage, l: &Layout, sb: &Superblock, no: u64) -> (u64, bool) {
+    let (mut top, mut later) = (0, false);
     for page in 0..l.log_bytes / PAGE as u64 {
         let Some((h, _, _)) = header_at(image, l, sb, page * PAGE as u64) else { continue };
+        later |= h.incarnation > sb.incarnation;
         if h.incarnation == sb.incarnation && h.batch >= no.max(sb.inc_batch) {
-            top = top.max(h.synced_upto);
+            let end = if planted(Bug::TailCalledCorruption) { h.pos } else { 0 };
+            top = top.max(h.synced_upto).max(end);
         }
     }
-    top
+    (top, later)
 }
 
 /// Do the sizes of a record fit each other?

@@ -78,7 +78,7 @@ fn aligned(data: &Bytes) -> Bytes {
 
 impl Store {
     fn room(&mut self, cost: u64, data: bool) -> Result<(), AppendError> {
-        if self.failed.is_some() || self.sb.is_none() {
+        if self.failed.is_some() || self.sb.is_none() || self.cfg.read_only {
             return Err(AppendError::Failed);
         }
         let room = if data { self.data_log_room() } else { self.meta_log_room() };

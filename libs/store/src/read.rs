@@ -9,6 +9,7 @@ use crate::apply::blocks_of;
 use crate::error::ReadError;
 use crate::index::ExtKey;
 use crate::layout::NO_SLOT;
+use crate::planted::{planted, Bug};
 use crate::store::{OpKind, Store};
 use crate::types::{BlockCopy, BlockKey, DiskOp, ReadData, RecordKind, StoreEvent};
 use bytes::Bytes;
@@ -41,6 +42,8 @@ pub(crate) struct ReadReq {
     token: u64,
     pg: PgId,
     want: Want,
+    /// Nobody waits for its content.
+    scrub: bool,
 }
 
 /// A run of pages on disk.
@@ -108,7 +111,7 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Range { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq { token, pg, want });
+        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false });
     }
 
     /// Says which pages of a page-aligned range inside one extent have content, as of the newest
@@ -132,7 +135,12 @@ impl Store {
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
     pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
-        self.reads.waiting.push_back(ReadReq { token, pg, want: Want::Block(key) });
+        self.reads.waiting.push_back(ReadReq { token, pg, want: Want::Block(key), scrub: false });
+    }
+
+    /// Reads a block to check it.
+    pub(crate) fn read_for_scrub(&mut self, pg: PgId, key: BlockKey, ops: &mut Vec<DiskOp>) {
+        self.start_read(ReadReq { token: 0, pg, want: Want::Block(key), scrub: true }, ops);
     }
 
     pub(crate) fn unpark(&mut self) {
@@ -192,6 +200,9 @@ impl Store {
             }
             Want::Block(key) => {
                 let Some(head) = self.block_head(req.pg, key) else {
+                    if req.scrub {
+                        return self.scrubbed(0, false);
+                    }
                     let done = StoreEvent::BlockDone { token: req.token, result: Ok(None) };
                     return self.events.push(done);
                 };
@@ -216,6 +227,9 @@ impl Store {
 
     /// Committed content that will never be written here.
     fn refuse(&mut self, req: ReadReq) {
+        if req.scrub {
+            return self.scrubbed(0, false);
+        }
         let (token, e) = (req.token, ReadError::Io(EIO));
         self.events.push(match req.want {
             Want::Range { .. } | Want::Map { .. } => StoreEvent::ReadDone { token, result: Err(e) },
@@ -329,9 +343,16 @@ impl Store {
         let p = job.parts.get(part)?;
         let want = &job.data.crcs[p.crcs()];
         let buf: &[u8] = r.as_ref().map_or(&[], |b| b);
-        let bad = (p.page..).zip(buf.chunks(PAGE).zip(want)).filter(|(_, (d, c))| crc32c(d) != **c);
+        let bad = (p.page..)
+            .zip(buf.chunks(PAGE).zip(want))
+            .filter(|(_, (d, c))| crc32c(d) != **c && !planted(Bug::CrcUnchecked));
         let bad = bad.fold(0u16, |m, (i, _)| m | 1 << i);
-        Some((bad, bad != 0 && bad & self.changed(job.req.pg, p, want) != 0))
+        Some((
+            bad,
+            bad != 0
+                && !planted(Bug::DestageUnderReader)
+                && bad & self.changed(job.req.pg, p, want) != 0,
+        ))
     }
 
     pub(crate) fn read_done(&mut self, n: u64, part: usize, r: Result<PageBuf, i32>) {
@@ -374,6 +395,9 @@ impl Store {
     }
 
     fn finish_read(&mut self, job: Job) {
+        if job.req.scrub {
+            return self.scrubbed(job.bad.len(), job.io.is_some());
+        }
         let token = job.req.token;
         let result = match (job.io, job.bad.is_empty()) {
             (Some(e), _) => Err(ReadError::Io(e)),

@@ -9,6 +9,7 @@
 use crate::error::StoreError;
 use crate::layout::{Layout, GROUP_BYTES, LOG_START, SUPER_A, SUPER_B};
 use crate::log_scan::{self, Found, LogImage};
+use crate::planted::{planted, Bug};
 use crate::slots::SlotTable;
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
@@ -110,7 +111,7 @@ impl Store {
         }
     }
 
-    fn open_failed(&mut self, e: StoreError) {
+    pub(crate) fn open_failed(&mut self, e: StoreError) {
         self.failed = Some(e.clone());
         self.events.push(StoreEvent::OpenFailed(e));
     }
@@ -204,6 +205,11 @@ impl Store {
                 self.replay_all()?;
                 self.plan_fill();
             }
+            Phase::Fill if self.cfg.read_only => {
+                self.recovery = None;
+                self.events.push(StoreEvent::Opened);
+            }
+            Phase::Fill if planted(Bug::RecoveryUnsynced) => r.phase = Phase::Sync,
             Phase::Fill => {
                 r.phase = Phase::Sync;
                 r.in_flight = 1;
@@ -230,13 +236,21 @@ impl Store {
         self.ckpt.start_at(sb.ckpt_gen);
         self.log.tail_pos = sb.tail_pos;
         self.log.format_id = sb.format_id();
+        self.scrub.slot = u32::try_from(sb.scrub_slot).unwrap_or(0);
+        self.scrub.passes = sb.scrub_passes;
+        self.scrub.saved = (self.scrub.slot, self.scrub.passes);
         self.sb = Some(sb);
     }
 
     fn walk_log(&mut self) -> Result<(), StoreError> {
         let (Some(r), Some(sb)) = (self.recovery.as_mut(), self.sb) else { return Ok(()) };
         let walk = log_scan::walk(&r.image, &self.sp.layout, &sb);
-        if walk.end < walk.synced {
+        if walk.later {
+            return Err(StoreError::Inconsistent(
+                "the log goes on from a newer superblock than is here",
+            ));
+        }
+        if walk.end < walk.synced && !planted(Bug::CorruptionCalledTail) {
             let what = "no valid batch there";
             return Err(StoreError::LogCorrupt { pos: walk.end, synced: walk.synced, what });
         }
@@ -250,7 +264,7 @@ impl Store {
         let Some(r) = self.recovery.as_mut() else { return };
         r.phase = Phase::Check;
         for (i, f) in r.found.iter().enumerate() {
-            if f.header.pos < self.log.synced_pos {
+            if f.header.pos < self.log.synced_pos || planted(Bug::DirectUnchecked) {
                 continue;
             }
             for raw in f.records.iter().filter(|r| !r.again) {

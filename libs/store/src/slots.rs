@@ -7,6 +7,7 @@
 
 use crate::codec::{crc_without, Get, Put};
 use crate::layout::{Layout, GROUP_SLOTS};
+use crate::planted::{planted, Bug};
 use crate::types::BlockKey;
 use bytes::Bytes;
 use quarry_base::{Epoch, Extent, Layer, PageBuf, PgId, Seq, Version, VtreeId, PAGE};
@@ -132,7 +133,8 @@ impl SlotTable {
             digest = digest
                 .wrapping_sub(digest_of(u64::from(n), g.gen, g.crc))
                 .wrapping_add(digest_of(u64::from(n), gen, crc));
-            out.push(GroupWrite { group: u64::from(n), side: g.side ^ 1, crc, data });
+            let side = if planted(Bug::SameSide) { g.side } else { g.side ^ 1 };
+            out.push(GroupWrite { group: u64::from(n), side, crc, data });
         }
         (out, digest)
     }
@@ -186,6 +188,34 @@ impl SlotTable {
             self.touch(n as usize);
         }
         true
+    }
+
+    /// Has a checkpoint written this group?
+    pub fn is_written(&self, n: u64) -> bool {
+        self.stamp(n) > 0
+    }
+
+    /// Generation of the side that counts; 0: none.
+    pub fn stamp(&self, n: u64) -> u64 {
+        self.groups.get(n as usize).map_or(0, |g| g.gen)
+    }
+
+    /// Do these 16 KiB of the device hold, on the side that counts, what was written there?
+    pub fn is_as_written(&self, n: u64, bytes: &[u8]) -> bool {
+        let Some(g) = self.groups.get(n as usize) else { return true };
+        let at = g.side as usize * 2 * PAGE;
+        let pair = bytes.get(at..at + 2 * PAGE);
+        pair.is_some_and(|p| match side_state(n, p) {
+            Side::Good { gen, crc } => (gen, crc) == (g.gen, g.crc),
+            Side::Blank | Side::Broken => false,
+        })
+    }
+
+    /// The next checkpoint writes this group, whatever has changed.
+    pub fn rewrite(&mut self, n: u64) {
+        if (n as usize) < self.groups.len() {
+            self.touch(n as usize);
+        }
     }
 
     /// All entries, by slot.

@@ -3,6 +3,7 @@
 use crate::alloc::Alloc;
 use crate::index::Block;
 use crate::layout::{Layout, NO_SLOT};
+use crate::planted::{planted, Bug};
 use crate::slots::{SlotEntry, SlotTable};
 use crate::stats::StoreStats;
 use crate::types::BlockKey;
@@ -114,6 +115,7 @@ pub(crate) struct Space {
     pub max_tombs: usize,
     pub max_id_runs: usize,
     pub stats: StoreStats,
+    pub scrub: crate::scrub::ScrubStats,
 }
 
 impl Space {
@@ -121,7 +123,15 @@ impl Space {
         if self.recovering || slot == NO_SLOT {
             return;
         }
-        let lsn = self.named.get(&slot).copied().unwrap_or(0);
+        if planted(Bug::LeakedSlot) {
+            return;
+        }
+        if planted(Bug::ReusedEarly) {
+            self.slots.set(slot, None);
+            return self.alloc.give_back(slot);
+        }
+        let named = if planted(Bug::NamedSlotReused) { None } else { self.named.get(&slot) };
+        let lsn = named.copied().unwrap_or(0);
         self.alloc.free_later(slot, self.ckpt_begun, lsn);
         self.slots.set(slot, None);
         self.stats.frees += 1;

@@ -28,6 +28,8 @@ pub(crate) enum OpKind {
     Super,
     /// Part `.1` of read job `.0`.
     Read(u64, usize),
+    /// The scrub's read of a table group, and the generation of its side that counts.
+    ScrubGroup(u64, u64),
     Recovery(u64),
 }
 
@@ -78,6 +80,8 @@ pub struct Store {
     pub(crate) destage: Destage,
     pub(crate) ckpt: Ckpt,
     pub(crate) reads: Reads,
+    pub(crate) scrub: crate::scrub::Scrub,
+    pub(crate) stall: crate::stall::Stall,
     pub(crate) zeroes: Bytes,
     pub(crate) failed: Option<StoreError>,
     /// Time of the last turn that found something appended.
@@ -115,6 +119,7 @@ impl Store {
                 max_tombs: cfg.max_tombstones_per_pg,
                 max_id_runs: cfg.max_id_runs,
                 stats: StoreStats::default(),
+                scrub: Default::default(),
             },
             sb: None,
             recovery: Some(Box::new(Recovery::new(cluster))),
@@ -126,6 +131,8 @@ impl Store {
             destage: Destage::default(),
             ckpt: Ckpt::default(),
             reads: Reads::default(),
+            scrub: Default::default(),
+            stall: Default::default(),
             zeroes: PageBuf::zeroed(BLOCK64 as usize).freeze(),
             failed: None,
             last_append: Nanos::ZERO,
@@ -136,14 +143,18 @@ impl Store {
 
     /// Hands out disk operations and events, both appended. With nothing to do, a few branches.
     pub fn poll(&mut self, now: Nanos, ops: &mut Vec<DiskOp>, events: &mut Vec<StoreEvent>) {
+        self.poll_stall(now);
         if self.recovery.is_some() {
             self.poll_recovery(ops);
+        } else if self.cfg.read_only {
+            self.poll_read_only(now, ops);
         } else if self.sb.is_some() {
             if self.sp.last_lsn != self.seen_lsn {
                 self.seen_lsn = self.sp.last_lsn;
                 self.last_append = now;
             }
             self.poll_reads(ops);
+            self.poll_scrub(now, ops);
             self.poll_log(ops);
             self.poll_destage(now, ops);
             self.poll_checkpoint(now, ops);
@@ -160,11 +171,13 @@ impl Store {
     /// Takes the completion of an operation, in any order. Unknown ids are ignored.
     pub fn complete(&mut self, _now: Nanos, id: OpId, r: DiskResult) {
         let Some(kind) = self.ops.end(id) else { return };
+        self.stall.moved = true;
         if self.recovery.is_some() {
             return self.recovery_done(kind, r);
         }
         match (kind, r) {
             (OpKind::Read(job, part), DiskResult::Read(r)) => self.read_done(job, part, r),
+            (OpKind::ScrubGroup(g, stamp), DiskResult::Read(r)) => self.scrubbed_group(g, stamp, r),
             (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(EIO)),
             (kind, DiskResult::Done(Ok(()))) => self.write_done(kind),
             (kind, DiskResult::Done(Err(errno))) => self.write_failed(kind, errno),
@@ -191,7 +204,7 @@ impl Store {
             OpKind::Destage(jobs) => self.destage_done(&jobs),
             OpKind::Table => self.ckpt_page_written(),
             OpKind::Super => self.ckpt_committed(),
-            OpKind::Read(..) | OpKind::Recovery(_) => {}
+            OpKind::Read(..) | OpKind::ScrubGroup(..) | OpKind::Recovery(_) => {}
         }
     }
 
@@ -207,19 +220,19 @@ impl Store {
             self.destage_failed(&jobs);
         }
         if self.failed.is_none() {
-            let e = StoreError::Io { what, errno };
-            self.failed = Some(e.clone());
-            self.events.push(StoreEvent::Failed(e));
-            self.unpark();
+            self.fail(StoreError::Io { what, errno });
         }
     }
 
     /// When `poll` should be called though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
-        if self.failed.is_some() || self.recovery.is_some() || !self.wants_idle_work() {
-            return None;
+        let stall = self.stall_deadline();
+        if self.failed.is_some() || self.recovery.is_some() {
+            return stall;
         }
-        Some(self.last_append + self.cfg.destage_idle)
+        let idle = (!self.cfg.read_only && self.wants_idle_work())
+            .then(|| self.last_append + self.cfg.destage_idle);
+        [idle, self.scrub_deadline(), stall].into_iter().flatten().min()
     }
 
     /// Nothing is queued, under way or waiting to be written anywhere but in the log.

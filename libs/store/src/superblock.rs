@@ -37,6 +37,9 @@ pub(crate) struct Superblock {
     pub ckpt_gen: u64,
     /// Sum over all table groups of a hash of (group, generation, table page CRC).
     pub table_digest: u64,
+    /// Where the scrub goes on, and how many passes it has made.
+    pub scrub_slot: u64,
+    pub scrub_passes: u64,
 }
 
 impl Superblock {
@@ -55,6 +58,8 @@ impl Superblock {
             tail_prev_crc: 0,
             ckpt_gen: 0,
             table_digest: 0,
+            scrub_slot: 0,
+            scrub_passes: 0,
         }
     }
 
@@ -88,6 +93,8 @@ impl Superblock {
             self.tail_batch,
             self.ckpt_gen,
             self.table_digest,
+            self.scrub_slot,
+            self.scrub_passes,
         ] {
             v.u64(n);
         }
@@ -111,7 +118,29 @@ impl Superblock {
         if found != FORMAT_VERSION {
             return Err(StoreError::NewerFormat { found, known: FORMAT_VERSION });
         }
-        Ok(Self::fields(&page[16..]))
+        Ok(Self::fields(&page[16..]).filter(Superblock::is_sane))
+    }
+
+    /// Can these numbers come from a store? Counters that grow by one are never near their end.
+    fn is_sane(&self) -> bool {
+        const FAR: u64 = 1 << 56;
+        let counters = [
+            self.generation,
+            self.incarnation,
+            self.inc_pos,
+            self.inc_batch,
+            self.tail_pos,
+            self.tail_batch,
+            self.ckpt_gen,
+            self.device_bytes,
+            self.log_bytes,
+            self.scrub_passes,
+        ];
+        let paged = [self.inc_pos, self.tail_pos, self.log_bytes];
+        counters.iter().all(|n| *n < FAR)
+            && paged.iter().all(|n| n.is_multiple_of(PAGE as u64))
+            && self.tail_batch > 0
+            && self.inc_batch > 0
     }
 
     fn fields(b: &[u8]) -> Option<Superblock> {
@@ -134,6 +163,8 @@ impl Superblock {
             tail_batch: g.u64()?,
             ckpt_gen: g.u64()?,
             table_digest: g.u64()?,
+            scrub_slot: g.u64()?,
+            scrub_passes: g.u64()?,
         })
     }
 

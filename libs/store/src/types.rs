@@ -318,10 +318,19 @@ pub enum StoreEvent {
     },
     /// The device failed: nothing more becomes stable. Reads go on.
     Failed(StoreError),
+    /// Operations are in flight and none has ended for a while: the device is slow, or hangs.
+    Stalled {
+        idle: std::time::Duration,
+    },
     /// A page's content does not match its checksum, also after it was read again.
     Corruption {
         pg: quarry_base::PgId,
         key: BlockKey,
         pages: u16,
+    },
+    /// Pages of the block table were damaged on the device. Nothing is lost: the next checkpoint
+    /// writes them anew.
+    TableDamaged {
+        group: u64,
     },
 }

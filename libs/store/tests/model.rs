@@ -32,6 +32,27 @@ fn random_histories_with_gaps_and_stuck_groups_survive_crashes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// Whatever the disk does to it, the store serves no wrong content and loses nothing that it reported: it notices,
+/// or it was not hurt.
+#[test]
+fn a_mishap_of_the_disk_is_survived_or_noticed() {
+    let all = [
+        Mishap::EioWrite,
+        Mishap::EioSync,
+        Mishap::EioRead,
+        Mishap::LostWrite,
+        Mishap::Misdirected,
+        Mishap::Rot,
+    ];
+    let plan = |m| Plan { mishap: Some(m), ..Plan::default() };
+    let one = |s: u64, m: Mishap| {
+        run_plan(s, 300, plan(m)).err().map(|e| format!("{m:?} STORE_SEED={s}: {e}"))
+    };
+    let bad = seeds(25).flat_map(|s| all.iter().filter_map(move |m| one(s, *m)));
+    let bad: Vec<String> = bad.take(5).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
 /// Seeds on which something was wrong once: see the comment of each.
 #[test]
 fn seeds_that_failed_once_pass() {

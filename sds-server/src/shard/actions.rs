@@ -74,10 +74,12 @@ fn log_note(note: &Note) {
     match note {
         Note::Corruption { .. }
         | Note::NoGoodCopy { .. }
+        | Note::TableDamaged { .. }
         | Note::LostData { .. }
         | Note::BadMeta { .. }
         | Note::DeviceFailed { .. } => tracing::error!(?note, "replication"),
-        Note::MemberSilent { .. }
+        Note::DeviceStalled { .. }
+        | Note::MemberSilent { .. }
         | Note::Fenced { .. }
         | Note::Refused { .. }
         | Note::StartedEmpty { .. }

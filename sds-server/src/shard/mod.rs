@@ -127,8 +127,9 @@ impl Shard {
         let limits = RingConfig { max_conns: MAX_CONNECTIONS, ..RingConfig::default() };
         let mut reactor = Reactor::new(limits)?;
         let mut state = StateFile::load(&config.data_dir)?;
-        let devices =
+        let mut devices =
             device::open_all(&mut reactor, &config.devices, config.device_bytes, &mut state)?;
+        devices.iter_mut().for_each(|d| d.set_scrub_rate(config.scrub_rate));
         let endpoint = listen(&mut reactor, &config)?;
         let started =
             Started { waker: reactor.waker(), endpoint, ring: reactor.probe().to_string() };

@@ -101,9 +101,22 @@ impl Shard {
         }
     }
 
-    /// The engine's counters by name.
+    /// The engine's counters by name, and how the scrubs of all devices stand together.
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.engine.stats().named()
+        let mut all = self.engine.stats().named();
+        let stores = self.devices.iter().filter_map(|d| self.engine.store(d.id?));
+        let stats: Vec<_> = stores.map(|s| s.scrub_stats()).collect();
+        type Part = fn(&quarry_store::ScrubStats) -> u64;
+        let parts: [(&'static str, Part); 6] = [
+            ("scrub_position_blocks", |s| s.position),
+            ("scrub_blocks", |s| s.blocks),
+            ("scrub_passes", |s| s.passes),
+            ("scrub_bytes", |s| s.bytes),
+            ("scrub_bad_pages", |s| s.bad_pages),
+            ("scrub_bad_table_groups", |s| s.bad_groups),
+        ];
+        all.extend(parts.iter().map(|(name, part)| (*name, stats.iter().map(part).sum())));
+        all
     }
 
     pub(super) fn publish_if_due(&mut self, now: Nanos) {
@@ -130,6 +143,8 @@ impl Shard {
                     log_used_bytes: stats.log_used_bytes,
                     checksum_errors: stats.crc_errors,
                     repairs: stats.repairs,
+                    stalled_seconds: store.map_or(0.0, |s| s.stalled_for().as_secs_f64()),
+                    scrub: store.map(|s| s.scrub_stats()).unwrap_or_default(),
                     failed: d.failure().is_some() || store.is_some_and(|s| s.failed().is_some()),
                 }
             })
@@ -140,7 +155,7 @@ impl Shard {
         };
         let p = Published {
             devices,
-            engine: self.counters(),
+            engine: self.engine.stats().named(),
             ring: *self.reactor.stats(),
             connections: self.links.len(),
             disk_in_flight: self.disks.in_flight(),

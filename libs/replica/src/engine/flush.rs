@@ -116,7 +116,18 @@ impl Engine {
             }
             StoreEvent::Corruption { pg, key, .. } => {
                 let device = self.devices[d].id;
-                out.push(Action::Note(Note::Corruption { pg, device, key }));
+                match self.index.get(&pg) {
+                    Some(&g) => drop(self.with(g, now, out, |pg, cx| pg.on_corruption(key, cx))),
+                    None => out.push(Action::Note(Note::Corruption { pg, device, key })),
+                }
+            }
+            StoreEvent::Stalled { idle } => {
+                let device = self.devices[d].id;
+                out.push(Action::Note(Note::DeviceStalled { device, idle }));
+            }
+            StoreEvent::TableDamaged { group } => {
+                let device = self.devices[d].id;
+                out.push(Action::Note(Note::TableDamaged { device, group }));
             }
             StoreEvent::Opened | StoreEvent::Synced { .. } => {}
         }

@@ -180,9 +180,15 @@ fn on_stream(pg: &mut Pg, link: LinkId, from: (SdsId, StartNo), frame: Frame, cx
         | Op::SyncDrop
         | Op::SyncIds
         | Op::FetchBlock => {
+            if h.op == Op::FetchBlock && pg.primary().is_some() {
+                return pg.on_member_fetch(link, h, cx);
+            }
             pg.on_stream_frame(link, frame, cx);
         }
         Op::StreamPos | Op::ReplAck | Op::BlockData => {
+            if h.op == Op::BlockData && pg.primary().is_none() {
+                return pg.on_mend_data(link, &frame, cx);
+            }
             let Some(p) = pg.primary() else { return };
             match h.op {
                 Op::StreamPos => p.on_stream_pos(link, &frame, cx),

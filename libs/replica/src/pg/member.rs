@@ -58,6 +58,10 @@ impl Member {
         Member { epoch: cfg.epoch, primary, in_sync: cfg.is_in_sync(device), stream: None }
     }
 
+    pub fn is_in_sync(&self) -> bool {
+        self.in_sync
+    }
+
     /// Everything up to and including `upto` is durable on the device.
     fn stable(&mut self, upto: AppendId) {
         if let Some(s) = &mut self.stream {
@@ -73,6 +77,14 @@ impl Pg {
     fn member(&mut self) -> Option<&mut Member> {
         match &mut self.role {
             Role::Member(m) => Some(m),
+            _ => None,
+        }
+    }
+
+    /// The connection of the present stream.
+    pub fn stream_link(&self) -> Option<LinkId> {
+        match &self.role {
+            Role::Member(m) => m.stream.as_ref().map(|s| s.link),
             _ => None,
         }
     }
@@ -382,6 +394,7 @@ impl Pg {
                 break;
             }
         }
+        self.turn_mends(cx);
         self.report(cx);
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod commit;
 pub(crate) mod dedup;
 pub(crate) mod locks;
 pub(crate) mod member;
+pub(crate) mod mend;
 pub(crate) mod merge;
 pub(crate) mod primary;
 pub(crate) mod reads;
@@ -72,6 +73,8 @@ pub(crate) struct Pg {
     pub wake: Nanos,
     /// Given back: nothing more happens to it.
     pub dropped: bool,
+    /// Blocks with a damaged page, while a member.
+    pub mends: Vec<mend::Mend>,
 }
 
 impl Pg {
@@ -90,6 +93,7 @@ impl Pg {
             dirty: false,
             wake: Nanos::MAX,
             dropped: false,
+            mends: Vec::new(),
         }
     }
 

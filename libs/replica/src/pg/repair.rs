@@ -60,6 +60,11 @@ impl Primary {
         self.repair_of(key, cx).for_sync = true;
     }
 
+    /// The scrub, or any read, found a damaged page.
+    pub fn repair_for_scrub(&mut self, key: BlockKey, cx: &mut Cx) {
+        self.repair_of(key, cx);
+    }
+
     pub fn turn_repairs(&mut self, cx: &mut Cx) {
         let mut i = 0;
         while i < self.repairs.len() {

@@ -43,6 +43,7 @@ impl Pg {
 
     /// Ends the role because of `next` (or of a new start number): what waits is sent back with it.
     pub fn end_role(&mut self, next: &PgConfig, cx: &mut Cx) {
+        self.mends.clear();
         match std::mem::take(&mut self.role) {
             Role::None | Role::Member(_) => {}
             Role::Primary(p) => {

@@ -45,6 +45,21 @@ pub enum Lie {
     LostWrite(u64),
 }
 
+/// Something that happens to a disk once, and that it may or may not own up to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mishap {
+    /// A write, a sync or a read fails with EIO. What a failed sync should have covered is gone.
+    EioWrite,
+    EioSync,
+    EioRead,
+    /// A write outside of the log is reported done and was not.
+    LostWrite,
+    /// A write outside of the log lands elsewhere outside of the log.
+    Misdirected,
+    /// A bit flips in what is durable. The world does this itself, see `World::rot`.
+    Rot,
+}
+
 enum InFlight {
     Op(DiskOp),
     /// Covers completed writes up to this number.
@@ -60,7 +75,12 @@ pub struct SimDisk {
     done: u64,
     flight: Vec<InFlight>,
     pub lie: Option<Lie>,
-    pub fail_writes: bool,
+    /// What happens after so many more operations of its kind.
+    pub mishap: Option<(Mishap, u64)>,
+    /// It has happened.
+    pub happened: bool,
+    /// Never hit by a mishap: the log, whose last batch nothing but itself vouches for.
+    pub spared: std::ops::Range<u64>,
 }
 
 impl SimDisk {
@@ -72,7 +92,40 @@ impl SimDisk {
             done: 0,
             flight: Vec::new(),
             lie: None,
-            fail_writes: false,
+            mishap: None,
+            happened: false,
+            spared: 0..0,
+        }
+    }
+
+    /// A disk with this content.
+    pub fn of(content: Vec<u8>) -> SimDisk {
+        let mut d = SimDisk::new(0);
+        (d.durable, d.now) = (content.clone(), content);
+        d
+    }
+
+    /// Does this operation meet its fate?
+    fn strikes(&mut self, kinds: &[Mishap], offset: u64) -> Option<Mishap> {
+        let (m, left) = self.mishap?;
+        if !kinds.contains(&m) || self.spared.contains(&offset) {
+            return None;
+        }
+        if left > 0 {
+            self.mishap = Some((m, left - 1));
+            return None;
+        }
+        (self.mishap, self.happened) = (None, true);
+        Some(m)
+    }
+
+    /// Somewhere else, not in what is spared.
+    fn elsewhere(&self, rng: &mut Rng, len: u64) -> u64 {
+        loop {
+            let at = rng.below((self.now.len() as u64 - len) / 4096) * 4096;
+            if at + len <= self.spared.start || at >= self.spared.end {
+                return at;
+            }
         }
     }
 
@@ -112,18 +165,32 @@ impl SimDisk {
         let i = rng.below(self.flight.len() as u64) as usize;
         match self.flight.swap_remove(i) {
             InFlight::Sync(id, upto, linked) => {
+                if self.strikes(&[Mishap::EioSync], u64::MAX).is_some() {
+                    // The kernel has dropped the pages: another sync would find nothing to write.
+                    self.dirty.clear();
+                    return Some((id, DiskResult::Done(Err(5))));
+                }
                 self.sync(upto, linked);
                 Some((id, DiskResult::Done(Ok(()))))
             }
             InFlight::Op(DiskOp::Read { id, offset, len }) => {
                 let at = offset as usize;
+                if self.strikes(&[Mishap::EioRead], offset).is_some() {
+                    return Some((id, DiskResult::Read(Err(5))));
+                }
                 Some((id, DiskResult::Read(Ok(PageBuf::copy_of(&self.now[at..at + len])))))
             }
             InFlight::Op(DiskOp::Write { id, offset, data, sync }) => {
-                if self.fail_writes {
+                let mut at = offset;
+                if self.strikes(&[Mishap::EioWrite], u64::MAX).is_some() {
                     return Some((id, DiskResult::Done(Err(5))));
                 }
-                let mut at = offset;
+                let len = data.iter().map(|d| d.len() as u64).sum();
+                match self.strikes(&[Mishap::LostWrite, Mishap::Misdirected], offset) {
+                    Some(Mishap::LostWrite) => return Some((id, DiskResult::Done(Ok(())))),
+                    Some(_) => at = self.elsewhere(rng, len),
+                    None => {}
+                }
                 for d in data {
                     assert!(
                         at % 4096 == 0

@@ -31,6 +31,22 @@ pub struct Blk {
     pub version: Version,
     /// Content tag of each page; 0: zeroes.
     pub pages: [u32; 16],
+    /// Newest version that wrote or trimmed each page.
+    pub touched: [Version; 16],
+}
+
+impl Blk {
+    /// Pages with content.
+    pub fn valid(&self) -> u16 {
+        self.mask(|p| self.pages[p] != 0)
+    }
+    /// Pages that a delta from `since` must have.
+    pub fn touched_since(&self, since: Version) -> u16 {
+        self.mask(|p| self.touched[p] > since)
+    }
+    fn mask(&self, f: impl Fn(usize) -> bool) -> u16 {
+        (0..16).filter(|p| f(*p)).fold(0, |m, p| m | 1 << p)
+    }
 }
 
 #[derive(Clone, Default, Debug)]
@@ -82,9 +98,15 @@ impl PgModel {
                 continue;
             }
             self.tombs.remove(&k);
+            let fresh = !self.blocks.contains_key(&k);
             let b = self.blocks.entry(k).or_default();
             b.version = v;
-            list.iter().for_each(|(p, t)| b.pages[*p] = *t);
+            if fresh {
+                b.touched = [v; 16];
+            }
+            for (p, t) in list {
+                (b.pages[p], b.touched[p]) = (t, v);
+            }
             if b.pages == [0; 16] {
                 self.blocks.remove(&k);
                 self.tombs.insert(k, v);
@@ -126,7 +148,7 @@ impl PgModel {
             self.tombs.insert(k, v);
             return;
         }
-        let mut b = Blk { version: v, pages: [0; 16] };
+        let mut b = Blk { version: v, pages: [0; 16], touched: [v; 16] };
         let mut tags = tags.iter();
         for p in 0..16 {
             if valid >> p & 1 == 1 {
@@ -248,6 +270,19 @@ pub fn compare(s: &Store, pg: PgId, m: &PgModel, all_through: Version) -> Result
             blocks.get(k),
             want.get(k)
         ));
+    }
+    for r in rows.iter().filter(|r| r.valid != 0) {
+        let b = &m.blocks[&r.key];
+        let need = b.touched_since(all_through);
+        if r.valid != b.valid() || need & !r.dirty != 0 {
+            return Err(format!(
+                "{pg}: {:?} valid {:04x} dirty {:04x}, should be {:04x} and {need:04x}",
+                r.key,
+                r.valid,
+                r.dirty,
+                b.valid()
+            ));
+        }
     }
     for (k, v) in m.tombs.iter().filter(|(_, v)| **v > all_through) {
         if !rows.iter().any(|r| r.key == *k && r.valid == 0 && r.version == *v) {

@@ -30,6 +30,8 @@ pub struct Rig {
     pub events: Vec<StoreEvent>,
     /// Operations that fail with EIO.
     pub fails: fn(&DiskOp) -> bool,
+    /// ... or with this.
+    pub errno: i32,
     rng: Rng,
     token: u64,
 }
@@ -42,8 +44,15 @@ impl Rig {
     pub fn new(cfg: StoreConfig) -> Rig {
         let mut disk = SimDisk::new(cfg.device_bytes);
         disk.run_format(format(&cfg, IDENT).unwrap());
+        let mut r = Rig::on(cfg, disk);
+        assert_eq!(r.reopen(), Ok(()));
+        r
+    }
+
+    /// On a disk with something on it; not opened yet.
+    pub fn on(cfg: StoreConfig, disk: SimDisk) -> Rig {
         let store = Store::open(cfg.clone(), Some(IDENT.cluster));
-        let mut r = Rig {
+        Rig {
             cfg,
             disk,
             store,
@@ -51,11 +60,10 @@ impl Rig {
             pending: Vec::new(),
             events: Vec::new(),
             fails: |_| false,
+            errno: 5,
             rng: Rng(1),
             token: 0,
-        };
-        assert_eq!(r.reopen(), Ok(()));
-        r
+        }
     }
 
     pub fn poll(&mut self) {
@@ -69,8 +77,8 @@ impl Rig {
         let op = self.pending.remove(i);
         if (self.fails)(&op) {
             let r = match op {
-                DiskOp::Read { .. } => DiskResult::Read(Err(5)),
-                _ => DiskResult::Done(Err(5)),
+                DiskOp::Read { .. } => DiskResult::Read(Err(self.errno)),
+                _ => DiskResult::Done(Err(self.errno)),
             };
             self.store.complete(self.now, op.id(), r);
         } else {
@@ -114,18 +122,28 @@ impl Rig {
     }
 
     pub fn reopen(&mut self) -> Result<(), StoreError> {
+        self.reopen_as(Some(IDENT.cluster))
+    }
+
+    pub fn reopen_as(&mut self, cluster: Option<[u8; 16]>) -> Result<(), StoreError> {
+        let out = self.open_whatever(cluster);
+        if out.is_ok() {
+            assert_eq!(self.store.check_invariants(), Ok(()));
+        }
+        out
+    }
+
+    /// Opens what may be damaged in ways that only a deliberate hand makes.
+    pub fn open_whatever(&mut self, cluster: Option<[u8; 16]>) -> Result<(), StoreError> {
         self.pending.clear();
         self.events.clear();
-        self.store = Store::open(self.cfg.clone(), Some(IDENT.cluster));
+        self.store = Store::open(self.cfg.clone(), cluster);
         self.run_all();
         let out = self.events.drain(..).find_map(|e| match e {
             StoreEvent::Opened => Some(Ok(())),
             StoreEvent::OpenFailed(e) => Some(Err(e)),
             _ => None,
         });
-        if out == Some(Ok(())) {
-            assert_eq!(self.store.check_invariants(), Ok(()));
-        }
         out.expect("it neither opens nor fails")
     }
 

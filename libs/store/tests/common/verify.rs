@@ -2,11 +2,63 @@
 
 use super::model::*;
 use super::world::*;
+use super::SimDisk;
 use quarry_base::*;
 use quarry_store::*;
 use std::collections::HashMap;
 
 impl World {
+    /// Takes up after a failed device; true if it was one.
+    pub fn unless_failed(&mut self, done: Check) -> Result<bool, String> {
+        match done {
+            Err(_) if self.failed => self.after_failure().map(|()| true),
+            done => done.map(|()| false),
+        }
+    }
+
+    /// The device failed: reads of what it has go on; then it is switched off and on.
+    fn after_failure(&mut self) -> Check {
+        for _ in 0..200 {
+            if self.disk.in_flight() == 0 {
+                break;
+            }
+            self.turn()?;
+        }
+        self.store.check_invariants()?;
+        self.crash()
+    }
+
+    /// A bit flips. In the log only where later batches vouch for what is there: the newest batch is
+    /// vouched for by nothing but itself.
+    pub fn rot(&mut self) -> Check {
+        self.quiet()?;
+        let (pg, log) = (self.pick_pg(), self.disk.spared.clone());
+        let written =
+            |d: &SimDisk, p: u64| d.now[p as usize..p as usize + 4096].iter().any(|b| *b != 0);
+        let pages = DEVICE / 4096;
+        let first = self.rng.below(pages);
+        let page = (0..pages).map(|i| (first + i) % pages * 4096).find(|p| written(&self.disk, *p));
+        let Some(at) = page else { return Ok(()) };
+        let at = at + self.rng.below(4096);
+        let in_log = log.contains(&at);
+        (self.disk.mishap, self.disk.happened) = (None, true);
+        if in_log {
+            for n in 0..3u8 {
+                let blob = bytes::Bytes::from(vec![n; 10]);
+                if let Ok(id) = self.store.put_meta(pg, blob.clone()) {
+                    self.events.push(Event { id, pg, ev: Ev::Meta(blob) });
+                }
+                self.store.sync();
+                self.quiet()?;
+            }
+        }
+        self.disk.rot(at);
+        if in_log {
+            self.crash()?;
+        }
+        Ok(())
+    }
+
     /// Lets everything appended be written.
     pub fn quiet(&mut self) -> Check {
         let target = self.events.last().map_or(0, |e| e.id);
@@ -48,7 +100,10 @@ impl World {
                     }
                     self.crank(1)?;
                 }
-                let d = self.reads.remove(&t).unwrap().map_err(|e| format!("{pg}: {e}"))?;
+                let d = match self.reads.remove(&t).unwrap() {
+                    Err(ReadError::Io(5)) if self.disk.happened => continue,
+                    d => d.map_err(|e| format!("{pg}: {e}"))?,
+                };
                 let got = d.segments.concat();
                 for (i, page) in got.chunks(PAGE).enumerate() {
                     let key = BlockKey::at(v, l, e, i as u32 * 4096);
@@ -100,6 +155,7 @@ impl World {
         self.ops.clear();
         self.pending.clear();
         self.disk.process_kill();
+        self.failed = false;
         self.store = Store::open(self.cfg.clone(), Some([7; 16]));
     }
 
@@ -152,6 +208,9 @@ impl World {
             // Copies of one version are told apart by content alone.
             let content = model.iter().try_for_each(|(pg, m)| self.verify_content(*pg, m));
             if let Err(e) = content {
+                if e == NOTICED {
+                    return Err(e);
+                }
                 why.push_str(&format!("\n  as of {n}: {e}"));
                 continue;
             }

@@ -47,7 +47,23 @@ pub struct World {
     /// Also gaps in the sequence, and a group that gets no commits for long.
     pub harsh: bool,
     pub stuck: Option<PgId>,
+    pub mishap: Option<Mishap>,
+    /// The device has failed: nothing more becomes stable until it is opened again.
+    pub failed: bool,
 }
+
+/// How the disk behaves, and the callers.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Plan {
+    pub lie: Option<Lie>,
+    pub harsh: bool,
+    pub mishap: Option<Mishap>,
+}
+
+/// Ends a run early: the store has noticed what the disk did to it, which is all that it can do.
+pub const NOTICED: &str = "noticed";
+/// Ends a step early: the device has failed.
+const FAILED: &str = "failed";
 
 /// A read under way: what was expected when it began, the commit point and number of events then.
 pub struct Pending {
@@ -63,12 +79,24 @@ pub struct Pending {
 pub type Check = Result<(), String>;
 
 pub fn run(seed: u64, steps: u32, lie: Option<Lie>, harsh: bool) -> Check {
+    run_plan(seed, steps, Plan { lie, harsh, mishap: None })
+}
+
+pub fn run_plan(seed: u64, steps: u32, plan: Plan) -> Check {
+    match history(seed, steps, plan) {
+        Err(e) if e == NOTICED => Ok(()),
+        out => out,
+    }
+}
+
+fn history(seed: u64, steps: u32, plan: Plan) -> Check {
     let mut rng = Rng(seed);
     let cfg = config(&mut rng);
     let ident = DeviceIdent { cluster: [7; 16], device_uuid: [3; 16], device: DeviceId(1) };
     let mut disk = SimDisk::new(DEVICE);
     disk.run_format(format(&cfg, ident).unwrap());
-    disk.lie = lie;
+    disk.lie = plan.lie;
+    disk.spared = (128 << 10)..(128 << 10) + LOG;
     let store = Store::open(cfg.clone(), Some([7; 16]));
     let mut w = World {
         rng,
@@ -88,14 +116,26 @@ pub fn run(seed: u64, steps: u32, lie: Option<Lie>, harsh: bool) -> Check {
         pending: HashMap::new(),
         token: 0,
         crashes: 0,
-        harsh,
+        harsh: plan.harsh,
         stuck: None,
+        mishap: plan.mishap,
+        failed: false,
     };
     w.open()?;
-    for _ in 0..steps {
-        w.step()?;
+    if let Some(m) = plan.mishap {
+        // Late enough that there is something to lose, and somewhere in between.
+        let after = 20 + w.rng.below(if m == Mishap::Rot { 200 } else { 400 });
+        w.disk.mishap = Some((m, after));
     }
-    w.settle()
+    for _ in 0..steps {
+        let done = w.step();
+        w.unless_failed(done)?;
+    }
+    let done = w.settle();
+    if w.unless_failed(done)? {
+        return w.settle();
+    }
+    Ok(())
 }
 
 impl World {
@@ -115,30 +155,52 @@ impl World {
 
     pub fn crank(&mut self, steps: u64) -> Check {
         for _ in 0..steps {
-            let mut out = Vec::new();
-            self.store.poll(self.now, &mut self.ops, &mut out);
-            self.disk.submit(&mut self.ops);
-            for e in out {
-                self.event(e)?;
+            self.turn()?;
+            if self.failed {
+                return Err(FAILED.into());
             }
-            if let Some((id, r)) = self.disk.step(&mut self.rng) {
-                self.store.complete(self.now, id, r);
-            }
+        }
+        Ok(())
+    }
+
+    pub fn turn(&mut self) -> Check {
+        let mut out = Vec::new();
+        self.store.poll(self.now, &mut self.ops, &mut out);
+        self.disk.submit(&mut self.ops);
+        for e in out {
+            self.event(e)?;
+        }
+        if let Some((id, r)) = self.disk.step(&mut self.rng) {
+            self.store.complete(self.now, id, r);
         }
         Ok(())
     }
 
     pub fn event(&mut self, e: StoreEvent) -> Check {
         match e {
+            StoreEvent::Stable { .. } | StoreEvent::Synced { .. } if self.failed => {
+                return Err("something became stable after the device had failed".into())
+            }
             StoreEvent::Stable { upto } => self.stable = upto,
             StoreEvent::Synced { upto } => self.synced = upto,
             StoreEvent::ReadDone { token, result } => self.read_answer(token, result)?,
+            StoreEvent::OpenFailed(_) | StoreEvent::Corruption { .. } if self.disk.happened => {
+                return Err(NOTICED.into())
+            }
             StoreEvent::OpenFailed(e) => return Err(format!("open failed: {e}")),
+            StoreEvent::Failed(_) if self.disk.happened && !self.failed => self.failed = true,
             StoreEvent::Failed(e) => return Err(format!("failed: {e}")),
             StoreEvent::Corruption { pg, key, pages } => {
                 return Err(format!("corruption in {pg} {key:?} pages {pages:x}"))
             }
-            StoreEvent::Opened | StoreEvent::LogSpace | StoreEvent::BlockDone { .. } => {}
+            StoreEvent::TableDamaged { .. } if self.disk.happened => {}
+            StoreEvent::TableDamaged { group } => {
+                return Err(format!("table group {group} is damaged"))
+            }
+            StoreEvent::Opened
+            | StoreEvent::LogSpace
+            | StoreEvent::Stalled { .. }
+            | StoreEvent::BlockDone { .. } => {}
         }
         Ok(())
     }
@@ -152,7 +214,11 @@ impl World {
             self.reads.insert(token, result);
             return Ok(());
         };
-        let d = result.map_err(|e| format!("read in {pg}: {e}"))?;
+        let d = match result {
+            // What was committed and will never be written, or a read that failed: said, not served.
+            Err(ReadError::Io(5)) if self.disk.happened => return Ok(()),
+            result => result.map_err(|e| format!("read in {pg}: {e}"))?,
+        };
         let after = self.expect(pg, key, offset, len);
         let got: Vec<u8> = d.segments.concat();
         for (i, page) in got.chunks(PAGE).enumerate() {
@@ -188,6 +254,12 @@ impl World {
     }
 
     fn step(&mut self) -> Check {
+        if let Some((Mishap::Rot, n)) = self.disk.mishap {
+            self.disk.mishap = Some((Mishap::Rot, n.saturating_sub(1)));
+            if n == 0 {
+                self.rot()?;
+            }
+        }
         self.now = self.now + Duration::from_millis(self.rng.below(30));
         if self.harsh && self.rng.one_in(40) {
             self.stuck = if self.rng.one_in(3) { None } else { Some(self.pick_pg()) };

@@ -1,0 +1,135 @@
+//! What a full device costs in memory, and how long it takes to open: `store-memory [GIB]` (16).
+//!
+//! The device is a stand-in that keeps superblocks, log and table and forgets the data, so that a device of any size
+//! fits here. It is filled with whole blocks, killed, and opened again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use bytes::Bytes;
+use quarry_base::*;
+use quarry_store::*;
+use std::collections::HashMap;
+use std::time::Instant;
+
+struct Disk {
+    pages: HashMap<u64, Bytes>,
+    /// Where the data begins: not kept from there on.
+    data: u64,
+    zero: Bytes,
+}
+
+impl Disk {
+    fn write(&mut self, mut offset: u64, data: &[u8]) {
+        for p in data.chunks(PAGE) {
+            if offset < self.data {
+                self.pages.insert(offset, Bytes::copy_from_slice(p));
+            }
+            offset += PAGE as u64;
+        }
+    }
+
+    fn run(&mut self, s: &mut Store, events: &mut Vec<StoreEvent>) {
+        let mut ops = Vec::new();
+        loop {
+            s.poll(Nanos(1), &mut ops, events);
+            if ops.is_empty() {
+                return;
+            }
+            for op in ops.drain(..) {
+                let id = op.id();
+                let r = match op {
+                    DiskOp::Read { offset, len, .. } => {
+                        let mut b = PageBuf::zeroed(len);
+                        for (i, p) in b.chunks_mut(PAGE).enumerate() {
+                            let at = offset + (i * PAGE) as u64;
+                            p.copy_from_slice(self.pages.get(&at).unwrap_or(&self.zero));
+                        }
+                        DiskResult::Read(Ok(b))
+                    }
+                    DiskOp::Write { mut offset, data, .. } => {
+                        for d in data {
+                            self.write(offset, &d);
+                            offset += d.len() as u64;
+                        }
+                        DiskResult::Done(Ok(()))
+                    }
+                    _ => DiskResult::Done(Ok(())),
+                };
+                s.complete(Nanos(1), id, r);
+            }
+        }
+    }
+}
+
+/// Resident bytes of this process without the disk's pages.
+fn resident(d: &Disk) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (pages * PAGE as u64).saturating_sub(d.pages.len() as u64 * (PAGE as u64 + 64))
+}
+
+fn main() {
+    let gib: u64 = std::env::args().nth(1).map_or(16, |a| a.parse().expect("GiB"));
+    let cfg = StoreConfig { device_bytes: gib << 30, ..StoreConfig::default() };
+    let ident = DeviceIdent { cluster: [7; 16], device_uuid: [3; 16], device: DeviceId(1) };
+    let zero = PageBuf::zeroed(PAGE).freeze();
+    let table = cfg.device_bytes / 240 + (1 << 20);
+    let data = cfg.log_bytes_or_default() + table;
+    let mut disk = Disk { pages: HashMap::new(), data, zero };
+    for step in format(&cfg, ident).unwrap() {
+        if let FormatStep::Write { offset, data } = step {
+            disk.write(offset, &data);
+        }
+    }
+    let mut s = Store::open(cfg.clone(), None);
+    let mut events = Vec::new();
+    disk.run(&mut s, &mut events);
+    let before = resident(&disk);
+    let content = PageBuf::zeroed(EXTENT as usize).freeze();
+    let crcs: smallvec::SmallVec<[u32; 1]> = content.chunks(PAGE).map(crc32c).collect();
+    let mut n = 0u64;
+    while !s.headroom().full {
+        let pg = PgId::new(PoolId(1), (n % 64) as u32);
+        let seq = Seq(s.pg_state(pg).last.seq.0 + 1);
+        let kind = RecordKind::Write {
+            vtree: VtreeId(1),
+            layer: Layer(0),
+            extent: Extent(n as u32),
+            offset: 0,
+            crcs: crcs.clone(),
+            data: content.clone(),
+        };
+        let version = Version::new(Epoch(1), seq);
+        match s.append(pg, Record { version, origin: Origin::default(), kind }) {
+            Ok(_) => n += 1,
+            Err(AppendError::LogFull) => {}
+            Err(e) => panic!("{e}"),
+        }
+        disk.run(&mut s, &mut events);
+        s.set_commit(pg, seq.min(s.pg_state(pg).stable.seq));
+        events.clear();
+    }
+    s.flush_all();
+    disk.run(&mut s, &mut events);
+    let show = |what: &str, bytes: u64, blocks: u64| {
+        println!(
+            "{what}: {:.1} MiB resident, {:.1} bytes a block, {:.2} GiB a TiB",
+            bytes as f64 / 1048576.0,
+            bytes as f64 / blocks as f64,
+            bytes as f64 / blocks as f64 * 16.0 / 1024.0
+        );
+    };
+    let blocks = s.stats().used_bytes / u64::from(BLOCK);
+    println!("{blocks} blocks of a device of {gib} GiB in use");
+    show("filled", resident(&disk) - before, blocks);
+    drop(s);
+    let start = Instant::now();
+    let mut s = Store::open(cfg, None);
+    disk.run(&mut s, &mut events);
+    println!(
+        "opened in {:.2} s (log {} MiB)",
+        start.elapsed().as_secs_f64(),
+        s.stats().log_bytes >> 20
+    );
+    assert_eq!(s.stats().used_bytes / u64::from(BLOCK), blocks);
+}

@@ -1,0 +1,74 @@
+//! Bugs planted on command, to see that the checks of `tests/common` catch each of them.
+//!
+//! They exist in this crate's own unit tests only: everywhere else `planted` is a constant `false`,
+//! so no binary, and no other crate's test, can contain one.
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bug {
+    /// The write of a lone batch is not followed by its sync.
+    SkippedSync,
+    /// What was only written is reported stable.
+    StableBeforeSync,
+    /// A superblock is written without a sync of the table pages and data that it stands for.
+    CheckpointUnsynced,
+    /// A page counts as destaged when its write begins: the log is cut before its data is there.
+    CheckpointBeforeData,
+    /// A table page is written over the side that counts.
+    SameSide,
+    /// The content of a page is not checked against its checksum.
+    CrcUnchecked,
+    /// A freed slot can be allocated before what freed it is durable.
+    ReusedEarly,
+    /// A freed slot can be allocated while the log holds a record that names it.
+    NamedSlotReused,
+    /// A freed slot can be allocated while a destage, or a read, is still on it.
+    ChangedOwner,
+    /// All pages of a block with a new slot count as valid.
+    NoValidMask,
+    /// Any batch beyond the log's end makes it damaged.
+    TailCalledCorruption,
+    /// A hole below the sync mark is taken for the log's end.
+    CorruptionCalledTail,
+    /// Whatever lies where the next batch is expected counts, of whichever incarnation.
+    OldIncarnation,
+    /// A read does not notice that its page was replaced meanwhile.
+    DestageUnderReader,
+    /// A page is destaged although its commit point is not durable.
+    CommitNotDurable,
+    /// A page is destaged although recovery might still cut its record.
+    MarkNotSynced,
+    /// The data of direct writes above the sync mark is not checked.
+    DirectUnchecked,
+    /// Checkpoint records leave tombstones out.
+    TombstonesForgotten,
+    /// Checkpoint records leave the id table out.
+    IdsForgotten,
+    /// A write forgets which parts of its block were written before.
+    DirtyForgotten,
+    /// A trimmed block's slot is never given back.
+    LeakedSlot,
+    /// Recovery does not sync what it read before it says that it is durable.
+    RecoveryUnsynced,
+}
+
+#[cfg(test)]
+thread_local! {
+    static NOW: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in every store of this thread.
+#[cfg(test)]
+pub(crate) fn plant(bug: Option<Bug>) {
+    NOW.set(bug);
+}
+
+#[cfg(test)]
+pub(crate) fn planted(bug: Bug) -> bool {
+    NOW.get() == Some(bug)
+}
+
+/// Is this bug planted here? Never, outside of this crate's unit tests.
+#[cfg(not(test))]
+pub(crate) const fn planted(_: Bug) -> bool {
+    false
+}

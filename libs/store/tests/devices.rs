@@ -1,0 +1,311 @@
+//! Devices that are not what they should be: gone, slow, hanging, of another cluster or a newer format; writes
+//! that landed nowhere or elsewhere; a scrub that finds them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::rig::*;
+use quarry_base::*;
+use quarry_store::*;
+use std::time::Duration;
+
+const LOG_END: u64 = (128 << 10) + (1 << 20);
+
+#[test]
+fn a_read_that_fails_is_an_error_of_that_read_alone() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    r.fails = |o| matches!(o, DiskOp::Read { .. });
+    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Io(5)));
+    assert!(matches!(r.block(PG, key(0, 0)), Err(ReadError::Io(5))));
+    r.fails = |_| false;
+    r.pages(PG, 0, 0, &whole(1));
+    // The device takes writes all the same.
+    r.put(PG, write(0, 0, &[9]));
+    r.pages(PG, 0, 0, &[9, 2]);
+    assert_eq!((r.failures(), r.store.stats().crc_errors), (0, 0));
+}
+
+#[test]
+fn a_device_that_is_gone_fails_once_and_does_not_open_again() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    r.errno = 19; // ENODEV
+    r.fails = |_| true;
+    r.append(PG, write(0, 0, &[2])).unwrap();
+    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Io(19)));
+    r.run_all();
+    assert_eq!(r.failures(), 1);
+    assert!(matches!(r.store.failed(), Some(StoreError::Io { errno: 19, .. })));
+    assert_eq!(r.append(PG, write(0, 0, &[3])), Err(AppendError::Failed));
+    assert!(matches!(r.reopen(), Err(StoreError::Io { errno: 19, .. })));
+}
+
+#[test]
+fn a_device_of_another_cluster_is_refused_and_not_written_to() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    let before = r.disk.now.clone();
+    assert_eq!(r.reopen_as(Some([8; 16])), Err(StoreError::OtherCluster));
+    assert!(r.disk.now == before);
+    assert_eq!(r.reopen(), Ok(()));
+}
+
+/// The superblock at `at` as a later format version would have it.
+fn newer(disk: &mut common::SimDisk, at: usize) {
+    let mut page = disk.durable[at..at + 4096].to_vec();
+    page[8..12].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+    let mut mix = [0u8; 16];
+    mix[..4].copy_from_slice(&crc32c(&page[..12]).to_le_bytes());
+    mix[4..8].copy_from_slice(&crc32c(&page[16..]).to_le_bytes());
+    mix[8..].copy_from_slice(&4096u64.to_le_bytes());
+    page[12..16].copy_from_slice(&crc32c(&mix).to_le_bytes());
+    disk.durable[at..at + 4096].copy_from_slice(&page);
+    disk.lose_unsynced();
+}
+
+#[test]
+fn a_newer_format_is_refused_and_not_written_to_also_if_one_superblock_alone_says_so() {
+    for places in [&[0, 65536][..], &[0], &[65536]] {
+        let mut r = Rig::new(small_config());
+        r.put(PG, write(0, 0, &[1]));
+        r.flush();
+        places.iter().for_each(|at| newer(&mut r.disk, *at));
+        let before = r.disk.now.clone();
+        let want = StoreError::NewerFormat { found: FORMAT_VERSION + 1, known: FORMAT_VERSION };
+        assert_eq!(read_ident(&r.disk.durable[..IDENT_BYTES]), Err(want.clone()));
+        assert_eq!(r.reopen(), Err(want));
+        assert!(r.disk.now == before);
+    }
+}
+
+fn stalls(r: &Rig) -> usize {
+    r.events.iter().filter(|e| matches!(e, StoreEvent::Stalled { .. })).count()
+}
+
+#[test]
+fn a_device_without_progress_is_reported_and_after_a_while_has_failed() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.append(PG, write(0, 4096, &[2])).unwrap();
+    r.poll();
+    for _ in 0..9 {
+        r.wait(Duration::from_secs(1));
+        r.poll();
+    }
+    assert_eq!((stalls(&r), r.failures()), (1, 0));
+    // It moves: that was slowness.
+    r.run_all();
+    assert_eq!(r.store.stalled_for(), Duration::ZERO);
+    r.append(PG, write(0, 8192, &[3])).unwrap();
+    r.poll();
+    for _ in 0..12 {
+        r.wait(Duration::from_secs(1));
+        r.poll();
+    }
+    assert_eq!((stalls(&r), r.failures()), (2, 1));
+    assert!(matches!(r.store.failed(), Some(StoreError::Hung { .. })));
+    // What it did after all counts for nothing more.
+    let told = r.stable();
+    r.run_all();
+    assert_eq!((r.stable(), r.failures()), (told, 1));
+}
+
+#[test]
+fn a_process_that_was_paused_says_nothing_about_its_device() {
+    let mut r = Rig::new(small_config());
+    r.append(PG, write(0, 0, &[1])).unwrap();
+    r.poll();
+    r.wait(Duration::from_secs(3600));
+    r.poll();
+    assert_eq!(r.failures(), 0);
+    r.run_all();
+    assert!(r.stable() > 0);
+}
+
+#[test]
+fn a_destage_that_was_lost_or_went_elsewhere_is_noticed_and_never_served() {
+    for elsewhere in [false, true] {
+        let mut r = Rig::new(small_config());
+        r.put(PG, write(0, 0, &whole(1)));
+        r.put(PG, write(0, 65536, &whole(20)));
+        r.flush();
+        r.put(PG, write(0, 4096, &[50]));
+        r.store.flush_all();
+        // The write of the page is done by the disk only as far as the disk says.
+        let to_data = |o: &DiskOp| matches!(o, DiskOp::Write { offset, .. } if *offset >= LOG_END + (64 << 10));
+        r.run(&|o| !to_data(o));
+        let at = r.pending.iter().position(to_data).expect("a destage");
+        let op = r.pending.remove(at);
+        if elsewhere {
+            let DiskOp::Write { data, offset, .. } = &op else { panic!("a write") };
+            let to = *offset as usize + 65536;
+            r.disk.now[to..to + 4096].copy_from_slice(&data[0]);
+            r.disk.durable[to..to + 4096].copy_from_slice(&data[0]);
+        }
+        r.store.complete(r.now, op.id(), DiskResult::Done(Ok(())));
+        r.flush();
+        assert!(matches!(r.read(PG, 0, 4096, 4096), Err(ReadError::Corrupt { .. })));
+        r.pages(PG, 0, 0, &[1]);
+        if elsewhere {
+            assert!(matches!(r.read(PG, 0, 65536, 65536), Err(ReadError::Corrupt { .. })));
+        }
+        r.power_loss();
+        assert_eq!(r.reopen(), Ok(()));
+        assert!(matches!(r.read(PG, 0, 4096, 4096), Err(ReadError::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn the_newest_superblock_lost_is_noticed() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    // Opened again: the log goes on in an incarnation that only the newest superblock knows.
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.append(PG, write(0, 4096, &[2])).unwrap();
+    r.run_all();
+    let good = r.disk.durable.clone();
+    let mut noticed = 0;
+    for at in [100, 65536 + 100] {
+        r.disk.durable.clone_from(&good);
+        r.disk.rot(at);
+        r.disk.lose_unsynced();
+        match r.reopen() {
+            Ok(()) => assert_eq!(r.store.pg_state(PG).last, v(1, 2), "a write is lost"),
+            Err(_) => noticed += 1,
+        }
+    }
+    assert_eq!(noticed, 1);
+}
+
+/// Lets the scrub run until it has made a pass.
+fn scrub(r: &mut Rig) {
+    let passes = r.store.scrub_stats().passes;
+    for _ in 0..10_000 {
+        r.run_all();
+        if r.store.scrub_stats().passes > passes {
+            return;
+        }
+        r.wait(Duration::from_millis(200));
+    }
+    panic!("the scrub never ends a pass: {:?}", r.store.scrub_stats());
+}
+
+fn scrubbed_config() -> StoreConfig {
+    StoreConfig { scrub_bytes_per_second: 1 << 20, ..small_config() }
+}
+
+#[test]
+fn the_scrub_finds_a_rotten_page_and_a_rotten_table_group() {
+    let mut r = Rig::new(scrubbed_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.put(PG, write(0, 65536, &[20]));
+    r.flush();
+    scrub(&mut r);
+    let s = r.store.scrub_stats();
+    assert_eq!((s.bad_pages, s.bad_groups), (0, 0));
+    assert!(s.bytes >= 17 * 4096, "{s:?}");
+    let good = r.block(PG, key(0, 0)).unwrap().unwrap();
+    let want = common::model::page_of(4);
+    let at = r.disk.durable.chunks(PAGE).rposition(|p| p == want).unwrap() * PAGE;
+    r.disk.rot(at as u64 + 9);
+    r.events.clear();
+    scrub(&mut r);
+    let found = |e: &StoreEvent| matches!(e, StoreEvent::Corruption { pages: 8, .. });
+    assert_eq!(r.events.iter().filter(|e| found(e)).count(), 1);
+    assert_eq!(r.store.scrub_stats().bad_pages, 1);
+    r.store.repair(PG, good).unwrap();
+    r.run_all();
+    r.flush();
+    r.events.clear();
+    scrub(&mut r);
+    assert!(!r.events.iter().any(found));
+    // The side of the table group that counts.
+    let sides = [LOG_END, LOG_END + 8192].map(|o| o as usize);
+    let gen = |at: usize| u64::from_le_bytes(r.disk.durable[at + 16..at + 24].try_into().unwrap());
+    let newest = if gen(sides[0]) > gen(sides[1]) { sides[0] } else { sides[1] };
+    r.disk.rot(newest as u64 + 200);
+    scrub(&mut r);
+    assert_eq!(r.store.scrub_stats().bad_groups, 1);
+    r.flush();
+    scrub(&mut r);
+    assert_eq!(r.store.scrub_stats().bad_groups, 1, "it was written anew");
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.pages(PG, 0, 0, &whole(1));
+}
+
+#[test]
+fn the_scrub_goes_on_where_it_was_and_keeps_its_rate() {
+    let mut r = Rig::new(scrubbed_config());
+    for i in 0..12 {
+        r.put(PG, write(0, i * 65536, &whole(i * 16 + 1)));
+    }
+    r.flush();
+    r.store.restart_scrub();
+    let (begin, before) = (r.now, r.store.scrub_stats().bytes);
+    while r.store.scrub_stats().position < 6 {
+        r.run_all();
+        r.wait(Duration::from_millis(5));
+    }
+    let bytes = r.store.scrub_stats().bytes - before;
+    let most = r.now.since(begin).as_secs_f64() * f64::from(1 << 20) + 65536.0;
+    assert!(bytes as f64 <= most, "{bytes} bytes, at most {most}");
+    let at = r.store.scrub_stats().position;
+    r.flush();
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    let s = r.store.scrub_stats();
+    assert!(s.position >= at && s.position <= at + 1, "{s:?} was at {at}");
+}
+
+#[test]
+fn a_store_opened_read_only_writes_nothing_and_reads_everything() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.put(PG, write(0, 4096, &[50]));
+    r.power_loss();
+    r.cfg.read_only = true;
+    let before = r.disk.now.clone();
+    assert_eq!(r.reopen(), Ok(()));
+    let last = r.store.pg_state(PG).last.seq;
+    r.store.set_commit(PG, last);
+    r.pages(PG, 0, 0, &[1, 50, 3]);
+    assert_eq!(r.append(PG, write(0, 0, &[2])), Err(AppendError::Failed));
+    r.wait(Duration::from_secs(60));
+    r.run_all();
+    assert!(r.disk.now == before);
+}
+
+#[test]
+fn cached_means_written_and_a_flush_makes_it_durable() {
+    let mut r = Rig::new(StoreConfig { ack: AckMode::Cached, ..small_config() });
+    let first = r.append(PG, write(0, 0, &[1])).unwrap();
+    r.run(&|o| !is_sync(o));
+    assert_eq!(r.stable(), first, "written is stable");
+    let flush = r.store.sync();
+    let synced = |r: &Rig, id| {
+        r.events.iter().any(|e| matches!(e, StoreEvent::Synced { upto } if *upto >= id))
+    };
+    r.run(&|o| !is_sync(o));
+    assert!(!synced(&r, flush), "nothing is synced yet");
+    r.run_all();
+    assert!(synced(&r, flush));
+    // Not flushed: a power loss may take it, and never what lies before the flush.
+    r.append(PG, write(0, 4096, &[2])).unwrap();
+    r.run(&|o| !is_sync(o));
+    assert_eq!(r.store.pg_state(PG).stable, v(1, 2));
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.pg_state(PG).last, v(1, 1));
+    r.commit_all(PG);
+    r.pages(PG, 0, 0, &[1, 0]);
+    // A flush with nothing to flush is answered at once.
+    let flush = r.store.sync();
+    r.poll();
+    assert!(synced(&r, flush));
+}
