@@ -42,7 +42,7 @@ fn ours(dir: &Path, write: bool) {
 
 fn raw(dir: &Path, write: bool) {
     let db = sled::Config::new().path(dir).flush_every_ms(None).open().expect("sled opens");
-    let last = db.iter().keys().filter_map(Result::ok).last();
+    let last = db.iter().keys().filter_map(Result::ok).next_back();
     let mut last = last.map_or(0, |k| u64::from_be_bytes(k.as_ref().try_into().expect("8 bytes")));
     if !write {
         return say(last);

@@ -107,6 +107,9 @@ impl Alloc {
     /// Gives back a slot that no table page and no log record has ever named.
     pub fn give_back(&mut self, slot: u32) {
         assert!(self.is_used(slot), "slot {slot} given back twice");
+        if planted(Bug::ReusedEarly) || planted(Bug::ChangedOwner) {
+            self.cursor = slot;
+        }
         self.bits[slot as usize / 64] &= !(1 << (slot % 64));
         self.free += 1;
     }

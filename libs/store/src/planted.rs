@@ -19,8 +19,6 @@ pub(crate) enum Bug {
     CrcUnchecked,
     /// A freed slot can be allocated before what freed it is durable.
     ReusedEarly,
-    /// A freed slot can be allocated while the log holds a record that names it.
-    NamedSlotReused,
     /// A freed slot can be allocated while a destage, or a read, is still on it.
     ChangedOwner,
     /// All pages of a block with a new slot count as valid.
@@ -47,8 +45,6 @@ pub(crate) enum Bug {
     DirtyForgotten,
     /// A trimmed block's slot is never given back.
     LeakedSlot,
-    /// Recovery does not sync what it read before it says that it is durable.
-    RecoveryUnsynced,
 }
 
 #[cfg(test)]

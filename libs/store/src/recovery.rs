@@ -209,7 +209,6 @@ impl Store {
                 self.recovery = None;
                 self.events.push(StoreEvent::Opened);
             }
-            Phase::Fill if planted(Bug::RecoveryUnsynced) => r.phase = Phase::Sync,
             Phase::Fill => {
                 r.phase = Phase::Sync;
                 r.in_flight = 1;

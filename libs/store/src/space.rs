@@ -130,8 +130,7 @@ impl Space {
             self.slots.set(slot, None);
             return self.alloc.give_back(slot);
         }
-        let named = if planted(Bug::NamedSlotReused) { None } else { self.named.get(&slot) };
-        let lsn = named.copied().unwrap_or(0);
+        let lsn = self.named.get(&slot).copied().unwrap_or(0);
         self.alloc.free_later(slot, self.ckpt_begun, lsn);
         self.slots.set(slot, None);
         self.stats.frees += 1;
