@@ -151,7 +151,7 @@ impl Store {
         if planted(Bug::CheckpointBeforeData) {
             self.sp.unpin_all(&mut o.pins);
         }
-        if o.pins.iter().any(|p| *p > self.log.mark_no) && !planted(Bug::MarkNotSynced) {
+        if o.pins.iter().any(|p| *p > self.log.mark_no) {
             return Pick::NotMarked;
         }
         if o.need > durable_commit && !planted(Bug::CommitNotDurable) {

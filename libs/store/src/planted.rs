@@ -33,8 +33,6 @@ pub(crate) enum Bug {
     DestageUnderReader,
     /// A page is destaged although its commit point is not durable.
     CommitNotDurable,
-    /// A page is destaged although recovery might still cut its record.
-    MarkNotSynced,
     /// The data of direct writes above the sync mark is not checked.
     DirectUnchecked,
     /// Checkpoint records leave tombstones out.
