@@ -138,7 +138,7 @@ fn a_destage_into_a_block_that_changed_owner() {
         r.append(PG, write(0, 0, &whole(100))).unwrap();
         r.run(&others);
         r.commit_all(PG);
-        for i in 0..40 {
+        for i in 0..12 {
             if r.append(busy, write(3, i % 64 * 4096, &[i + 1])).is_err() {
                 r.run(&others);
             }

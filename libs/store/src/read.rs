@@ -130,7 +130,7 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Map { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq { token, pg, want });
+        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false });
     }
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
