@@ -42,7 +42,7 @@ fn power_loss_of_every_sds_loses_no_acknowledged_write() -> Res<()> {
     let options = ClusterOptions { sds: 2, device_size: "256MiB", ..ClusterOptions::default() };
     with_cluster(options, |cluster| {
         let disks = on_volatile_disks(cluster, Sync::Done)?;
-        let mut uri = cluster.new_volume("p", "64MiB", "sdc1")?;
+        let mut uri = cluster.new_volume("p", "256MiB", "sdc1")?;
         let history = History::new(2);
         let mut unflushed = 0;
         for cut in 1..=cuts {
@@ -84,7 +84,7 @@ fn power_loss_on_disks_that_ignore_flushes_is_noticed() -> Res<()> {
     let options = ClusterOptions { sds: 2, device_size: "256MiB", ..ClusterOptions::default() };
     with_cluster(options, |cluster| {
         let disks = on_volatile_disks(cluster, Sync::Ignored)?;
-        let mut uri = cluster.new_volume("p", "64MiB", "sdc1")?;
+        let mut uri = cluster.new_volume("p", "256MiB", "sdc1")?;
         let history = History::new(2);
         for cut in 1..=5 {
             let load = Load::start(LoadSpec::new(&uri).seed(cut), &history)?;

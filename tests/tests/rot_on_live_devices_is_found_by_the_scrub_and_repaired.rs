@@ -53,7 +53,7 @@ fn rot_on_live_devices_is_found_by_the_scrub_and_repaired() -> Res<()> {
     std::env::set_var("QUARRY_SCRUB_RATE", "256MiB");
     let options = ClusterOptions { sds: 2, device_size: "256MiB", ..ClusterOptions::default() };
     with_cluster(options, |cluster| {
-        let uri = cluster.new_volume("rot", "64MiB", "sdc1")?;
+        let uri = cluster.new_volume("rot", "256MiB", "sdc1")?;
         let history = History::new(9);
         let mut spec = LoadSpec::new(&uri).area(Area::spread(128, 16)).mix(Mix::READ_WRITE);
         // No whole blocks: those go to new places, and nobody looks at the old ones any more.
