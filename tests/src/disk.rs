@@ -3,8 +3,8 @@
 //!
 //! - [`Disk::failing`]: reads or writes end with EIO while [`Disk::fail`] is on, or syncs ([`Disk::failing_syncs`]);
 //!   [`Disk::pause`] makes any of them hang.
-//! - [`Disk::volatile`]: a write cache that loses what was not flushed when the power goes ([`Disk::cut_power`]); a small cache
-//!   also writes parts of it early, in any order.
+//! - [`Disk::volatile`]: a write cache that loses what was not flushed when the power goes ([`Disk::cut_power`]). Whoever syncs
+//!   the same file from outside makes it flush in between, also in the middle of what its server writes.
 
 use crate::failure::While;
 use crate::scratch::keep;
@@ -25,8 +25,7 @@ pub enum Fails {
 enum Kind {
     Failing,
     FailingSyncs,
-    /// Bytes the cache holds before it writes some of them by itself; 0: any number.
-    Volatile(u64),
+    Volatile,
 }
 
 /// One disk and the two processes that make it.
@@ -55,9 +54,9 @@ impl Disk {
     pub fn failing_syncs(bytes: u64) -> Res<Disk> {
         Disk::make(bytes, Kind::FailingSyncs)
     }
-    /// A disk of `bytes` with a volatile cache of any size, or of `cache` bytes.
-    pub fn volatile(bytes: u64, cache: Option<u64>) -> Res<Disk> {
-        Disk::make(bytes, Kind::Volatile(cache.unwrap_or(0)))
+    /// A disk of `bytes` with a volatile cache.
+    pub fn volatile(bytes: u64) -> Res<Disk> {
+        Disk::make(bytes, Kind::Volatile)
     }
 
     fn make(bytes: u64, kind: Kind) -> Res<Disk> {
@@ -109,7 +108,7 @@ impl Disk {
         let cache: &[&str] = match self.kind {
             Kind::Failing => &["--filter=error"],
             Kind::FailingSyncs => &["--filter=cache", "--filter=error"],
-            Kind::Volatile(_) => &["--filter=cache"],
+            Kind::Volatile => &["--filter=cache"],
         };
         args.extend(cache.iter().map(|f| f.to_string()));
         args.extend(["file".to_string(), self.image.to_string_lossy().into_owned()]);
@@ -127,10 +126,7 @@ impl Disk {
                 args.push("cache=writeback".to_string());
                 args.extend(error("pwrite", Fails::Syncs));
             }
-            Kind::Volatile(most) => {
-                args.push("cache=writeback".to_string());
-                args.extend((most > 0).then(|| format!("cache-max-size={most}")));
-            }
+            Kind::Volatile => args.push("cache=writeback".to_string()),
         }
         let nbdkit = std::process::Command::new("nbdkit")
             .args(&args)

@@ -40,7 +40,7 @@ fn an_sds_that_goes_under_load_stalls_io_briefly() -> Res<()> {
             }
         }
         eprintln!("  stalls: kill -9 {kills:.2?}, SIGTERM {terms:.2?}");
-        cases.case("sds2 is killed with -9 under fio verify", || fio_verify(cluster, &uri, &files));
+        cases.case("sds3 is killed with -9 under fio verify", || fio_verify(cluster, &uri, &files));
         cases.case("every page reads as the history allows", || {
             history.final_read(&uri)?;
             check::verify(&history).expect_clean()
@@ -77,7 +77,7 @@ fn away(
 /// fio writes and verifies above what the history uses; the kill comes in the middle of it.
 fn fio_verify(cluster: &Cluster, uri: &Uri, files: &Scratch) -> Res<()> {
     if let Some(why) = need_programs(&["fio"]) {
-        skip("sds2 is killed with -9 under fio verify", &why);
+        skip("sds3 is killed with -9 under fio verify", &why);
         return Ok(());
     }
     let log = files.file("lat");
@@ -107,9 +107,9 @@ fn fio_verify(cluster: &Cluster, uri: &Uri, files: &Scratch) -> Res<()> {
         let began = Instant::now();
         let run = scope.spawn(|| fio.ok());
         std::thread::sleep(Duration::from_secs(2));
-        cluster.kill("sds2")?;
+        cluster.kill("sds3")?;
         std::thread::sleep(Duration::from_secs(2));
-        cluster.start("sds2")?;
+        cluster.start("sds3")?;
         let out = run.join().map_err(|_| Failure::new("the thread of fio panicked"))?;
         out?;
         ensure!(began.elapsed() > Duration::from_secs(4), "fio ended before the server was back");

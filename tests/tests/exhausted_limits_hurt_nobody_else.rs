@@ -17,13 +17,14 @@ fn exhausted_limits_hurt_nobody_else() -> Res<()> {
         skip("exhausted_limits_hurt_nobody_else", &why);
         return Ok(());
     }
+    // A port that is free now, so that it is known where to knock.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let special = json!({
-        "sds1": { "wrap": ["prlimit", "--nofile=128:128"] },
+        "sds1": { "wrap": ["prlimit", "--nofile=128:128"], "port": port.port() },
         "sdc1": { "wrap": ["prlimit", "--nofile=512:512"] },
     });
     with_members(ClusterOptions::default(), special, |cluster| {
         let uri = cluster.new_volume("limits", "128MiB", "sdc1")?;
-        let port = data_port(cluster, "sds1")?;
         let mut f = Fault::new(
             cluster,
             29,
@@ -41,7 +42,7 @@ fn exhausted_limits_hurt_nobody_else() -> Res<()> {
         })?;
         f.round(spec(129), |load| {
             let crowd: Vec<_> =
-                (0..400).filter_map(|_| std::net::TcpStream::connect(&port).ok()).collect();
+                (0..400).filter_map(|_| std::net::TcpStream::connect(port).ok()).collect();
             ensure!(crowd.len() > 64, "only {} connections were taken", crowd.len());
             load.run_for(Duration::from_secs(5))?;
             drop(crowd);
@@ -68,16 +69,4 @@ fn greedy(uri: &Uri) -> Res<Raw> {
         }
     }
     Ok(raw)
-}
-
-/// Where a server listens for data.
-fn data_port(cluster: &Cluster, name: &str) -> Res<String> {
-    let list = cluster.scli_json(["sds", "list"])?;
-    let found = list.as_array().into_iter().flatten().find(|s| s["name"] == name);
-    let Some(sds) = found else { fail!("no {name} in {list}") };
-    let text = sds["endpoints"].to_string();
-    let at = text
-        .find("127.0.0.1:")
-        .ok_or_else(|| Failure::new(format!("no data address of {name}: {sds}")))?;
-    Ok(text[at..].chars().take_while(|c| *c != '"').collect())
 }
