@@ -5,7 +5,7 @@
 //! checked and the copies are compared.
 
 use crate::failure::While;
-use crate::{check, Cluster, History, Load, LoadReport, LoadSpec, Res, Uri};
+use crate::{check, ensure, Cluster, History, Load, LoadReport, LoadSpec, Res, Uri};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -68,7 +68,7 @@ impl<'a> Fault<'a> {
         let mended = Instant::now();
         let whole = self.cluster.wait_health("ok", HEAL);
         let healed = mended.elapsed();
-        let goes_on = load.run_for(Duration::from_millis(300));
+        let goes_on = load.run_requests(50, self.bound.max(Duration::from_secs(5)));
         let report = load.stop();
         eprintln!("  {what}: {report}; whole after {healed:.1?}");
         let stall = report.longest_request.max(report.longest_gap);
@@ -87,6 +87,17 @@ impl<'a> Fault<'a> {
                 Err(e.within(what))
             }
         }
+    }
+
+    /// Fails when healing took longer than `limit` in any round.
+    pub fn expect_whole_within(&self, limit: Duration) -> Res<()> {
+        let whole = self.seen.whole;
+        ensure!(
+            whole <= limit,
+            "row {}: whole after {whole:.1?}, {limit:.1?} is allowed",
+            self.row
+        );
+        Ok(())
     }
 
     /// Reads every page through each of `uris`, checks the history and writes the row's line. Replicas are compared by

@@ -67,6 +67,8 @@ impl World<'_> {
                 self.broken(load, Duration::from_millis(600), || self.net.cut("mdm1", "sds2"))
             })?;
         }
+        // A session that is silent is given up and made anew; nobody waits for the old one's retransmissions.
+        f.expect_whole_within(Duration::from_secs(10))?;
         f.check(&[&self.first, &self.second])
     }
 

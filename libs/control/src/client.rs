@@ -136,9 +136,12 @@ async fn pump(
     out: &mut mpsc::Receiver<FromNode>,
     tx: &mpsc::Sender<SessionEvent>,
 ) -> Result<(), ControlError> {
+    // Counted from the last thing heard: what is sent meanwhile shows nothing of the other side.
+    let mut heard = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            m = tokio::time::timeout(SILENCE, incoming.recv()) => {
+            m = tokio::time::timeout_at(heard + SILENCE, incoming.recv()) => {
+                heard = tokio::time::Instant::now();
                 let m = m.map_err(|_| ControlError::Protocol("the MDM is silent"))?
                     .ok_or(ControlError::Protocol("reader ended"))??;
                 if let ToNode::Refused { code, message, hint } = m {

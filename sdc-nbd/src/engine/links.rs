@@ -4,9 +4,9 @@ use super::pgs::Pg;
 use super::types::{Action, LinkId, Note, Target};
 use super::volume::PartState;
 use super::{Engine, Timer};
-use quarry_base::{DeviceId, Nanos, StartNo};
+use quarry_base::{DeviceId, Nanos, PgId, StartNo};
 use quarry_wire::{Frame, Header, Hello, Op, Peer, Status, WIRE_VERSION};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 /// Failures in a row before an unreachable server is reported (R27).
@@ -275,37 +275,54 @@ impl Engine {
 
     /// Tells the MDM which groups wait for a server that others can be reached instead of (R27).
     fn report_unreachable(&mut self, target: Target) {
+        self.reach_for_others(target);
         let (now, l) = (self.now, &self.cfg.limits);
         let (after, every) = (l.unreachable_after, l.unreachable_every);
-        let Some(s) = self.links.servers.get_mut(&target) else { return };
+        let Some(s) = self.links.servers.get(&target) else { return };
         let down = s.down_since.map_or(Duration::ZERO, |t| now.since(t));
+        let led = || self.pgs.list.iter().filter(|p| p.target == Some(target));
         if s.fails < FAILS_TO_REPORT
             || down < after
             || s.reported.is_some_and(|t| now.since(t) < every)
+            || !led().any(|p| p.wants_link())
         {
             return;
         }
-        let led = || self.pgs.list.iter().filter(|p| p.target == Some(target));
-        if !led().any(|p| p.wants_link()) {
-            return;
-        }
-        s.reported = Some(now);
-        // The others too: their requests would find the same out one after the other.
+        // The idle ones too: their requests would find the same out one after the other.
         let (waiting, idle): (Vec<&Pg>, Vec<&Pg>) = led().partition(|p| p.wants_link());
         let told: Vec<Action> = waiting
             .into_iter()
             .chain(idle)
             .filter_map(|p| {
-                let config = self.view.pgs.get(&p.id)?;
-                let other = config.in_sync.iter().any(|m| {
-                    Some(m.device) != p.device
-                        && self.target_of(m.device).is_some_and(|t| self.links.ready(t).is_some())
-                });
-                other.then_some(Action::Unreachable { pg: p.id, device: p.device? })
+                let ready = |t: Target| self.links.ready(t).is_some();
+                self.others(p.id, target).any(ready).then_some(())?;
+                Some(Action::Unreachable { pg: p.id, device: p.device? })
             })
             .take(REPORT_GROUPS)
             .collect();
+        if told.is_empty() {
+            return;
+        }
+        if let Some(s) = self.links.servers.get_mut(&target) {
+            s.reported = Some(now);
+        }
         self.out.extend(told);
+    }
+
+    /// Where the other in-sync members of a group are.
+    fn others(&self, pg: PgId, than: Target) -> impl Iterator<Item = Target> + '_ {
+        let members = self.view.pgs.get(&pg).into_iter().flat_map(|c| c.in_sync.iter());
+        members.filter_map(move |m| self.target_of(m.device)).filter(move |t| *t != than)
+    }
+
+    /// Dials the other members of a server's groups: one may lead nothing, so that no link to it stands, and only
+    /// a link shows that it can be reached.
+    fn reach_for_others(&mut self, target: Target) {
+        let led = self.pgs.list.iter().filter(|p| p.target == Some(target) && p.wants_link());
+        let others: BTreeSet<Target> = led.flat_map(|p| self.others(p.id, target)).collect();
+        for other in others {
+            self.want(other);
+        }
     }
 }
 
