@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! 0       8        16       24       32            4092     4096
-//! | magic | page   | value  | run    | fill        | CRC-32C |
+//! | magic | page   | value  | run    | fill        | seal |
 //! ```
 //! All little-endian. `page` is the page's number on the volume, `value` is unique to one page of one write of a
-//! run, `fill` follows from `value` and `page`, the CRC covers everything before it. So a page cannot be mixed from two writes,
+//! run, `fill` follows from `value` and `page`, the seal is made from the CRC-32C of
+//! everything before it. It is not that CRC itself: with it at their ends all pages would have one and the same CRC-32C, and the
+//! servers' checksums could not tell them apart. So a page cannot be mixed from two writes,
 //! lie in the wrong place or come from an earlier run without being seen.
 
 use quarry_base::{crc32c, PAGE};
@@ -62,8 +64,14 @@ pub fn stamp(page: &mut [u8], number: u64, value: Value, run: u64) {
         x = x.wrapping_mul(0xD129_42F0_8A4B_1C35).wrapping_add(0x2545_F491_4F6C_DD1D);
         chunk.copy_from_slice(&x.to_le_bytes()[..chunk.len()]);
     }
-    let crc = crc32c(&page[..CRC_AT]);
-    page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    let seal = seal(&page[..CRC_AT]);
+    page[CRC_AT..].copy_from_slice(&seal.to_le_bytes());
+}
+
+/// Not linear in the CRC, so that the CRC of a whole page depends on its content.
+fn seal(bytes: &[u8]) -> u32 {
+    let crc = crc32c(bytes);
+    (crc.wrapping_mul(0x9E37_79B1) ^ (crc >> 15)).wrapping_mul(0x85EB_CA6B)
 }
 
 /// Whether a page begins as one of ours.
@@ -80,7 +88,7 @@ pub fn read(page: &[u8], number: u64, run: u64) -> Value {
     if word(page, 0) != MAGIC {
         return FOREIGN | hash(page);
     }
-    if crc32c(&page[..CRC_AT]).to_le_bytes() != page[CRC_AT..] {
+    if seal(&page[..CRC_AT]).to_le_bytes() != page[CRC_AT..] {
         return TORN | hash(page);
     }
     if word(page, 24) != run {
@@ -92,7 +100,8 @@ pub fn read(page: &[u8], number: u64, run: u64) -> Value {
     word(page, 16)
 }
 
-fn hash(page: &[u8]) -> u64 {
+/// A hash of any content, unrelated to CRC-32C.
+pub fn hash(page: &[u8]) -> u64 {
     let h = page.chunks(8).fold(0u64, |h, c| {
         let mut b = [0; 8];
         b[..c.len()].copy_from_slice(c);
@@ -137,6 +146,18 @@ mod tests {
             let with_zeroes: Vec<u8> = [&vec![0; cut], &b[cut..]].concat();
             assert!(read(&with_zeroes, 7, 1) & FOREIGN != 0, "zeroes up to {cut}");
         }
+    }
+
+    #[test]
+    fn the_checksums_of_pages_tell_them_apart() {
+        let crc_of = |number, value| {
+            let mut p = vec![0; PAGE];
+            stamp(&mut p, number, value, 1);
+            crc32c(&p)
+        };
+        let all: std::collections::BTreeSet<u32> =
+            (0..1000).map(|n| crc_of(n % 10, value_of(n + 1, 0))).collect();
+        assert_eq!(all.len(), 1000);
     }
 
     #[test]

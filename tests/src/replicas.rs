@@ -1,5 +1,5 @@
 //! Whether the copies of every placement group are the same, seen from outside: the devices of a stopped cluster are
-//! recovered without writing to them, and every block is read with its checksums.
+//! recovered without writing to them, and every block is read; its content must match the checksums kept for it.
 //!
 //! A device is opened as a data server would open it after a power cut, by the store itself, but everything it writes stays in
 //! memory ([`disk`]). The newest configuration stored on any device says who has to agree. In a group at rest all that
@@ -9,7 +9,7 @@ mod disk;
 #[cfg(test)]
 mod tests;
 
-use crate::{ensure, fail, Failure, Res};
+use crate::{ensure, fail, page, Failure, Res};
 use disk::Overlay;
 use quarry_base::{DeviceId, Nanos, PgId, Version};
 use quarry_replica::PgMeta;
@@ -55,8 +55,8 @@ pub struct Device {
     disk: Overlay,
 }
 
-/// What one block is: version, which pages, their checksums (checked against the content).
-type Blocks = BTreeMap<BlockKey, (Version, u16, Vec<u32>)>;
+/// What one block is: version, which pages, their content (checked against the checksums kept for it).
+type Blocks = BTreeMap<BlockKey, (Version, u16, Vec<u64>)>;
 
 impl Device {
     /// Recovers the device in `file`. Fails when it is blank or its log is damaged.
@@ -121,14 +121,15 @@ impl Device {
                 _ => None,
             })?;
             let Some(c) = copy else { fail!("{}: {what} has no content", self.name) };
-            all.insert(key, (c.version, c.valid, c.crcs.to_vec()));
+            let content = c.data.chunks(quarry_base::PAGE).map(page::hash).collect();
+            all.insert(key, (c.version, c.valid, content));
         }
         Ok(all)
     }
 }
 
 /// Compares all copies of all groups on these devices. Every group must have `copies` in-sync members in its newest
-/// configuration, and they must agree on the newest record and on every block: version, pages, checksums.
+/// configuration, and they must agree on the newest record and on every block: version, pages, content.
 pub fn compare(devices: &mut [Device], copies: usize) -> Res<Compared> {
     let mut newest: BTreeMap<PgId, PgConfig> = BTreeMap::new();
     for d in devices.iter() {
@@ -195,8 +196,8 @@ fn group(
     Ok(())
 }
 
-fn told(block: Option<&(Version, u16, Vec<u32>)>) -> String {
-    let Some((version, valid, crcs)) = block else { return "absent".to_string() };
-    let sum = crcs.iter().fold(0u32, |s, c| s.rotate_left(5) ^ c);
-    format!("{version} pages {valid:04x} sum {sum:08x}")
+fn told(block: Option<&(Version, u16, Vec<u64>)>) -> String {
+    let Some((version, valid, pages)) = block else { return "absent".to_string() };
+    let sum = pages.iter().fold(0u64, |s, c| s.rotate_left(5) ^ c);
+    format!("{version} pages {valid:04x} sum {sum:016x}")
 }
