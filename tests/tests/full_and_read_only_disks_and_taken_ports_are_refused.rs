@@ -10,6 +10,9 @@ use std::time::Duration;
 #[test]
 fn full_and_read_only_disks_and_taken_ports_are_refused() -> Res<()> {
     let name = "full_and_read_only_disks_and_taken_ports_are_refused";
+    if !full() {
+        return Ok(());
+    }
     let root = rustix::process::geteuid().is_root();
     let why =
         if root { need_programs(&["mount"]) } else { Some("mounting needs root".to_string()) };
