@@ -28,8 +28,6 @@ pub enum Bug {
     ReadAfterGrant,
     /// R19: a repeated request is applied again.
     RetryTwice,
-    /// R19: the id table is not handed over in a sync.
-    IdsNotHandedOver,
     /// R19, R20: a late request of an old instance is carried out.
     OldInstance,
     /// R13: a delta leaves trims out.
@@ -66,7 +64,6 @@ pub const BUGS: &[Bug] = &[
     Bug::OldEpochAfterRestart,
     Bug::ReadAfterGrant,
     Bug::RetryTwice,
-    Bug::IdsNotHandedOver,
     Bug::OldInstance,
     Bug::TrimMissing,
     Bug::MaskIgnored,

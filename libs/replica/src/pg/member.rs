@@ -312,11 +312,7 @@ impl Pg {
                         return Took::Full;
                     }
                 }
-                let ids = match cx.limits.planted(Bug::IdsNotHandedOver) {
-                    true => cx.store.ids_export(self.id),
-                    false => frame.meta.clone(),
-                };
-                cx.ids_import(self.id, ids)
+                cx.ids_import(self.id, frame.meta.clone())
             }
             Op::SyncDrop => {
                 let Some(d) = decode::<SyncDrop>(&frame.meta) else {
