@@ -37,6 +37,11 @@ fn socket_error(what: &'static str, address: &str, source: io::Error) -> RingErr
     RingError::Socket { what, address: address.to_string(), source }
 }
 
+/// What a Unix socket holds that its peer has not read: a few of the largest messages, so that a
+/// message goes out in one piece and its sender is not woken for each part of it. The kernel caps
+/// it at `net.core.wmem_max`. (TCP sizes its buffers itself.)
+const UNIX_SEND_BUFFER: usize = 1 << 20;
+
 /// Address of a Unix socket path, refused with its length if it does not fit.
 pub(crate) fn unix_address(path: &Path) -> Result<SockAddr, RingError> {
     let len = path.as_os_str().as_bytes().len();
@@ -129,9 +134,11 @@ pub(crate) fn listen_tcp(addr: SocketAddr) -> Result<(OwnedFd, SocketAddr), Ring
 /// An unconnected stream socket for `addr`.
 pub(crate) fn for_connect(addr: &SockAddr, shown: &str) -> Result<OwnedFd, RingError> {
     let socket = new_socket(addr.domain(), shown)?;
-    if addr.domain() != Domain::UNIX {
-        tune_tcp(&SockRef::from(&socket)).map_err(|e| socket_error("cannot set up", shown, e))?;
+    match addr.domain() {
+        Domain::UNIX => socket.set_send_buffer_size(UNIX_SEND_BUFFER),
+        _ => tune_tcp(&SockRef::from(&socket)),
     }
+    .map_err(|e| socket_error("cannot set up", shown, e))?;
     Ok(socket.into())
 }
 
@@ -152,7 +159,7 @@ pub(crate) fn prepare_connected(fd: &OwnedFd) {
     // io_uring fails operations on non-blocking files with EAGAIN instead of waiting for readiness.
     let set = socket.set_nonblocking(false).and_then(|()| match socket.domain()? {
         Domain::IPV4 | Domain::IPV6 => tune_tcp(&socket),
-        _ => Ok(()),
+        _ => socket.set_send_buffer_size(UNIX_SEND_BUFFER),
     });
     if let Err(e) = set {
         tracing::warn!(error = %e, "cannot set the options of a connection");
