@@ -82,6 +82,8 @@ pub struct RingStats {
     pub fsyncs: u64,
     /// Discards started.
     pub discards: u64,
+    /// File operations of those above that the reactor carried out itself (files in memory).
+    pub inline_ops: u64,
     /// File operations that had to wait because `max_inflight` was reached.
     pub disk_waits: u64,
     /// Connections accepted.
@@ -96,4 +98,20 @@ pub struct RingStats {
     pub conns: u64,
     /// Operations in the kernel or waiting for it now.
     pub inflight: u64,
+}
+
+impl RingStats {
+    /// Counts an operation on a file in memory as it is begun.
+    pub(crate) fn count_inline(&mut self, kind: &crate::op::OpKind) {
+        use crate::op::{OpKind, Stage};
+        match kind {
+            OpKind::Read(_) => self.reads += 1,
+            OpKind::Write(w) if w.stage == Stage::Sync => self.fsyncs += 1,
+            OpKind::Write(_) => self.writes += 1,
+            OpKind::Sync { .. } => self.fsyncs += 1,
+            OpKind::Discard { .. } => self.discards += 1,
+            _ => return,
+        }
+        self.inline_ops += 1;
+    }
 }

@@ -4,7 +4,7 @@
 //! never repeated (the kernel may have dropped the pages it failed to write). At most `max_inflight`
 //! operations are in the kernel; the others wait in order.
 
-use crate::config::{MAX_DISK_BYTES, MAX_RETRIES, MAX_WRITE_PIECES};
+use crate::config::{MAX_DISK_BYTES, MAX_RETRIES};
 use crate::op::{user_data, OpKind, Pieces, ReadOp, Stage, WriteOp, PART_MAIN, PART_SYNC};
 use crate::reactor::{errno, is_transient};
 use crate::{Event, FileId, OpenOpts, OpenedFile, Reactor, RingError};
@@ -17,7 +17,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 pub(crate) struct File {
-    fd: OwnedFd,
+    pub(crate) fd: OwnedFd,
+    /// In memory: see `inline.rs`.
+    inline: bool,
     /// Operations not yet completed, the waiting ones included.
     inflight: usize,
     closing: bool,
@@ -31,9 +33,15 @@ impl Reactor {
     /// Error `Locked` names the process that has it.
     pub fn open_device(&mut self, path: &Path, opts: OpenOpts) -> Result<OpenedFile, RingError> {
         let o = crate::file::open(path, opts)?;
-        let file = File { fd: o.fd, inflight: 0, closing: false };
+        let file = File { fd: o.fd, inline: o.in_memory, inflight: 0, closing: false };
         let id = FileId::from_parts(self.files.insert(file));
-        Ok(OpenedFile { id, size: o.size, is_block_device: o.is_block_device, direct: o.direct })
+        Ok(OpenedFile {
+            id,
+            size: o.size,
+            is_block_device: o.is_block_device,
+            direct: o.direct,
+            in_memory: o.in_memory,
+        })
     }
 
     /// Closes a file when the operations on it, which still report, are done; releases the lock.
@@ -159,7 +167,13 @@ impl Reactor {
         let ud = user_data(slot, op.gen, PART_MAIN);
         let sync_ud = user_data(slot, op.gen, PART_SYNC);
         let Some(file) = op.kind.file() else { return };
-        let Some(fd) = self.files.raw(file).map(|f| f.fd.as_raw_fd()) else { return };
+        let Some(file) = self.files.raw(file) else { return };
+        let fd = file.fd.as_raw_fd();
+        if file.inline {
+            self.stats.count_inline(&op.kind);
+            self.inline_due.push_back(slot);
+            return;
+        }
         let (entry, second) = match &mut op.kind {
             OpKind::Read(r) => {
                 self.stats.reads += 1;
@@ -362,24 +376,14 @@ fn sync_entry(fd: RawFd) -> Entry {
 
 /// The entry that writes what is left, and how many bytes it covers (`asked`).
 fn write_entry(fd: RawFd, w: &mut WriteOp) -> Entry {
-    w.iov.clear();
-    let mut skip = w.done;
-    let mut room = MAX_DISK_BYTES;
-    for piece in w.data.as_slice() {
-        if skip >= piece.len() {
-            skip -= piece.len();
-            continue;
-        }
-        if room == 0 || w.iov.len() == MAX_WRITE_PIECES {
-            break;
-        }
-        let rest = &piece[skip..];
-        skip = 0;
-        let len = rest.len().min(room);
-        room -= len;
-        w.iov.push(libc::iovec { iov_base: rest.as_ptr() as *mut libc::c_void, iov_len: len });
-    }
-    w.asked = MAX_DISK_BYTES - room;
+    let mut iov = std::mem::take(&mut w.iov);
+    iov.clear();
+    iov.extend(w.rest().map(|part| libc::iovec {
+        iov_base: part.as_ptr() as *mut libc::c_void,
+        iov_len: part.len(),
+    }));
+    w.iov = iov;
+    w.asked = w.iov.iter().map(|v| v.iov_len).sum();
     let offset = w.offset + w.done as u64;
     match w.iov.as_slice() {
         [only] => {

@@ -27,6 +27,8 @@ pub struct OpenedFile {
     pub is_block_device: bool,
     /// False although asked for: O_DIRECT was refused, the page cache is in between.
     pub direct: bool,
+    /// A file of a memory file system: nothing of it outlives the host's power.
+    pub in_memory: bool,
 }
 
 /// What [`open`] found.
@@ -35,6 +37,7 @@ pub(crate) struct Opened {
     pub size: u64,
     pub is_block_device: bool,
     pub direct: bool,
+    pub in_memory: bool,
 }
 
 /// udev holds a shared lock on a block device for moments while it looks at it.
@@ -66,7 +69,8 @@ pub(crate) fn open(path: &Path, opts: OpenOpts) -> Result<Opened, RingError> {
         sync_directory(path)?;
         size = wanted;
     }
-    Ok(Opened { fd, size, is_block_device, direct })
+    let in_memory = !is_block_device && crate::inline::lies_in_memory(&fd);
+    Ok(Opened { fd, size, is_block_device, direct, in_memory })
 }
 
 fn open_fd(path: &Path, opts: OpenOpts) -> Result<(OwnedFd, bool), RingError> {

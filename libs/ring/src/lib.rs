@@ -24,6 +24,7 @@ mod disk;
 mod error;
 mod event;
 mod file;
+mod inline;
 mod listen;
 mod net;
 mod op;

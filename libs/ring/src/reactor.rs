@@ -1,8 +1,9 @@
 //! The reactor itself: set-up, the turn, the end.
 //!
 //! A turn: build the sends of all connections with something queued, put what waits into the
-//! submission queue, enter the kernel once (submitting, and waiting if nothing is at hand), take all
-//! completions. Handlers put events in `ready`; the turn hands them out at its end.
+//! submission queue, enter the kernel once (submitting, and waiting if nothing is at hand), carry out
+//! what concerns files in memory, take all completions. Handlers put events in `ready`; the turn
+//! hands them out at its end.
 #![allow(unsafe_code)]
 
 use crate::arena::Arena;
@@ -53,6 +54,12 @@ pub struct Reactor {
     pub(crate) disk_inflight: usize,
     /// File operations (slots) waiting because of `max_inflight`.
     pub(crate) disk_waiting: VecDeque<u32>,
+    /// Operations (slots) on files in memory, carried out after the next submission.
+    pub(crate) inline_due: VecDeque<u32>,
+    /// The last round did not enter the kernel.
+    skipped_enter: bool,
+    /// Completed sends of open connections, so far.
+    pub(crate) quiet: u64,
     /// Iovec arrays to use again.
     pub(crate) spare_iov: Vec<Vec<libc::iovec>>,
     /// Events for the end of this turn or of the next.
@@ -99,6 +106,9 @@ impl Reactor {
             paused_listeners: 0,
             disk_inflight: 0,
             disk_waiting: VecDeque::new(),
+            inline_due: VecDeque::new(),
+            skipped_enter: false,
+            quiet: 0,
             spare_iov: Vec::new(),
             ready: Vec::new(),
             cqes: Vec::new(),
@@ -146,20 +156,36 @@ impl Reactor {
         out: &mut Vec<Event>,
     ) -> Result<(), RingError> {
         self.stats.turns += 1;
-        self.service_listeners();
-        self.service_flushing();
-        self.flush_sends();
-        self.flush_backlog();
-        self.enter(wait_until)?;
-        self.now = now_boottime();
-        self.take_completions();
-        if self.wake.take() {
-            self.ready.push(Event::Woken);
-        }
+        while self.round(wait_until)? {}
         self.stats.conns = self.conns.len() as u64;
         self.stats.inflight = self.ops.len() as u64;
         out.append(&mut self.ready);
         Ok(())
+    }
+
+    /// Submits, waits, takes completions. True: there is another round, as all that happened was that
+    /// the kernel took what was sent, which is nobody's business but ours.
+    fn round(&mut self, wait_until: Option<Nanos>) -> Result<bool, RingError> {
+        self.service_listeners();
+        self.service_flushing();
+        // Nothing for peers is held up by files in memory alone: what comes of them goes along with the
+        // next submission. Never twice in a row, or the kernel's completions would wait.
+        let alone = !self.inline_due.is_empty() && self.dirty.is_empty() && !self.skipped_enter;
+        self.skipped_enter = alone;
+        if !alone {
+            self.flush_sends();
+            self.flush_backlog();
+            self.enter(wait_until)?;
+        }
+        self.run_inline();
+        self.now = now_boottime();
+        let before = (self.stats.cqes, self.quiet);
+        self.take_completions();
+        if self.wake.take() {
+            self.ready.push(Event::Woken);
+        }
+        let taken = self.stats.cqes - before.0;
+        Ok(taken > 0 && self.quiet - before.1 == taken && self.ready.is_empty())
     }
 
     /// The earlier of the caller's deadline and our own.
@@ -170,8 +196,10 @@ impl Reactor {
     }
 
     fn enter(&mut self, wait_until: Option<Nanos>) -> Result<(), RingError> {
-        let mut block =
-            self.ready.is_empty() && self.backlog.is_empty() && self.ring.completion().is_empty();
+        let mut block = self.ready.is_empty()
+            && self.inline_due.is_empty()
+            && self.backlog.is_empty()
+            && self.ring.completion().is_empty();
         let mut wait = None;
         if block {
             if let Some(at) = self.deadline(wait_until) {
@@ -291,6 +319,7 @@ impl Reactor {
             // Never reached the kernel: nothing to wait for.
             self.ops.try_remove(slot as usize);
         }
+        self.run_inline();
         // File operations are left to end by themselves: a write given up half-way helps nobody.
         let rest: Vec<u64> = self
             .ops

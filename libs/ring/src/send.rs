@@ -111,6 +111,7 @@ impl Reactor {
         let (left, token, state) = (c.queued_bytes, c.token, c.state);
         self.stats.send_bytes += n as u64;
         self.stats.short_sends += u64::from(n < asked);
+        self.quiet += u64::from(state == State::Open);
         if left > 0 {
             return self.mark_dirty(index);
         }

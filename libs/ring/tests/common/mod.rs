@@ -79,9 +79,16 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new() -> TempDir {
+        TempDir::under(std::env::temp_dir())
+    }
+    /// In the memory file system that every Linux has.
+    pub fn in_memory() -> TempDir {
+        TempDir::under("/dev/shm".into())
+    }
+    fn under(base: PathBuf) -> TempDir {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("quarry-ring-{}-{n}", std::process::id()));
+        let dir = base.join(format!("quarry-ring-{}-{n}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         TempDir(dir)
     }
