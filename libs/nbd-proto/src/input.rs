@@ -2,7 +2,9 @@
 //!
 //! One buffer takes headers and small payloads, many requests a receive. A quiet connection has a
 //! small one; it grows while receives fill it. The bytes not parsed yet stay in it (a partial
-//! request, or requests held back by a limit).
+//! request, or requests held back by a limit). Behind a payload that got a buffer of its own little
+//! more than the next header is asked for: large writes come in trains, and their data need not be
+//! moved.
 
 use crate::limits::RECV_BUFFER_MIN;
 use bytes::Bytes;
@@ -17,6 +19,8 @@ pub struct RecvPlan {
     pub end: usize,
 }
 
+/// Bytes asked for behind a large payload.
+const HEAD: usize = 4 << 10;
 /// Receives in a row that used little of the buffer before it shrinks.
 const QUIET: u32 = 64;
 
@@ -78,9 +82,15 @@ impl Input {
         };
         (self.start, self.end) = (0, 0);
         let mut buf = buf;
-        let end = buf.capacity();
+        let end = buf.capacity().min(want.next_power_of_two());
         buf.set_len(end);
         RecvPlan { buf, start: held, end }
+    }
+
+    /// A payload goes to a buffer of its own; the next one probably will too.
+    pub fn large_seen(&mut self) {
+        self.size = HEAD;
+        self.quiet = 0;
     }
 
     /// Takes the buffer back with `n` more bytes in it.
@@ -92,7 +102,7 @@ impl Input {
         } else if n < self.size / 8 {
             self.quiet += 1;
             if self.quiet > QUIET {
-                self.size = (self.size / 2).max(RECV_BUFFER_MIN.min(self.max));
+                self.size = (self.size / 2).max(RECV_BUFFER_MIN.min(self.max).min(self.size));
                 self.quiet = 0;
             }
         } else {

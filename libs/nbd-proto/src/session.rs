@@ -250,6 +250,7 @@ impl Session {
                     buf[..here.len()].copy_from_slice(here);
                     let filled = here.len();
                     self.payload = Some(Payload { pending, buf: Some(buf), filled });
+                    self.input.large_seen();
                     batch.at = batch.end;
                 }
                 Step::Need(n) => {

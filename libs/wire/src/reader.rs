@@ -1,7 +1,8 @@
 //! Cuts a byte stream into frames.
 //!
 //! Small frames come many to a receive and share its buffer without a copy. The data of a large frame is
-//! received straight into a page-aligned buffer of its own, ready for O_DIRECT.
+//! received straight into a page-aligned buffer of its own, ready for O_DIRECT. Large frames come in
+//! trains: behind one, little more than the next header is asked for, so that its data need not be moved.
 //!
 //! Invariants:
 //! - Work is linear in the bytes received, however they are split: an unfinished frame stays where it
@@ -25,6 +26,8 @@ pub struct RecvPlan {
 const CHUNK: usize = 128 << 10;
 /// Data of which at least this many bytes have not arrived yet is received into its own buffer.
 const DIRECT: usize = 16 << 10;
+/// Bytes asked for behind a large frame: a header, its meta, and the start of the data.
+const HEAD: usize = 4 << 10;
 
 enum State {
     /// Collecting headers and small frames. `buf[..have]` is the start of one unfinished frame, which
@@ -48,6 +51,8 @@ const START: State = State::Small { buf: None, have: 0, need: HEADER_LEN };
 /// Turns received bytes into frames. After an error the connection is to be closed.
 pub struct FrameReader {
     state: State,
+    /// The latest frame was a large one.
+    after_large: bool,
 }
 
 impl Default for FrameReader {
@@ -59,7 +64,7 @@ impl Default for FrameReader {
 impl FrameReader {
     /// A reader at the start of a stream.
     pub fn new() -> FrameReader {
-        FrameReader { state: START }
+        FrameReader { state: START, after_large: false }
     }
 
     /// The buffer for the next receive. Give it back with [`FrameReader::received`]; one at a time.
@@ -68,8 +73,9 @@ impl FrameReader {
         match std::mem::replace(&mut self.state, out) {
             State::Small { buf, have, need } => {
                 self.state = State::Out(Pending::Small { need });
-                let mut buf = with_room(buf, have, need);
-                let end = buf.capacity();
+                let want = if self.after_large { HEAD } else { CHUNK };
+                let mut buf = with_room(buf, have, need, want);
+                let end = if need <= want { want } else { buf.capacity() };
                 buf.set_len(end);
                 RecvPlan { buf, start: have, end }
             }
@@ -96,6 +102,8 @@ impl FrameReader {
     ) -> Result<(), WireError> {
         assert!(plan.start + n <= plan.end, "more bytes received than asked for");
         let have = plan.start + n;
+        let before = out.len();
+        let was_small = matches!(self.state, State::Out(Pending::Small { .. }));
         let next = match std::mem::replace(&mut self.state, START) {
             State::Out(Pending::Small { need }) => small(plan.buf, have, need, out),
             State::Out(Pending::Large(header, meta)) => {
@@ -106,6 +114,11 @@ impl FrameReader {
         };
         match next {
             Ok(state) => {
+                match state {
+                    State::Large { .. } => self.after_large = true,
+                    _ if was_small && out.len() > before => self.after_large = false,
+                    _ => {}
+                }
                 self.state = state;
                 Ok(())
             }
@@ -117,12 +130,12 @@ impl FrameReader {
     }
 }
 
-/// A buffer that holds `need` bytes and keeps the first `have`.
-fn with_room(buf: Option<PageBuf>, have: usize, need: usize) -> PageBuf {
+/// A buffer that holds `need` bytes, better `want`, and keeps the first `have`.
+fn with_room(buf: Option<PageBuf>, have: usize, need: usize, want: usize) -> PageBuf {
     match buf {
-        Some(b) if b.capacity() >= need => b,
+        Some(b) if b.capacity() >= need.max(want) => b,
         old => {
-            let mut big = PageBuf::new(need.max(CHUNK));
+            let mut big = PageBuf::new(need.max(want));
             if let Some(old) = old {
                 big[..have].copy_from_slice(&old[..have]);
             }
