@@ -7,6 +7,7 @@
 use crate::consts::*;
 use crate::inflight::{InFlight, Kind, Pending};
 use crate::input::{Input, RecvPlan};
+use crate::limits::DIRECT_PAYLOAD;
 use crate::negotiate::Negotiation;
 use crate::output::Output;
 use crate::request::Agreed;
@@ -232,11 +233,12 @@ impl Session {
         };
         let mut slices: Vec<Range<usize>> = Vec::new();
         let mut writes: Vec<usize> = Vec::new();
-        let mut need = 0;
+        let (mut need, mut large) = (0, false);
         while !batch.rest().is_empty() && !self.closing {
             match self.step(batch.rest(), exports, out) {
                 Step::Used(n) => batch.at += n,
                 Step::Write(pending) => {
+                    large |= pending.len as usize >= DIRECT_PAYLOAD;
                     let from = batch.at + REQUEST_HEADER;
                     batch.at = from + pending.len as usize;
                     slices.push(from..batch.at);
@@ -250,7 +252,7 @@ impl Session {
                     buf[..here.len()].copy_from_slice(here);
                     let filled = here.len();
                     self.payload = Some(Payload { pending, buf: Some(buf), filled });
-                    self.input.large_seen();
+                    large = true;
                     batch.at = batch.end;
                 }
                 Step::Need(n) => {
@@ -265,6 +267,9 @@ impl Session {
         }
         if self.closing {
             batch.at = batch.end;
+        }
+        if large {
+            self.input.large_seen();
         }
         let payloads = self.input.restore(batch, need, &slices);
         for (at, bytes) in writes.into_iter().zip(payloads) {

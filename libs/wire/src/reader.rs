@@ -51,7 +51,7 @@ const START: State = State::Small { buf: None, have: 0, need: HEADER_LEN };
 /// Turns received bytes into frames. After an error the connection is to be closed.
 pub struct FrameReader {
     state: State,
-    /// The latest frame was a large one.
+    /// The latest frame had much data.
     after_large: bool,
 }
 
@@ -103,7 +103,6 @@ impl FrameReader {
         assert!(plan.start + n <= plan.end, "more bytes received than asked for");
         let have = plan.start + n;
         let before = out.len();
-        let was_small = matches!(self.state, State::Out(Pending::Small { .. }));
         let next = match std::mem::replace(&mut self.state, START) {
             State::Out(Pending::Small { need }) => small(plan.buf, have, need, out),
             State::Out(Pending::Large(header, meta)) => {
@@ -114,10 +113,10 @@ impl FrameReader {
         };
         match next {
             Ok(state) => {
-                match state {
-                    State::Large { .. } => self.after_large = true,
-                    _ if was_small && out.len() > before => self.after_large = false,
-                    _ => {}
+                if matches!(state, State::Large { .. }) {
+                    self.after_large = true;
+                } else if let Some(last) = out.get(before..).and_then(|new| new.last()) {
+                    self.after_large = last.data.len() >= DIRECT;
                 }
                 self.state = state;
                 Ok(())
