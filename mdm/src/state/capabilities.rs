@@ -49,8 +49,14 @@ impl State {
             } else {
                 format!("without {}", list(&new))
             };
+            let back = n.disabled.contains(&Capability::Sds) && !new.contains(&Capability::Sds);
             n.disabled = new;
             ctx.event("capabilities_set", format!("node {name}"), text);
+            if back {
+                for sds in self.sds_of(node) {
+                    self.undrain_sds(ctx, sds);
+                }
+            }
         }
         Ok(answer)
     }
