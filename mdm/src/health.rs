@@ -10,6 +10,9 @@ use std::time::Duration;
 /// After a change a group that does not serve yet counts as degraded this long, then as unavailable.
 pub const TRANSITION: Duration = Duration::from_secs(3);
 
+/// A group with all its copies may take this long to serve at a new configuration before it counts as degraded.
+pub const TAKING_UP: Duration = Duration::from_millis(1500);
+
 /// From good to bad.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -67,6 +70,12 @@ pub fn pg_health(s: &State, hub: &HubInner, p: &Pg, now: Nanos) -> Health {
         return if whole { Health::Ok } else { Health::Degraded };
     }
     let live = hub.pgs.get(&p.config.pg);
+    // A group with all its copies that served a moment ago is only taking up a new configuration (a move of a copy).
+    let whole = p.config.in_sync.len() >= p.config.copies as usize
+        && p.config.in_sync.iter().all(|m| s.good(m));
+    if whole && live.is_some_and(|l| now.since(l.active) <= TAKING_UP) {
+        return Health::Ok;
+    }
     let last = live.map_or(hub.started, |l| l.changed.max(l.active).max(hub.started));
     if now.since(last) <= TRANSITION {
         Health::Degraded
