@@ -62,7 +62,8 @@ impl State {
         for d in lists.iter().flatten() {
             *load.entry(*d).or_default() += 1;
         }
-        let copies: u32 = load.values().sum();
+        // Only what lies on devices that may hold copies: what is being drained is nobody's share yet.
+        let copies: u32 = c.iter().filter_map(|x| load.get(&x.device)).sum();
         let thin = |x: &Candidate| {
             let share = f64::from(copies) * x.weight as f64 / total.max(1) as f64;
             let has = f64::from(load.get(&x.device).copied().unwrap_or(0));
