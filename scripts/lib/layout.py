@@ -232,5 +232,6 @@ def make_devices(state):
         raise
     kind = fs_type(state["backing"])
     how = "sparse" if kind in TMPFS_MAGIC_NAMES else "allocated"
-    say(f"{len(made)} devices of {show_size(state['device_size'])} in {state['backing']} "
-        f"({kind}, {how})")
+    # In a chroot the mount that a path lies on may not be listed.
+    what = ", ".join(w for w in (kind, how) if w)
+    say(f"{len(made)} devices of {show_size(state['device_size'])} in {state['backing']} ({what})")
