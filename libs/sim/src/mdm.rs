@@ -90,6 +90,10 @@ impl Mdm {
         };
         let s = |e: Reject| e.to_string();
         m.submit(Op::Init { cluster: crate::node::CLUSTER.into() }, now).map_err(s)?;
+        for i in 1..=shape.fault_sets {
+            let (name, domain) = (format!("f{i}"), DomainId(1));
+            m.submit(Op::AddFaultSet { name, domain }, now).map_err(s)?;
+        }
         for i in 1..=shape.servers {
             let fault_set = (shape.fault_sets > 0).then(|| 1 + i % shape.fault_sets);
             let name = node_name("s", i);
