@@ -20,8 +20,10 @@ fn pattern(len: usize) -> Vec<u8> {
 fn a_short_send_is_continued_until_a_slow_reader_has_every_byte() {
     let mut l = Loop::new();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    socket2::SockRef::from(&ours).set_send_buffer_size(4096).unwrap();
+    let knob = ours.try_clone().unwrap();
     let conn = l.r.adopt(ours.into(), 1);
+    // After the reactor has made it large.
+    socket2::SockRef::from(&knob).set_send_buffer_size(4096).unwrap();
     let data = pattern(3 << 20);
     let expected = data.clone();
     let reader = std::thread::spawn(move || {

@@ -50,8 +50,8 @@ async fn a_server_that_dies_is_removed_and_comes_back_through_syncing() {
     let stale = Proposal::Add { pg: pg.pg, epoch: (pg.epoch.0 - 1).into(), device: old.1 };
     b.send.send(FromNode::Propose { request: 77, proposal: stale }).await.unwrap();
     b.until(|k| k.results.iter().any(|r| r.0 == 77 && !r.1)).await;
+    b.until(|k| k.view.pgs.values().all(|c| c.is_complete())).await;
     mdm.health("ok").await;
-    assert!(b.with(|k| k.view.pgs.values().all(|c| c.is_complete())));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
