@@ -238,7 +238,7 @@ fn scli(c: &Cluster) -> Res<()> {
         );
         Ok(())
     };
-    run(&["explain", "volume", "v1"], 0, "is well")?;
+    run(&["explain", "volume", "v1"], 0, "has all its copies")?;
     run(&["explain", "pool", "default", "--json"], 0, "what_to_do")?;
     run(&["explain", "volume", "nope"], 3, "there is no vol")?;
     run(&["node", "can-stop", "--name", "sds1"], 0, "YES")?;

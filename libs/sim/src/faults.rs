@@ -302,7 +302,8 @@ impl World {
         true
     }
 
-    fn hand_over(&mut self, node: usize) -> bool {
+    /// A server is asked to stop, ends, and comes back.
+    pub fn hand_over(&mut self, node: usize) -> bool {
         if self.nodes[node].leaving {
             return false;
         }

@@ -30,14 +30,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             ApiError::new(status, code, e.body_text(), format!("at most {MAX_BODY} bytes"))
         })?;
         let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map(Body).map_err(|e| {
-            ApiError::new(
-                400,
-                "malformed",
-                format!("the body is not understood: {e}"),
-                "send a JSON object with the fields of this request",
-            )
-        })
+        let malformed = |why: String| {
+            let hint = "send a JSON object with the fields of this request";
+            ApiError::new(400, "malformed", format!("the body is not understood: {why}"), hint)
+        };
+        // A list of the fields' values would be taken for the object by serde.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(malformed("it is no JSON object".into()));
+        }
+        serde_json::from_slice(text).map(Body).map_err(|e| malformed(e.to_string()))
     }
 }
 
@@ -116,12 +117,14 @@ pub fn size(gb: Option<f64>, bytes: Option<u64>) -> Result<u64, ApiError> {
 pub fn idempotency_key(h: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(v) = h.get("idempotency-key") else { return Ok(None) };
     match v.to_str() {
-        Ok(k) if !k.is_empty() && k.len() <= MAX_KEY => Ok(Some(k.into())),
+        Ok(k) if (1..=MAX_KEY).contains(&k.len()) && k.bytes().all(|b| b.is_ascii_graphic()) => {
+            Ok(Some(k.into()))
+        }
         _ => Err(ApiError::new(
             400,
             "malformed",
             "the Idempotency-Key is not usable",
-            format!("1 to {MAX_KEY} printable characters"),
+            format!("1 to {MAX_KEY} printable characters without blanks"),
         )),
     }
 }
