@@ -1,6 +1,7 @@
 //! Limits and times of the engine, each named, with its default.
 
 use crate::planted::Bug;
+use quarry_base::Nanos;
 use std::time::Duration;
 
 /// What an [`crate::Engine`] is made of.
@@ -26,8 +27,8 @@ pub struct Limits {
     pub waiting_requests: usize,
     /// Log bytes of a device that application writes leave to replicated records of others.
     pub log_reserve_bytes: u64,
-    /// A commit point that no record carries is sent after this long.
-    pub commit_delay: Duration,
+    /// A commit point that no record carries is sent at the next multiple of this time, for all groups alike.
+    pub commit_beat: Duration,
     /// An in-sync member that reports nothing for this long while something waits for it is reported silent.
     pub silent_after: Duration,
     /// An in-sync member without a connection for this long is reported silent.
@@ -75,7 +76,7 @@ impl Default for Limits {
             window_records: 256,
             waiting_requests: 4096,
             log_reserve_bytes: 4 << 20,
-            commit_delay: Duration::from_millis(2),
+            commit_beat: Duration::from_millis(10),
             silent_after: Duration::from_secs(1),
             away_after: Duration::from_millis(500),
             reconnect_after: Duration::from_secs(3),
@@ -109,6 +110,11 @@ impl Limits {
     #[cfg(not(feature = "planted"))]
     pub(crate) const fn planted(&self, _: Bug) -> bool {
         false
+    }
+    /// The beat after `at` at which commit points are told.
+    pub fn beat_after(&self, at: Nanos) -> Nanos {
+        let beat = u64::try_from(self.commit_beat.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Nanos((at.0 / beat).saturating_add(1).saturating_mul(beat))
     }
     /// The lease as its asker counts it: 1 % less, for clocks that run apart.
     pub fn lease_asked(&self) -> Duration {

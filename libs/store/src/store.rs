@@ -267,6 +267,11 @@ impl Store {
         }
     }
 
+    /// Size of the log, bytes.
+    pub fn log_bytes(&self) -> u64 {
+        self.sp.layout.log_bytes
+    }
+
     /// Room left for application writes (R24).
     pub fn headroom(&self) -> Headroom {
         let a = &self.sp.alloc;

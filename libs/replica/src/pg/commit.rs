@@ -57,12 +57,13 @@ impl Primary {
         }
     }
 
-    /// Sends the commit point to members whom no record told it, some time after it moved.
+    /// Sends the commit point to members whom no record told it, on the beat after it moved: what the
+    /// groups of a server have to tell goes out together, one wake-up for all.
     pub fn send_commits(&mut self, cx: &mut Cx) {
         if self.followers.iter().all(|f| !f.is_running() || f.told >= self.commit) {
             return;
         }
-        let due = self.commit_moved + cx.limits.commit_delay;
+        let due = cx.limits.beat_after(self.commit_moved);
         if cx.now < due {
             self.wake_by(due);
             return;

@@ -200,7 +200,7 @@ impl Primary {
             _ => PAGE,
         };
         let room = cx.store.headroom().log_bytes;
-        if room < bytes as u64 + cx.limits.log_reserve_bytes.min(cx.store.stats().log_bytes / 8) {
+        if room < bytes as u64 + cx.limits.log_reserve_bytes.min(cx.store.log_bytes() / 8) {
             cx.stats.log_waits += 1;
             self.log_full = true;
             return Tried::Wait;
