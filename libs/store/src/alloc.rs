@@ -3,6 +3,9 @@
 //! A freed slot is not at once free to allocate: a recovery may still need it, or find a log record
 //! that names it. It waits until a checkpoint that began after the freeing has committed, the newest
 //! log entry that names it has left the log, and no I/O is on it.
+//!
+//! Slots are given in ascending order, from the lowest one that became free at the latest release on:
+//! neighbours in time lie together, and a thin device's file is no larger than its content needs.
 
 use crate::planted::{planted, Bug};
 use std::collections::HashMap;
@@ -32,7 +35,11 @@ pub(crate) struct Alloc {
     waits_for: u64,
     /// The newest checkpoint and the last entry that has left the log.
     released: (u64, u64),
-    /// I/O ended on a slot that is pending only because of it.
+    /// Pending after the latest release.
+    kept: usize,
+    /// Pending only because of I/O on them, as the latest release found: a handful at most.
+    held_up: Vec<u32>,
+    /// I/O ended on one of those.
     calmed: bool,
     pub busy: HashMap<u32, Busy>,
 }
@@ -47,6 +54,8 @@ impl Alloc {
             pending: Vec::new(),
             waits_for: u64::MAX,
             released: (0, 0),
+            kept: 0,
+            held_up: Vec::new(),
             calmed: false,
             busy: HashMap::new(),
         }
@@ -63,6 +72,10 @@ impl Alloc {
     pub fn pending(&self) -> u32 {
         self.pending.len() as u32
     }
+    /// Slots freed since the latest release.
+    pub fn freed_since_release(&self) -> u32 {
+        self.pending.len().saturating_sub(self.kept) as u32
+    }
     pub fn is_used(&self, slot: u32) -> bool {
         self.bits.get(slot as usize / 64).is_none_or(|w| w >> (slot % 64) & 1 == 1)
     }
@@ -77,7 +90,7 @@ impl Alloc {
         true
     }
 
-    /// A free slot, the next one after the last given (so that what comes together lies together).
+    /// A free slot, the next one after the last given, see the file header.
     pub fn alloc(&mut self) -> Option<u32> {
         if self.free == 0 {
             return None;
@@ -131,18 +144,24 @@ impl Alloc {
     pub fn release(&mut self, ckpt: u64, gone: u64) -> Vec<u32> {
         let mut out = Vec::new();
         let (busy, mut waits_for) = (&self.busy, u64::MAX);
+        let held_up = &mut self.held_up;
+        held_up.clear();
         self.pending.retain(|p| {
             let due = ckpt > p.ckpt && gone >= p.lsn;
             let now = due && (!busy.contains_key(&p.slot) || planted(Bug::ChangedOwner));
             if now {
                 out.push(p.slot);
-            } else if !due {
+            } else if due {
+                held_up.push(p.slot);
+            } else {
                 waits_for = waits_for.min(p.lsn);
             }
             !now
         });
         (self.waits_for, self.released, self.calmed) = (waits_for, (ckpt, gone), false);
         out.iter().for_each(|s| self.give_back(*s));
+        self.kept = self.pending.len();
+        self.cursor = out.iter().copied().fold(self.cursor, u32::min);
         out
     }
 
@@ -180,7 +199,7 @@ impl Alloc {
     fn calm(&mut self, slot: u32) {
         if self.busy.get(&slot).is_some_and(|b| b.reads == 0 && !b.writing) {
             self.busy.remove(&slot);
-            self.calmed = !self.pending.is_empty();
+            self.calmed |= self.held_up.contains(&slot);
         }
     }
 }
@@ -208,5 +227,17 @@ mod tests {
         a.release_calmed();
         assert_eq!(a.pending(), 0);
         assert_eq!((a.alloc(), a.alloc()), (Some(69), None));
+    }
+
+    #[test]
+    fn slots_that_became_free_are_given_again_before_ones_never_used() {
+        let mut a = Alloc::new(1000);
+        let given: Vec<u32> = (0..100).map(|_| a.alloc().unwrap()).collect();
+        given.iter().for_each(|s| a.free_later(*s, 0, 0));
+        assert_eq!((a.alloc(), a.freed_since_release()), (Some(100), 100), "not released yet");
+        assert_eq!(a.release(1, 0).len(), 100);
+        assert_eq!(a.freed_since_release(), 0);
+        let again: Vec<u32> = (0..101).map(|_| a.alloc().unwrap()).collect();
+        assert_eq!(again, (0..100).chain([101]).collect::<Vec<_>>());
     }
 }

@@ -129,7 +129,18 @@ impl Store {
                 return true;
             }
         }
-        self.space_is_short() && drained
+        self.space_is_short() && drained || self.many_slots_return()
+    }
+
+    /// A checkpoint now would give many slots back, which whole-block overwrites have left behind.
+    /// Without it they would go through all the device's space before the first one is used again.
+    fn many_slots_return(&self) -> bool {
+        let many = (self.sp.alloc.blocks() / 16).clamp(1, self.cfg.max_freed_blocks);
+        if self.sp.alloc.freed_since_release() < many {
+            return false;
+        }
+        let to = self.sp.batches.get(self.next_tail()).map_or(self.log.head, |b| b.pos);
+        to - self.log.tail_pos >= self.log_used() / 2
     }
 
     pub(crate) fn poll_checkpoint(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {

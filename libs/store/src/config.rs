@@ -39,6 +39,9 @@ pub struct StoreConfig {
     /// Table pages (8 KiB with their checksum page) changed since the last checkpoint; at this many
     /// destaging waits for one.
     pub max_dirty_table_pages: usize,
+    /// Freed blocks that are worth a checkpoint of their own, at most; a sixteenth of the device's
+    /// blocks where that is less. At least 1.
+    pub max_freed_blocks: u32,
     /// Tombstones kept a placement group; beyond it the oldest ones go and `delta_floor` rises.
     pub max_tombstones_per_pg: usize,
     /// Runs of request ids remembered an instance and placement group (R19); beyond it the lowest
@@ -70,6 +73,7 @@ impl Default for StoreConfig {
             destage_depth_full: 128,
             max_reads_in_flight: 256,
             max_dirty_table_pages: 1024,
+            max_freed_blocks: 16_384,
             max_tombstones_per_pg: 16_384,
             max_id_runs: 4096,
             reserve_permille: 20,
