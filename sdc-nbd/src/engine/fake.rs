@@ -246,6 +246,7 @@ impl World {
         (h.pg, h.request_id, h.status, h.offset) = (req.pg, req.request_id, status, req.offset);
         let config = &self.configs[&req.pg];
         h.epoch = config.epoch;
+        h.version.epoch = req.epoch;
         if status == Status::StaleEpoch {
             return Frame::with_meta(h, config.to_meta());
         }

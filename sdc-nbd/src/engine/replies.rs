@@ -37,19 +37,16 @@ impl Engine {
         }
         let n = self.pgs.find(h.pg);
         let key = n.and_then(|n| self.pgs.list.get(n)).and_then(|p| p.part(h.request_id.0));
-        // Counted before anything else: an answer that goes uncounted would make every later
-        // refusal on this link look like an old one, and the part would wait for ever.
-        let owed = key.and_then(|k| self.parts.get_mut(k)).map(|part| part.count_answer(link));
         if h.status == Status::StaleEpoch && self.adopt(&frame) {
             // What was out under the older epoch, this part too, has been taken back to go there.
             self.stats.stale_epoch += 1;
             return;
         }
-        let (Some(key), Some(owed)) = (key, owed) else {
+        let Some(key) = key else {
             self.stats.late_answers += 1;
             return;
         };
-        let Some(part) = self.parts.get_mut(key) else { return };
+        let Some(part) = self.parts.get(key) else { return };
         if h.status == Status::Ok {
             if let Some(pg) = self.pgs.list.get_mut(part.pg) {
                 pg.refusals = 0;
@@ -59,11 +56,11 @@ impl Engine {
                 None => self.bad_data(link, key),
             };
         }
-        let current = matches!(part.state, PartState::Sent { link: l, .. } if l == link);
-        // With a frame of a newer epoch on the same link the refusal is that of the older one; the
-        // newer one will be answered too: every frame is answered once while its link lives.
-        if !current || owed > 0 {
-            // Sent elsewhere or taken back since: that attempt's refusal says nothing any more.
+        // An answer names the epoch of the request it is for, and within one epoch and one link a part is
+        // out once: the refusal is that of the present attempt, or of one that says nothing any more.
+        let asked = h.version.epoch;
+        let sent = part.state;
+        if !matches!(sent, PartState::Sent { link: l, epoch } if l == link && epoch == asked) {
             self.stats.late_answers += 1;
             return;
         }

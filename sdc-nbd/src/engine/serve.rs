@@ -7,7 +7,6 @@ use bytes::Bytes;
 use quarry_base::crc::piece_count;
 use quarry_base::{crc32c, crc_pieces, Extent, PgId, RequestId, VolumeId, EXTENT, PAGE};
 use quarry_wire::{flags, Frame, Header, Op};
-use smallvec::SmallVec;
 
 /// The 4 KiB-aligned range around one inside an extent.
 pub(super) fn widened(offset: u32, len: u32) -> (u32, u32) {
@@ -106,7 +105,6 @@ impl Engine {
                 kind: PartKind::Flush { mark },
                 id: 0,
                 state: PartState::Ready,
-                unanswered: SmallVec::new(),
             });
             self.make_ready(key);
         }
@@ -194,20 +192,8 @@ impl Engine {
         r.cursor += u64::from(len);
         let pg = self.pg_number(pg);
         let state = PartState::Blocked;
-        let unanswered = SmallVec::new();
-        let part = Part {
-            request,
-            volume: id,
-            pg,
-            index,
-            extent,
-            offset: at,
-            len,
-            kind,
-            id: 0,
-            state,
-            unanswered,
-        };
+        let part =
+            Part { request, volume: id, pg, index, extent, offset: at, len, kind, id: 0, state };
         let (cost, changes) = (part.cost(), part.changes_data());
         let key = self.parts.insert(part);
         let mut free = true;
@@ -285,7 +271,6 @@ impl Engine {
         let (Some(v), Some((_, instance))) = (self.volumes.get(&p.volume), self.me) else { return };
         let Some(pg) = self.pgs.list.get(p.pg) else { return };
         p.state = PartState::Sent { link, epoch: pg.epoch };
-        p.count_sent(link);
         let mut h = Header::new(Op::Read);
         h.request_id = RequestId(p.id);
         h.lowest_unanswered = pg.lowest();

@@ -4,7 +4,6 @@ use super::overlap::Overlaps;
 use super::types::{ClientId, IoError, IoOp, LinkId, MappedVolume, ReadData};
 use bytes::Bytes;
 use quarry_base::{Epoch, Generation, PgId, PoolId, VtreeId};
-use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 
 /// What the engine keeps of a volume.
@@ -131,8 +130,6 @@ pub(super) struct Part {
     /// 0: none yet.
     pub id: u64,
     pub state: PartState,
-    /// How many of its frames are not answered, by link.
-    pub unanswered: SmallVec<[(LinkId, u32); 1]>,
 }
 
 pub(super) enum PartKind {
@@ -155,9 +152,6 @@ pub(super) enum PartKind {
     },
 }
 
-/// Links a part remembers having been sent on.
-const LINKS_REMEMBERED: usize = 4;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PartState {
     /// An earlier write overlaps.
@@ -178,28 +172,6 @@ impl Part {
         match self.kind {
             PartKind::Read | PartKind::Write { .. } => u64::from(self.len),
             PartKind::Zero { .. } | PartKind::Map | PartKind::Flush { .. } => 0,
-        }
-    }
-    /// One more frame of it is on its way. Old links are forgotten: their answers never come.
-    pub(super) fn count_sent(&mut self, link: LinkId) {
-        match self.unanswered.iter_mut().find(|(l, _)| *l == link) {
-            Some((_, n)) => *n += 1,
-            None => {
-                if self.unanswered.len() == LINKS_REMEMBERED {
-                    self.unanswered.remove(0);
-                }
-                self.unanswered.push((link, 1));
-            }
-        }
-    }
-    /// A frame of it is answered; gives how many more answers that link owes.
-    pub(super) fn count_answer(&mut self, link: LinkId) -> u32 {
-        match self.unanswered.iter_mut().find(|(l, _)| *l == link) {
-            Some((_, n)) => {
-                *n = n.saturating_sub(1);
-                *n
-            }
-            None => 0,
         }
     }
     pub(super) fn changes_data(&self) -> bool {

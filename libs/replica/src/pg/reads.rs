@@ -133,6 +133,7 @@ impl Primary {
         h.instance = req.h.instance;
         h.pg = self.pg;
         h.epoch = self.epoch;
+        h.version.epoch = req.h.epoch;
         h.config_index = cx.view.index();
         h.commit = self.commit;
         h.vtree = req.h.vtree;

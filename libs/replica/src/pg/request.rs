@@ -114,6 +114,8 @@ pub(crate) fn answer(
     r.config_index = s.index;
     r.commit = s.commit;
     r.epoch = s.config.map_or(h.epoch, |c| c.epoch);
+    // Which attempt this answers: the asker may have sent it again in a newer epoch meanwhile.
+    r.version.epoch = h.epoch;
     let frame = match s.config {
         Some(c) if status == Status::StaleEpoch => Frame::with_meta(r, c.to_meta()),
         _ => Frame::bare(r),
