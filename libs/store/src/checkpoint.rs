@@ -23,6 +23,8 @@ use quarry_base::{Nanos, Version, VtreeId, BLOCK, PAGE};
 
 /// Table writes in flight.
 const TABLE_DEPTH: usize = 16;
+/// Fewer freed slots than this are never worth a checkpoint: 16 MiB.
+const MIN_FREED: u32 = 256;
 const BLOB_VERSION: u8 = 1;
 /// Bytes of a tombstone in a checkpoint record.
 const TOMB_BYTES: u64 = 33;
@@ -132,11 +134,16 @@ impl Store {
         self.space_is_short() && drained || self.many_slots_return()
     }
 
-    /// A checkpoint now would give many slots back, which whole-block overwrites have left behind.
-    /// Without it they would go through all the device's space before the first one is used again.
+    /// Whole-block overwrites have left many slots behind. They are fetched back before the device's
+    /// whole space has been gone through: a thin file stays small, and memory and caches warm.
+    pub(crate) fn many_slots_wait(&self) -> bool {
+        let many = (self.sp.alloc.blocks() / 16).max(MIN_FREED).min(self.cfg.max_freed_blocks);
+        self.sp.alloc.freed_since_release() >= many
+    }
+
+    /// A checkpoint now would give many of them back: most of the log could go.
     fn many_slots_return(&self) -> bool {
-        let many = (self.sp.alloc.blocks() / 16).clamp(1, self.cfg.max_freed_blocks);
-        if self.sp.alloc.freed_since_release() < many {
+        if !self.many_slots_wait() {
             return false;
         }
         let to = self.sp.batches.get(self.next_tail()).map_or(self.log.head, |b| b.pos);

@@ -40,7 +40,7 @@ pub struct StoreConfig {
     /// destaging waits for one.
     pub max_dirty_table_pages: usize,
     /// Freed blocks that are worth a checkpoint of their own, at most; a sixteenth of the device's
-    /// blocks where that is less. At least 1.
+    /// blocks where that is less, but 256 at least.
     pub max_freed_blocks: u32,
     /// Tombstones kept a placement group; beyond it the oldest ones go and `delta_floor` rises.
     pub max_tombstones_per_pg: usize,

@@ -72,6 +72,7 @@ impl Store {
             || self.log_used() > l / 256 * u64::from(self.cfg.destage_start)
             || self.log.refused
             || self.space_is_short()
+            || self.many_slots_wait()
             || self.is_idle_time(now)
     }
 
