@@ -1,5 +1,8 @@
 //! Puts the git commit into the binaries as `QUARRY_COMMIT`; "unknown" where there is none. Never
 //! fails: a source archive without `.git`, or a host without git, builds all the same.
+//!
+//! The profile of the tests says "checked" instead: nearly everything depends on this crate, and a
+//! commit would make each test build start again from here.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,8 +18,6 @@ fn git(args: &[&str]) -> Option<String> {
 
 /// Asks cargo to run this again when `HEAD` moves: on a checkout and on a commit.
 fn watch() {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-env-changed=QUARRY_COMMIT");
     for name in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--git-path", name]) {
             // A path that does not exist would make cargo run this at every build.
@@ -27,7 +28,19 @@ fn watch() {
     }
 }
 
+/// Whether this is a build of the `checked` profile; cargo tells only by the path of the output.
+fn checked() -> bool {
+    std::env::var_os("OUT_DIR")
+        .is_some_and(|dir| Path::new(&dir).components().any(|c| c.as_os_str() == "checked"))
+}
+
 fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=QUARRY_COMMIT");
+    if checked() && std::env::var_os("QUARRY_COMMIT").is_none() {
+        println!("cargo:rustc-env=QUARRY_COMMIT=checked");
+        return;
+    }
     watch();
     let commit = std::env::var("QUARRY_COMMIT")
         .ok()
