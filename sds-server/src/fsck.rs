@@ -206,6 +206,7 @@ fn super_findings(start: &[u8]) -> Vec<String> {
         SuperState::Blank => Some(format!("superblock {place}: blank")),
         SuperState::Damaged => Some(format!("superblock {place}: damaged")),
         SuperState::Newer => Some(format!("superblock {place}: of a newer format")),
+        SuperState::Older => Some(format!("superblock {place}: of an older format")),
     });
     bad.collect()
 }

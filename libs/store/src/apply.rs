@@ -3,11 +3,11 @@
 //! Runs in log order, live and in recovery alike. Everything is guarded by version: replay over
 //! newer state changes nothing.
 
-use crate::index::{Block, ExtKey, OvPage, Overlay, Pg};
+use crate::index::{Block, ExtKey, OvPage, Overlay, Pg, Sealed, TailRec};
 use crate::layout::NO_SLOT;
 use crate::planted::{planted, Bug};
 use crate::space::Space;
-use crate::types::{BlockCopy, BlockKey, Record, RecordKind};
+use crate::types::{BlockCopy, BlockKey, RecordKind};
 use bytes::Bytes;
 use quarry_base::{Seq, Version, VtreeId, BLOCK, PAGE};
 use smallvec::SmallVec;
@@ -42,32 +42,28 @@ pub(crate) fn slot_of(slots: &[u32], offset: u32, b: u8) -> u32 {
     i.and_then(|i| slots.get(i as usize)).copied().unwrap_or(NO_SLOT)
 }
 
-/// Applies a record of log batch `batch`.
-pub(crate) fn record(
-    pg: &mut Pg,
-    idx: u32,
-    sp: &mut Space,
-    rec: &Record,
-    slots: &[u32],
-    batch: u64,
-) {
+/// Applies a record.
+pub(crate) fn record(pg: &mut Pg, idx: u32, sp: &mut Space, t: &TailRec) {
+    let (rec, batch) = (&t.rec, t.batch);
     match &rec.kind {
         RecordKind::Write { vtree, layer, extent, offset, crcs, data } => {
             let ext = ExtKey(*vtree, *layer, *extent);
             let mut page = 0usize;
             for (b, from, to) in blocks_of(*offset, crcs.len() as u32 * PAGE32) {
                 let n = (to - from) as usize;
-                let crcs = &crcs[page..page + n];
+                let range = page..page + n;
+                let checks = &t.checks[range.clone()];
                 let key = ext.block(b);
-                let slot = slot_of(slots, *offset, b);
+                let slot = slot_of(&t.slots, *offset, b);
                 if pg.newest(key) >= rec.version {
                     // Older than what is here: a slot named for it belongs to nobody.
                     sp.free_slot(slot);
                 } else if slot != NO_SLOT {
-                    direct(pg, sp, key, rec.version, slot, 0xFFFF, 0xFFFF, crcs);
+                    direct(pg, sp, key, rec.version, slot, 0xFFFF, 0xFFFF, checks);
                 } else {
                     let data = data.slice(page * PAGE..(page + n) * PAGE);
-                    overlay(pg, idx, sp, key, rec.version, from, crcs, data, batch);
+                    let sums = crcs[range].iter().copied().zip(checks.iter().copied());
+                    overlay(pg, idx, sp, key, rec.version, from, sums, data, batch);
                 }
                 page += n;
             }
@@ -102,13 +98,13 @@ fn direct(
     slot: u32,
     valid: u16,
     dirty: u16,
-    crcs: &[u32],
+    checks: &[u32],
 ) {
     remove(pg, sp, key);
     let mut at = 0;
     for p in 0..16 {
         if valid >> p & 1 == 1 {
-            sp.slots.set_crc(slot, p, crcs[at]);
+            sp.slots.set_check(slot, p, checks[at]);
             at += 1;
         }
     }
@@ -173,18 +169,18 @@ fn overlay(
     key: BlockKey,
     version: Version,
     first: u32,
-    crcs: &[u32],
+    sums: impl ExactSizeIterator<Item = (u32, u32)>,
     data: Bytes,
     batch: u64,
 ) {
     let all_through = pg.all_through;
     let b = pg.block_or_new(key);
-    mark_dirty(b, all_through, mask_of(first, first + crcs.len() as u32));
+    mark_dirty(b, all_through, mask_of(first, first + sums.len() as u32));
     let o = over_at(b, sp, version, batch);
     o.need = o.need.max(version.seq);
-    for (i, crc) in crcs.iter().enumerate() {
+    for (i, (crc, check)) in sums.enumerate() {
         let data = data.slice(i * PAGE..(i + 1) * PAGE);
-        put_page(o, sp, OvPage { idx: first as u8 + i as u8, crc: *crc, version, data });
+        put_page(o, sp, OvPage { idx: first as u8 + i as u8, crc, check, version, data });
     }
     settle(pg, idx, sp, key);
 }
@@ -278,15 +274,16 @@ pub(crate) fn vtree_range(vtree: VtreeId) -> (BlockKey, BlockKey) {
 
 /// A copy of a whole block; `slot` holds its data already if it is one. A block of the copy's very
 /// version is replaced: a record of that version may have been applied to a stale block.
-pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u32, batch: u64) {
+pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, slot: u32, batch: u64) {
+    let c = &s.copy;
     if pg.newest(c.key) > c.version {
         return sp.free_slot(slot);
     }
     if slot != NO_SLOT {
-        return direct(pg, sp, c.key, c.version, slot, c.valid, c.dirty, &c.crcs);
+        return direct(pg, sp, c.key, c.version, slot, c.valid, c.dirty, &s.checks);
     }
     if c.part != BlockCopy::WHOLE {
-        return copy_part(pg, idx, sp, c, batch);
+        return copy_part(pg, idx, sp, s, batch);
     }
     if c.valid == 0 {
         remove(pg, sp, c.key);
@@ -304,12 +301,13 @@ pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, slot: u
     // What is being destaged of the old content does not count when it ends.
     // Its slot may be that of a direct write, which recovery checks while it is uncommitted.
     (o.need, o.job) = (applied, 0);
-    put_packed(o, sp, c, c.valid);
+    put_packed(o, sp, s, c.valid);
     settle(pg, idx, sp, c.key);
 }
 
 /// A copy of some parts: the others are what they were at the version the member has everything up to.
-fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, batch: u64) {
+fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
+    let c = &s.copy;
     let applied = pg.applied.seq;
     let gone = c.part & !c.valid;
     let b = pg.block_or_new(c.key);
@@ -320,11 +318,12 @@ fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, batch: u64) {
     let n = o.pages.len();
     o.pages.retain(|p| gone >> p.idx & 1 == 0);
     sp.stats.dirty_pages -= (n - o.pages.len()) as u64;
-    put_packed(o, sp, c, c.valid);
+    put_packed(o, sp, s, c.valid);
     settle(pg, idx, sp, c.key);
 }
 
-fn put_packed(o: &mut Overlay, sp: &mut Space, c: &BlockCopy, mask: u16) {
+fn put_packed(o: &mut Overlay, sp: &mut Space, s: &Sealed, mask: u16) {
+    let c = &s.copy;
     let mut at = 0;
     for idx in 0..16u8 {
         if c.valid >> idx & 1 == 0 {
@@ -332,21 +331,23 @@ fn put_packed(o: &mut Overlay, sp: &mut Space, c: &BlockCopy, mask: u16) {
         }
         if mask >> idx & 1 == 1 {
             let data = c.data.slice(at * PAGE..(at + 1) * PAGE);
-            put_page(o, sp, OvPage { idx, crc: c.crcs[at], version: c.version, data });
+            let (crc, check, version) = (c.crcs[at], s.checks[at], c.version);
+            put_page(o, sp, OvPage { idx, crc, check, version, data });
         }
         at += 1;
     }
 }
 
 /// Content of exactly the block's version: its pages on disk are written anew, in place.
-pub(crate) fn repair(pg: &mut Pg, idx: u32, sp: &mut Space, c: &BlockCopy, batch: u64) {
+pub(crate) fn repair(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
+    let c = &s.copy;
     let Some(b) = pg.block_mut(c.key) else { return };
     let mask = c.valid & b.valid & !b.over_mask();
     if b.newest() != c.version || mask == 0 {
         return;
     }
     let o = over_at(b, sp, c.version, batch);
-    put_packed(o, sp, c, mask);
+    put_packed(o, sp, s, mask);
     sp.stats.repairs += 1;
     settle(pg, idx, sp, c.key);
 }

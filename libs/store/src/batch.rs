@@ -5,16 +5,17 @@
 
 use crate::apply;
 use crate::config::AckMode;
-use crate::index::Done;
+use crate::index::{Done, Sealed};
 use crate::layout::NO_SLOT;
 use crate::log::Flight;
 use crate::log_format::{BatchHeader, Kind, RawRecord, HEADER_BYTES};
 use crate::planted::{planted, Bug};
+use crate::seal::{Checks, DeviceKey};
 use crate::space::LiveBatch;
 use crate::store::{OpKind, Store};
 use crate::types::{AppendId, BlockCopy, BlockKey, DiskOp, Record, RecordKind};
 use bytes::Bytes;
-use quarry_base::{crc32c, PageBuf, PgId, Seq, Version, BLOCK, PAGE};
+use quarry_base::{PageBuf, PgId, Seq, Version, BLOCK, PAGE};
 use smallvec::SmallVec;
 
 /// Records in one batch at most.
@@ -25,13 +26,14 @@ const MAX_BATCH_DIRECT: usize = 4 << 20;
 pub(crate) enum Body {
     Record {
         rec: Record,
+        checks: Checks,
         slots: SmallVec<[u32; 16]>,
         jump: bool,
         /// Appended before: direct blocks are on disk, and newer pages may be destaged onto them.
         again: bool,
     },
     Copy {
-        copy: Box<BlockCopy>,
+        copy: Box<Sealed>,
         slot: u32,
         repair: bool,
     },
@@ -72,8 +74,8 @@ impl Entry {
                 (data.len() - direct, crcs.len(), slots.len())
             }
             Body::Record { .. } | Body::Bare(_) => (0, 0, 0),
-            Body::Copy { copy, slot: NO_SLOT, .. } => (copy.data.len(), copy.crcs.len(), 0),
-            Body::Copy { copy, .. } => (0, copy.crcs.len(), 1),
+            Body::Copy { copy: s, slot: NO_SLOT, .. } => (s.copy.data.len(), s.checks.len(), 0),
+            Body::Copy { copy: s, .. } => (0, s.checks.len(), 1),
             Body::Drop { blob: b, .. } | Body::Blob { data: b, .. } => {
                 (up(b.len()), up(b.len()) / PAGE, 0)
             }
@@ -93,7 +95,7 @@ impl Entry {
     fn direct_bytes(&self) -> usize {
         match &self.body {
             Body::Record { slots, again: false, .. } => slots.len() * BLOCK as usize,
-            Body::Copy { copy, slot, .. } if *slot != NO_SLOT => copy.data.len(),
+            Body::Copy { copy: s, slot, .. } if *slot != NO_SLOT => s.copy.data.len(),
             _ => 0,
         }
     }
@@ -144,7 +146,7 @@ impl Store {
             self.log.queued_cost -= e.cost();
             let mut raw = self.raw_record(e, pos);
             let from = page;
-            page = put_payload(e, &mut raw, &mut buf, page);
+            page = put_payload(e, self.sp.key, &mut raw, &mut buf, page);
             (raw.payload_page, raw.payload_pages) = (from as u32, (page - from) as u32);
             raw.encode(&mut desc);
             starts.push(from);
@@ -228,7 +230,7 @@ impl Store {
                 RecordKind::DropVtree { .. } => Kind::DropVtree,
             },
             Body::Copy { repair: true, .. } => Kind::Repair,
-            Body::Copy { copy, .. } if copy.part != BlockCopy::WHOLE => Kind::CopyPart,
+            Body::Copy { copy: s, .. } if s.copy.part != BlockCopy::WHOLE => Kind::CopyPart,
             Body::Copy { .. } => Kind::Copy,
             Body::Drop { .. } => Kind::DropBlocks,
             Body::Blob { kind, .. } | Body::Bare(kind) => *kind,
@@ -239,14 +241,14 @@ impl Store {
             raw.prev_pos = std::mem::replace(&mut p.prev_pos, pos);
         }
         match &e.body {
-            Body::Record { rec, slots, jump, again } => {
+            Body::Record { rec, checks, slots, jump, again } => {
+                raw.checks = SmallVec::from_slice(checks);
                 (raw.version, raw.origin, raw.slots) = (rec.version, rec.origin, slots.clone());
                 (raw.jump, raw.again) = (*jump, *again);
                 match &rec.kind {
-                    RecordKind::Write { vtree, layer, extent, offset, crcs, data } => {
+                    RecordKind::Write { vtree, layer, extent, offset, data, .. } => {
                         (raw.vtree, raw.layer, raw.extent) = (*vtree, *layer, *extent);
                         (raw.offset, raw.len) = (*offset, data.len() as u32);
-                        raw.crcs = SmallVec::from_slice(crcs);
                     }
                     RecordKind::Zero { vtree, layer, extent, offset, len } => {
                         (raw.vtree, raw.layer, raw.extent) = (*vtree, *layer, *extent);
@@ -256,8 +258,8 @@ impl Store {
                     RecordKind::DropVtree { vtree } => raw.vtree = *vtree,
                 }
             }
-            Body::Copy { copy, slot, .. } => {
-                let k = copy.key;
+            Body::Copy { copy: s, slot, .. } => {
+                let (copy, k) = (&s.copy, s.copy.key);
                 raw.version = copy.version;
                 (raw.vtree, raw.layer, raw.extent) = (k.vtree, k.layer, k.extent);
                 (raw.offset, raw.len) = (k.offset(), copy.data.len() as u32);
@@ -265,7 +267,7 @@ impl Store {
                 if raw.kind == Kind::CopyPart {
                     raw.aux |= u64::from(copy.part) << 32;
                 }
-                raw.crcs = SmallVec::from_slice(&copy.crcs);
+                raw.checks = SmallVec::from_slice(&s.checks);
                 if *slot != NO_SLOT {
                     raw.slots.push(*slot);
                 }
@@ -303,7 +305,8 @@ impl Store {
                     i += n;
                 }
             }
-            Body::Copy { copy, slot, .. } if *slot != NO_SLOT => {
+            Body::Copy { copy: s, slot, .. } if *slot != NO_SLOT => {
+                let copy = &s.copy;
                 let base = self.sp.layout.slot_offset(*slot);
                 let (mut page, mut at) = (0u32, 0usize);
                 while page < 16 {
@@ -351,7 +354,7 @@ impl Store {
             }
             Body::Copy { mut copy, slot, repair } => {
                 if slot == NO_SLOT {
-                    copy.data = payload.slice(..copy.data.len());
+                    copy.copy.data = payload.slice(..copy.copy.data.len());
                 }
                 Done::Copy { pg: e.pg, copy, slot, repair }
             }
@@ -365,8 +368,14 @@ impl Store {
     }
 }
 
-/// Copies an entry's payload into the batch and notes CRCs; returns the page after it.
-fn put_payload(e: &Entry, raw: &mut RawRecord, buf: &mut PageBuf, mut page: usize) -> usize {
+/// Copies an entry's payload into the batch and notes the checks of blobs; returns the page after it.
+fn put_payload(
+    e: &Entry,
+    key: DeviceKey,
+    raw: &mut RawRecord,
+    buf: &mut PageBuf,
+    mut page: usize,
+) -> usize {
     let mut put = |data: &[u8]| {
         let at = page * PAGE;
         buf[at..at + data.len()].copy_from_slice(data);
@@ -395,11 +404,13 @@ fn put_payload(e: &Entry, raw: &mut RawRecord, buf: &mut PageBuf, mut page: usiz
             }
         }
         Body::Copy { copy, slot: NO_SLOT, .. } => {
-            put(&copy.data);
+            put(&copy.copy.data);
         }
         Body::Drop { blob: b, .. } | Body::Blob { data: b, .. } => {
             let range = put(b);
-            raw.crcs = buf[range].chunks(PAGE).map(crc32c).collect();
+            let seal = key.blob(e.pgid, raw.kind as u8);
+            let pages = (0..).zip(buf[range].chunks(PAGE));
+            raw.checks = pages.map(|(i, p)| seal.both(i, p).1).collect();
         }
         _ => {}
     }

@@ -238,8 +238,8 @@ impl Store {
                 .tail
                 .iter()
                 .map(|t| {
-                    let (rec, slots) = (t.rec.clone(), t.slots.clone());
-                    Body::Record { rec, slots, jump: t.jump, again: true }
+                    let (rec, checks, slots) = (t.rec.clone(), t.checks.clone(), t.slots.clone());
+                    Body::Record { rec, checks, slots, jump: t.jump, again: true }
                 })
                 .collect();
             if self.meta_log_room() < tail_cost(p) {

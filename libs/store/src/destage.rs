@@ -29,7 +29,7 @@ struct Job {
     slot: u32,
     new_slot: bool,
     version: Version,
-    /// Page, version, CRC.
+    /// Page, version, check.
     pages: SmallVec<[(u8, Version, u32); 4]>,
     pins: SmallVec<[u64; 2]>,
     writes: u32,
@@ -183,7 +183,7 @@ impl Store {
             slot,
             new_slot,
             version: o.version,
-            pages: o.pages.iter().map(|p| (p.idx, p.version, p.crc)).collect(),
+            pages: o.pages.iter().map(|p| (p.idx, p.version, p.check)).collect(),
             pins: std::mem::take(&mut o.pins),
             writes: 0,
         };
@@ -268,7 +268,7 @@ fn finish(pg: &mut Pg, sp: &mut Space, id: u64, j: &Job) -> bool {
     let Some(o) = b.over.as_mut().filter(|o| o.job == id) else { return false };
     o.job = 0;
     let mut valid = 0;
-    for (idx, version, crc) in &j.pages {
+    for (idx, version, check) in &j.pages {
         // Cleared since: it does not count. Overwritten since: it counts below the newer page.
         let Some(i) = o.pages.iter().position(|p| p.idx == *idx) else { continue };
         if o.pages[i].version == *version {
@@ -276,7 +276,7 @@ fn finish(pg: &mut Pg, sp: &mut Space, id: u64, j: &Job) -> bool {
             sp.stats.dirty_pages -= 1;
         }
         valid |= 1 << idx;
-        sp.slots.set_crc(j.slot, u32::from(*idx), *crc);
+        sp.slots.set_check(j.slot, u32::from(*idx), *check);
     }
     b.valid |= valid;
     b.version = b.version.max(j.version);

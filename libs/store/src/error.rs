@@ -11,6 +11,10 @@ pub enum StoreError {
     ForeignData,
     #[error("the device has format version {found}, this program knows up to {known}")]
     NewerFormat { found: u32, known: u32 },
+    #[error(
+        "the device has format version {found}, this program reads only {known}: its content comes back from the other copies"
+    )]
+    OlderFormat { found: u32, known: u32 },
     #[error("the device belongs to another cluster")]
     OtherCluster,
     #[error("both superblocks are damaged")]

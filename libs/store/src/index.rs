@@ -6,16 +6,25 @@
 
 use crate::ids::IdTable;
 use crate::layout::NO_SLOT;
+use crate::seal::Checks;
 use crate::types::{BlockCopy, BlockKey, Record};
 use bytes::Bytes;
 use quarry_base::{Extent, Instance, Layer, PgId, RequestId, Seq, Version, VtreeId};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+/// A copy of a block and the checks of its pages.
+pub(crate) struct Sealed {
+    pub copy: BlockCopy,
+    pub checks: Checks,
+}
+
 /// A committed page not yet on disk.
 pub(crate) struct OvPage {
     pub idx: u8,
     pub crc: u32,
+    /// What its block will keep of it, see `seal`.
+    pub check: u32,
     pub version: Version,
     pub data: Bytes,
 }
@@ -126,6 +135,8 @@ impl Ext {
 /// A record above what is applied.
 pub(crate) struct TailRec {
     pub rec: Record,
+    /// One for each page of a write.
+    pub checks: Checks,
     /// Slots of its whole blocks, see `RawRecord::slots`; empty: all in the log.
     pub slots: SmallVec<[u32; 16]>,
     /// It does not follow the record before it: a syncing replica's stream began here.
@@ -261,6 +272,6 @@ impl Pg {
 pub(crate) enum Done {
     Nothing,
     Rec { pg: u32, version: Version },
-    Copy { pg: u32, copy: Box<BlockCopy>, slot: u32, repair: bool },
+    Copy { pg: u32, copy: Box<Sealed>, slot: u32, repair: bool },
     Drop { pg: u32, list: Vec<(BlockKey, Version)> },
 }

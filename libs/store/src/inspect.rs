@@ -21,6 +21,8 @@ pub enum SuperState {
     Damaged,
     /// Of a format version that this program does not know.
     Newer,
+    /// Of one that it no longer reads.
+    Older,
 }
 
 fn lines_of(s: &Superblock) -> Vec<String> {
@@ -46,6 +48,7 @@ pub fn superblocks(start: &[u8]) -> [SuperState; 2] {
             Ok(Some(s)) => SuperState::Good { generation: s.generation, lines: lines_of(&s) },
             Ok(None) if page.iter().all(|b| *b == 0) => SuperState::Blank,
             Ok(None) => SuperState::Damaged,
+            Err(crate::StoreError::OlderFormat { .. }) => SuperState::Older,
             Err(_) => SuperState::Newer,
         }
     })

@@ -38,6 +38,7 @@ mod read;
 mod recovery;
 mod replay;
 mod scrub;
+mod seal;
 mod slots;
 mod space;
 mod stall;

@@ -221,7 +221,7 @@ impl Store {
             if pg.tail_ids.get(&(o.instance, o.id)) == Some(&t.rec.version.seq) {
                 pg.tail_ids.remove(&(o.instance, o.id));
             }
-            apply::record(pg, idx, &mut self.sp, &t.rec, &t.slots, t.batch);
+            apply::record(pg, idx, &mut self.sp, &t);
             self.sp.batches.unpin(t.batch);
             pg.applied = t.rec.version;
             pg.cp_dirty = true;

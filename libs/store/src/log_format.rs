@@ -1,7 +1,7 @@
 //! Bytes of a log batch: descriptor pages (header, then records), then whole 4 KiB payload pages.
 //!
 //! A batch counts only if its descriptor checksum is right, it stands where it says it stands, it
-//! names the checksum of the batch before it, and every payload page matches its own checksum.
+//! names the checksum of the batch before it, and every payload page matches its own check (see `seal`).
 
 use crate::codec::{crc_without, Get, Put};
 use crate::types::Origin;
@@ -86,6 +86,9 @@ pub(crate) struct RawRecord {
     /// First payload page, counted from the batch's start, and how many.
     pub payload_page: u32,
     pub payload_pages: u32,
+    /// One for each page of content, in the log or not, see `seal`.
+    pub checks: SmallVec<[u32; 16]>,
+    /// Their CRC-32Cs, as found when the payload was verified; not in the log. 0 for one that is elsewhere.
     pub crcs: SmallVec<[u32; 16]>,
     pub slots: SmallVec<[u32; 16]>,
 }
@@ -109,12 +112,12 @@ impl RawRecord {
             aux: 0,
             payload_page: 0,
             payload_pages: 0,
+            checks: SmallVec::new(),
             crcs: SmallVec::new(),
             slots: SmallVec::new(),
         }
     }
 
-    /// Bytes in the descriptor.
     /// Parts of the block that a copy speaks about.
     pub fn part(&self) -> u16 {
         match self.kind {
@@ -123,13 +126,14 @@ impl RawRecord {
         }
     }
 
-    pub fn size(crcs: usize, slots: usize) -> usize {
-        (RECORD_BYTES + 4 * (crcs + slots)).next_multiple_of(8)
+    /// Bytes in the descriptor.
+    pub fn size(checks: usize, slots: usize) -> usize {
+        (RECORD_BYTES + 4 * (checks + slots)).next_multiple_of(8)
     }
 
     pub fn encode(&self, v: &mut Vec<u8>) {
         let start = v.len();
-        let size = RawRecord::size(self.crcs.len(), self.slots.len());
+        let size = RawRecord::size(self.checks.len(), self.slots.len());
         v.u32(size as u32);
         v.u8(self.kind as u8);
         v.u8(u8::from(self.jump) | u8::from(self.again) << 1);
@@ -150,9 +154,9 @@ impl RawRecord {
         v.u64(self.aux);
         v.u32(self.payload_page);
         v.u32(self.payload_pages);
-        v.u32(self.crcs.len() as u32);
+        v.u32(self.checks.len() as u32);
         v.resize(start + RECORD_BYTES, 0);
-        self.crcs.iter().for_each(|c| v.u32(*c));
+        self.checks.iter().for_each(|c| v.u32(*c));
         self.slots.iter().for_each(|s| v.u32(*s));
         v.resize(start + size, 0);
     }
@@ -182,13 +186,13 @@ impl RawRecord {
         rec.aux = r.u64()?;
         rec.payload_page = r.u32()?;
         rec.payload_pages = r.u32()?;
-        let ncrcs = r.u32()? as usize;
+        let nchecks = r.u32()? as usize;
         r.bytes(RECORD_BYTES - 116)?;
-        if size != RawRecord::size(ncrcs, nslots) {
+        if size != RawRecord::size(nchecks, nslots) {
             return None;
         }
-        for _ in 0..ncrcs {
-            rec.crcs.push(r.u32()?);
+        for _ in 0..nchecks {
+            rec.checks.push(r.u32()?);
         }
         for _ in 0..nslots {
             rec.slots.push(r.u32()?);

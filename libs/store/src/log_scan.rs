@@ -1,12 +1,16 @@
 //! Reading a log area: where it ends, what is damaged. Pure functions on its bytes.
 
 use crate::apply::{blocks_of, slot_of};
+use crate::index::ExtKey;
 use crate::layout::{Layout, LOG_START, NO_SLOT};
 use crate::log_format::{BatchHeader, Kind, RawRecord};
 use crate::planted::{planted, Bug};
+use crate::seal::{BlockSeal, Checks, DeviceKey};
 use crate::superblock::Superblock;
+use crate::types::BlockKey;
 use bytes::Bytes;
-use quarry_base::{crc32c, PageBuf, BLOCK, EXTENT, PAGE};
+use quarry_base::{PageBuf, BLOCK, EXTENT, PAGE};
+use smallvec::SmallVec;
 
 /// The log area in memory, in chunks.
 pub(crate) struct LogImage {
@@ -128,15 +132,16 @@ fn batch_at(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, e: &Expect)
     if header.pos != pos || header.batch != e.no || !follows {
         return None;
     }
-    let records = header.records(&desc)?;
-    let whole = records.iter().all(|r| {
+    let mut records = header.records(&desc)?;
+    let key = DeviceKey::of(sb.format_id());
+    let whole = records.iter_mut().all(|r| {
         sane(r, l)
             && (r.payload_page as u64 + r.payload_pages as u64) * PAGE as u64 <= header.len
             && {
                 let from = at + u64::from(r.payload_page) * PAGE as u64;
                 image
                     .bytes(from, r.payload_pages as usize * PAGE)
-                    .is_some_and(|b| payload_ok(r, &b))
+                    .is_some_and(|b| payload_ok(r, &b, key))
             }
     });
     whole.then_some(Found { header, crc, records, broken: false })
@@ -169,7 +174,7 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
                     .filter(|(b, _, _)| slot_of(&r.slots, r.offset, *b) == NO_SLOT)
                     .map(|(_, from, to)| to - from)
                     .sum();
-                let n = r.crcs.len();
+                let n = r.checks.len();
                 let whole = (r.offset.saturating_add(r.len) / BLOCK)
                     .saturating_sub(r.offset.div_ceil(BLOCK));
                 in_extent
@@ -191,51 +196,86 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
                     && aligned
                     && in_extent
                     && r.offset < EXTENT
-                    && r.crcs.len() == n
+                    && r.checks.len() == n
                     && logged == r.payload_pages as usize
             }
             _ => {
-                r.crcs.len() == r.payload_pages as usize
+                r.checks.len() == r.payload_pages as usize
                     && r.aux <= r.payload_pages as u64 * PAGE as u64
             }
         }
 }
 
-fn payload_ok(r: &RawRecord, payload: &[u8]) -> bool {
-    let mut pages = payload.chunks(PAGE);
-    let mut matches = |crc: &u32| pages.next().is_some_and(|p| crc32c(p) == *crc);
+/// The pages of blocks that a record has content for, in order: of which block, and whether in the log.
+fn pages_of(r: &RawRecord) -> Vec<(BlockKey, u32, bool)> {
+    let key = |block| BlockKey { vtree: r.vtree, layer: r.layer, extent: r.extent, block };
     match r.kind {
-        Kind::Write => {
-            let mut at = 0;
-            blocks_of(r.offset, r.len).all(|(b, from, to)| {
-                let n = (to - from) as usize;
-                let crcs = &r.crcs[at..at + n];
-                at += n;
-                slot_of(&r.slots, r.offset, b) != NO_SLOT || crcs.iter().all(&mut matches)
+        Kind::Write => blocks_of(r.offset, r.len)
+            .flat_map(|(b, from, to)| {
+                let logged = slot_of(&r.slots, r.offset, b) == NO_SLOT;
+                (from..to).map(move |p| (key(b), p, logged))
             })
+            .collect(),
+        _ => {
+            let held = (0..16u32).filter(|p| r.aux >> p & 1 == 1);
+            held.map(|p| (key((r.offset / BLOCK) as u8), p, r.slots.is_empty())).collect()
         }
-        Kind::Copy if !r.slots.is_empty() => true,
-        _ => r.crcs.iter().all(matches),
     }
+}
+
+/// Is the payload what the record's checks say? Its CRCs are noted.
+fn payload_ok(r: &mut RawRecord, payload: &[u8], key: DeviceKey) -> bool {
+    let mut pages = payload.chunks(PAGE);
+    let mut crcs = SmallVec::new();
+    let mut matches = |seal: BlockSeal, page: u32, check: &u32| {
+        let Some(data) = pages.next() else { return false };
+        let (crc, found) = seal.both(page, data);
+        crcs.push(crc);
+        found == *check
+    };
+    let ok = match r.kind {
+        Kind::Write | Kind::Copy | Kind::CopyPart | Kind::Repair => {
+            let list = pages_of(r);
+            let logged = list.iter().zip(&r.checks).filter(|((_, _, logged), _)| *logged);
+            let mut logged = logged.map(|((k, p, _), c)| (key.block(r.pg, *k), *p, c));
+            let ok = logged.all(|(seal, p, c)| matches(seal, p, c));
+            let mut found = std::mem::take(&mut crcs).into_iter();
+            let of = |logged: bool| if logged { found.next().unwrap_or(0) } else { 0 };
+            crcs = list.iter().map(|l| l.2).map(of).collect();
+            ok
+        }
+        _ => {
+            let seal = key.blob(r.pg, r.kind as u8);
+            (0..).zip(&r.checks).all(|(i, c)| matches(seal, i, c))
+        }
+    };
+    r.crcs = crcs;
+    ok
 }
 
 /// A block whose data a record put straight to disk.
 pub(crate) struct Direct {
+    pub key: BlockKey,
     pub slot: u32,
     pub pages: u16,
-    pub crcs: Vec<u32>,
+    pub checks: Checks,
 }
 
-/// Whole blocks of a write with a slot, each with its byte offset in the record's data.
-pub(crate) fn direct_of(slots: &[u32], offset: u32, crcs: &[u32]) -> Vec<(usize, Direct)> {
+/// Whole blocks of a write with a slot, each with the number of its first page in the record's data.
+pub(crate) fn direct_of(
+    slots: &[u32],
+    ext: ExtKey,
+    offset: u32,
+    checks: &[u32],
+) -> Vec<(usize, Direct)> {
     let mut at = 0;
     let mut out = Vec::new();
-    for (b, from, to) in blocks_of(offset, (crcs.len() * PAGE) as u32) {
+    for (b, from, to) in blocks_of(offset, (checks.len() * PAGE) as u32) {
         let n = (to - from) as usize;
         let slot = slot_of(slots, offset, b);
         if slot != NO_SLOT {
-            let crcs = crcs[at..at + n].to_vec();
-            out.push((at * PAGE, Direct { slot, pages: 0xFFFF, crcs }));
+            let checks = Checks::from_slice(&checks[at..at + n]);
+            out.push((at, Direct { key: ext.block(b), slot, pages: 0xFFFF, checks }));
         }
         at += n;
     }
@@ -244,12 +284,14 @@ pub(crate) fn direct_of(slots: &[u32], offset: u32, crcs: &[u32]) -> Vec<(usize,
 
 /// All blocks that a record put straight to disk.
 pub(crate) fn direct_blocks(r: &RawRecord) -> Vec<Direct> {
+    let ext = ExtKey(r.vtree, r.layer, r.extent);
     match (r.kind, r.slots.first()) {
         (Kind::Write, Some(_)) => {
-            direct_of(&r.slots, r.offset, &r.crcs).into_iter().map(|(_, d)| d).collect()
+            direct_of(&r.slots, ext, r.offset, &r.checks).into_iter().map(|(_, d)| d).collect()
         }
         (Kind::Copy, Some(&slot)) if slot != NO_SLOT => {
-            vec![Direct { slot, pages: r.aux as u16, crcs: r.crcs.to_vec() }]
+            let key = ext.block((r.offset / BLOCK) as u8);
+            vec![Direct { key, slot, pages: r.aux as u16, checks: Checks::from_slice(&r.checks) }]
         }
         _ => Vec::new(),
     }

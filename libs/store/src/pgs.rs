@@ -5,15 +5,16 @@ use crate::batch::Body;
 use crate::codec::{Get, Put};
 use crate::error::{AppendError, RepairError};
 use crate::ids::{IdTable, Known};
-use crate::index::{Block, ExtKey, Pg, TailRec};
+use crate::index::{Block, ExtKey, Pg, Sealed, TailRec};
 use crate::layout::{BLOCK64, NO_SLOT};
 use crate::log_format::Kind;
 use crate::read::touches;
+use crate::seal::{Checks, DeviceKey};
 use crate::store::Store;
 use crate::types::*;
 use bytes::Bytes;
 use quarry_base::{
-    crc32c, Extent, Instance, Layer, PageBuf, PgId, RequestId, Seq, Version, VtreeId, BLOCK,
+    Extent, Instance, Layer, PageBuf, PgId, RequestId, Seq, Version, VtreeId, BLOCK,
     BLOCKS_PER_EXTENT, EXTENT, PAGE,
 };
 use smallvec::SmallVec;
@@ -34,10 +35,12 @@ pub(crate) fn dirty_of(pg: &Pg, b: &Block) -> u16 {
     }
 }
 
-fn check(rec: &Record) -> Result<(), AppendError> {
+/// Is this a valid record? The checks of its pages.
+fn check(key: DeviceKey, pg: PgId, rec: &Record) -> Result<Checks, AppendError> {
     let page = PAGE as u32;
+    let mut checks = Checks::new();
     match &rec.kind {
-        RecordKind::Write { offset, crcs, data, .. } => {
+        RecordKind::Write { vtree, layer, extent, offset, crcs, data } => {
             let len = data.len();
             if offset % page != 0 || len == 0 || len % PAGE != 0 {
                 return Err(AppendError::Invalid("a write is of whole pages"));
@@ -45,7 +48,8 @@ fn check(rec: &Record) -> Result<(), AppendError> {
             if len as u64 + u64::from(*offset) > u64::from(EXTENT) {
                 return Err(AppendError::Invalid("a write stays inside its extent"));
             }
-            if crcs.len() != len / PAGE || !matching(crcs, data) {
+            let ext = ExtKey(*vtree, *layer, *extent);
+            if crcs.len() != len / PAGE || !seal(key, pg, ext, *offset, crcs, data, &mut checks) {
                 return Err(AppendError::Invalid("the checksums are not the data's"));
             }
         }
@@ -60,11 +64,31 @@ fn check(rec: &Record) -> Result<(), AppendError> {
     if rec.version.seq.0 == 0 {
         return Err(AppendError::Invalid("seq 0 is before the first"));
     }
-    Ok(())
+    Ok(checks)
 }
 
-fn matching(crcs: &[u32], data: &[u8]) -> bool {
-    data.chunks(PAGE).zip(crcs).all(|(d, c)| crc32c(d) == *c)
+/// Makes the checks of a write's pages. False: a CRC is wrong.
+fn seal(
+    key: DeviceKey,
+    pg: PgId,
+    ext: ExtKey,
+    offset: u32,
+    crcs: &[u32],
+    data: &[u8],
+    out: &mut Checks,
+) -> bool {
+    let mut pages = data.chunks_exact(PAGE).zip(crcs);
+    for (b, from, to) in apply::blocks_of(offset, data.len() as u32) {
+        let seal = key.block(pg, ext.block(b));
+        for (p, (d, want)) in (from..to).zip(&mut pages) {
+            let (crc, check) = seal.both(p, d);
+            if crc != *want {
+                return false;
+            }
+            out.push(check);
+        }
+    }
+    true
 }
 
 /// O_DIRECT wants page-aligned memory.
@@ -104,7 +128,7 @@ impl Store {
     ///
     /// Errors: `LogFull` (try again after `StoreEvent::LogSpace`), `Failed`, `TooLarge`, `Invalid`.
     pub fn append(&mut self, pg: PgId, mut rec: Record) -> Result<AppendId, AppendError> {
-        check(&rec)?;
+        let checks = check(self.sp.key, pg, &rec)?;
         if let Some(p) = self.pg(pg) {
             let next = rec.version.seq.0 == p.last.seq.0 + 1;
             let jump = rec.version.seq > p.last.seq && p.commit >= p.last.seq;
@@ -149,9 +173,10 @@ impl Store {
             if rec.origin.instance.0 != 0 {
                 p.tail_ids.insert((rec.origin.instance, rec.origin.id), rec.version.seq);
             }
-            p.tail.push_back(TailRec { rec: rec.clone(), slots: slots.clone(), jump, batch: 0 });
+            let (rec, checks, slots) = (rec.clone(), checks.clone(), slots.clone());
+            p.tail.push_back(TailRec { rec, checks, slots, jump, batch: 0 });
         }
-        Ok(self.push(idx, pg, Body::Record { rec, slots, jump, again: false }, true))
+        Ok(self.push(idx, pg, Body::Record { rec, checks, slots, jump, again: false }, true))
     }
 
     /// Keeps `blob` (at most 64 KiB) for the group; the newest wins, for ever.
@@ -172,11 +197,12 @@ impl Store {
     /// the block is as new already; records appended later apply on top.
     pub fn append_copy(&mut self, pg: PgId, mut copy: BlockCopy) -> Result<AppendId, AppendError> {
         let n = copy.valid.count_ones();
-        let sizes = copy.crcs.len() == n as usize && copy.data.len() == n as usize * PAGE;
-        let inside = copy.valid & !copy.part == 0;
-        if !sizes || !inside || !matching(&copy.crcs, &copy.data) || copy.key.block >= 16 {
+        let inside = copy.valid & !copy.part == 0 && copy.key.block < 16;
+        let seal = self.sp.key.block(pg, copy.key);
+        let checks = seal.checks(copy.valid, &copy.data, &copy.crcs).filter(|_| inside);
+        let Some(checks) = checks else {
             return Err(AppendError::Invalid("the copy's content is not what it says"));
-        }
+        };
         self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
         let mut slot = NO_SLOT;
         if n >= DIRECT_COPY_PAGES && copy.part == BlockCopy::WHOLE {
@@ -186,7 +212,7 @@ impl Store {
             }
         }
         let idx = self.pg_or_new(pg);
-        let copy = Box::new(copy);
+        let copy = Box::new(Sealed { copy, checks });
         Ok(self.push(idx, pg, Body::Copy { copy, slot, repair: false }, true))
     }
 
@@ -197,26 +223,21 @@ impl Store {
         if b.newest() != copy.version {
             return Err(RepairError::OtherVersion);
         }
-        let mut at = 0;
-        for p in 0..16 {
-            let here = b.content() >> p & 1 == 1;
-            if here != (copy.valid >> p & 1 == 1) {
+        let seal = self.sp.key.block(pg, copy.key);
+        let checks = seal
+            .checks(copy.valid, &copy.data, &copy.crcs)
+            .filter(|_| copy.valid == b.content())
+            .ok_or(RepairError::OtherContent)?;
+        let pages = (0..16).filter(|p| copy.valid >> p & 1 == 1);
+        for (p, check) in pages.zip(&checks) {
+            let want = b.over_page(p).map_or_else(|| self.sp.slots.check(b.slot, p), |o| o.check);
+            if *check != want {
                 return Err(RepairError::OtherContent);
             }
-            if here {
-                let want = b.over_page(p).map_or_else(|| self.sp.slots.crc(b.slot, p), |o| o.crc);
-                if copy.crcs.get(at) != Some(&want) {
-                    return Err(RepairError::OtherContent);
-                }
-                at += 1;
-            }
-        }
-        if copy.data.len() != at * PAGE || !matching(&copy.crcs, &copy.data) {
-            return Err(RepairError::OtherContent);
         }
         self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
         let idx = self.pg_or_new(pg);
-        let copy = Box::new(copy);
+        let copy = Box::new(Sealed { copy, checks });
         Ok(self.push(idx, pg, Body::Copy { copy, slot: NO_SLOT, repair: true }, true))
     }
 

@@ -17,6 +17,8 @@ pub(crate) enum Bug {
     SameSide,
     /// The content of a page is not checked against its checksum.
     CrcUnchecked,
+    /// The check of a page is its CRC-32C alone: any other page of the same one passes for it.
+    CheckWithoutAddress,
     /// A freed slot can be allocated before what freed it is durable.
     ReusedEarly,
     /// A freed slot can be allocated while a destage, or a read, is still on it.

@@ -33,6 +33,8 @@ fn caught(bug: Bug, plan: Plan, steps: u32, first: u64, more: u64) {
 }
 
 const PLAIN: Plan = Plan { lie: None, harsh: false, mishap: None };
+const LOST: Plan = Plan { mishap: Some(Mishap::LostWrite), ..PLAIN };
+const ASTRAY: Plan = Plan { mishap: Some(Mishap::Misdirected), ..PLAIN };
 const ROT: Plan = Plan { mishap: Some(Mishap::Rot), ..PLAIN };
 
 macro_rules! caught {
@@ -50,6 +52,9 @@ caught! {
     a_superblock_before_the_sync_of_its_tables: CheckpointUnsynced PLAIN 300, 7 + 100;
     a_checkpoint_before_its_data: CheckpointBeforeData PLAIN 300, 2 + 100;
     a_table_page_written_in_place: SameSide PLAIN 300, 0 + 200;
+    a_checksum_without_the_address_and_a_write_that_went_astray: CheckWithoutAddress ASTRAY 300, 0 + 200;
+    a_checksum_without_the_address_and_a_write_that_never_happened: CheckWithoutAddress LOST 300, 0 + 200;
+    a_checksum_without_the_address_and_a_power_loss: CheckWithoutAddress PLAIN 300, 0 + 200;
     a_checksum_not_checked: CrcUnchecked ROT 300, 3 + 200;
     a_block_reused_before_its_freeing_is_durable: ReusedEarly PLAIN 300, 0 + 100;
     a_recycled_block_without_valid_mask: NoValidMask PLAIN 300, 0 + 100;

@@ -1,4 +1,4 @@
-//! Reads: overlay pages from memory, the rest from disk, holes as zeroes; every page checked.
+//! Reads: overlay pages from memory, the rest from disk, holes as zeroes; every page checked (see `seal`).
 //!
 //! What to read is decided when the read starts; from then on its slots count as busy, so no new
 //! owner writes to them. A destage may (a block that is always read would else hold up the log): a
@@ -53,10 +53,19 @@ struct Part {
     page: u32,
     pages: u32,
     key: BlockKey,
-    /// Segment of the answer, and its first CRC.
+    /// Segment of the answer, and the first of its CRCs and checks.
     seg: usize,
     crc_at: usize,
     retried: bool,
+}
+
+/// How the pages of a part compare with what they must be.
+struct Verdict {
+    /// Pages that do not match.
+    bad: u16,
+    /// One of them was replaced meanwhile.
+    stale: bool,
+    crcs: SmallVec<[u32; 16]>,
 }
 
 impl Part {
@@ -70,6 +79,9 @@ struct Job {
     parts: SmallVec<[Part; 2]>,
     left: usize,
     data: ReadData,
+    /// What the pages from the disk must match, one for each of `data.crcs`; those are filled in when
+    /// the pages are here.
+    checks: SmallVec<[u32; 16]>,
     /// Everything of a block but its content.
     head: Option<BlockCopy>,
     bad: Vec<u32>,
@@ -184,6 +196,7 @@ impl Store {
             parts: SmallVec::new(),
             left: 0,
             data: ReadData::default(),
+            checks: SmallVec::new(),
             head: None,
             bad: Vec::new(),
             io: None,
@@ -238,11 +251,11 @@ impl Store {
     }
 
     /// Pages of a part that are no longer what they were when the read was planned.
-    fn changed(&self, pg: PgId, p: &Part, crcs: &[u32]) -> u16 {
+    fn changed(&self, pg: PgId, p: &Part, checks: &[u32]) -> u16 {
         let block = self.pg(pg).and_then(|g| g.block(p.key)).filter(|b| b.slot == p.slot);
         let Some(b) = block else { return u16::MAX };
         let here = b.valid & !b.over_mask();
-        let same = (p.page..).zip(crcs).filter(|(i, c)| self.sp.slots.crc(p.slot, *i) == **c);
+        let same = (p.page..).zip(checks).filter(|(i, c)| self.sp.slots.check(p.slot, *i) == **c);
         !(here & same.fold(0, |m, (i, _)| m | 1 << i))
     }
 
@@ -285,7 +298,7 @@ impl Store {
     /// Where pages `from..to` of a block come from.
     fn plan(&self, job: &mut Job, key: BlockKey, from: u32, to: u32, skip_holes: bool) {
         let block = self.pg(job.req.pg).and_then(|p| p.block(key));
-        let d = &mut job.data;
+        let (d, checks) = (&mut job.data, &mut job.checks);
         let mut page = from;
         while page < to {
             if let Some(o) = block.and_then(|b| b.over_page(page)) {
@@ -316,7 +329,9 @@ impl Store {
                         retried: false,
                     });
                     d.segments.push(Bytes::new());
-                    d.crcs.extend((first..page).map(|p| self.sp.slots.crc(slot, p)));
+                    checks.resize(crc_at, 0);
+                    checks.extend((first..page).map(|p| self.sp.slots.check(slot, p)));
+                    d.crcs.resize(checks.len(), 0);
                 }
                 None if !skip_holes => {
                     d.segments.push(self.zeroes.slice(..pages as usize * PAGE));
@@ -336,27 +351,29 @@ impl Store {
         ops.push(DiskOp::Read { id, offset, len });
     }
 
-    /// Pages of a part that do not match their checksums, and whether one of them was replaced
-    /// meanwhile. `None`: no such job.
-    fn judge(&self, n: u64, part: usize, r: &Result<PageBuf, i32>) -> Option<(u16, bool)> {
+    /// What came of the pages of a part. `None`: no such job.
+    fn judge(&self, n: u64, part: usize, r: &Result<PageBuf, i32>) -> Option<Verdict> {
         let job = self.reads.jobs.get(&n)?;
         let p = job.parts.get(part)?;
-        let want = &job.data.crcs[p.crcs()];
+        let want = &job.checks[p.crcs()];
         let buf: &[u8] = r.as_ref().map_or(&[], |b| b);
-        let bad = (p.page..)
-            .zip(buf.chunks(PAGE).zip(want))
-            .filter(|(_, (d, c))| crc32c(d) != **c && !planted(Bug::CrcUnchecked));
-        let bad = bad.fold(0u16, |m, (i, _)| m | 1 << i);
-        Some((
-            bad,
-            bad != 0
-                && !planted(Bug::DestageUnderReader)
-                && bad & self.changed(job.req.pg, p, want) != 0,
-        ))
+        let seal = self.sp.key.block(job.req.pg, p.key);
+        let mut v = Verdict { bad: 0, stale: false, crcs: SmallVec::new() };
+        for (i, (d, c)) in (p.page..).zip(buf.chunks_exact(PAGE).zip(want)) {
+            let (crc, check) = seal.both(i, d);
+            v.crcs.push(crc);
+            if check != *c && !planted(Bug::CrcUnchecked) {
+                v.bad |= 1 << i;
+            }
+        }
+        v.stale = v.bad != 0
+            && !planted(Bug::DestageUnderReader)
+            && v.bad & self.changed(job.req.pg, p, want) != 0;
+        Some(v)
     }
 
     pub(crate) fn read_done(&mut self, n: u64, part: usize, r: Result<PageBuf, i32>) {
-        let Some((bad, stale)) = self.judge(n, part, &r) else { return };
+        let Some(Verdict { bad, stale, crcs }) = self.judge(n, part, &r) else { return };
         let Some(job) = self.reads.jobs.get_mut(&n) else { return };
         let Some(p) = job.parts.get_mut(part) else { return };
         job.stale |= stale;
@@ -375,6 +392,7 @@ impl Store {
                     let (pg, key) = (job.req.pg, p.key);
                     self.events.push(StoreEvent::Corruption { pg, key, pages: bad });
                 }
+                job.data.crcs[p.crcs()].copy_from_slice(&crcs);
                 job.data.segments[p.seg] = buf.freeze();
             }
             Ok(_) => job.io = Some(EIO),

@@ -7,15 +7,17 @@
 //! superblock gets a higher incarnation and the end found, below which nothing is cut any more.
 
 use crate::error::StoreError;
+use crate::index::ExtKey;
 use crate::layout::{Layout, GROUP_BYTES, LOG_START, SUPER_A, SUPER_B};
 use crate::log_scan::{self, Found, LogImage};
 use crate::planted::{planted, Bug};
+use crate::seal::{BlockSeal, DeviceKey};
 use crate::slots::SlotTable;
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
 use crate::types::{DiskOp, DiskResult, RecordKind, StoreEvent};
 use bytes::Bytes;
-use quarry_base::{crc32c, PageBuf, BLOCK, PAGE};
+use quarry_base::{PageBuf, BLOCK, PAGE};
 use std::collections::VecDeque;
 
 /// Bytes read at once, and reads in flight.
@@ -56,11 +58,10 @@ struct Target {
     /// Index of the batch found, or of the group.
     owner: usize,
     seq: quarry_base::Seq,
-    /// Byte offset inside the record's data.
+    /// First page inside the record's data.
     at: usize,
-    crcs: Vec<u32>,
-    /// Pages of the block that count.
-    pages: u16,
+    seal: BlockSeal,
+    block: log_scan::Direct,
 }
 
 impl Recovery {
@@ -235,6 +236,7 @@ impl Store {
         self.ckpt.start_at(sb.ckpt_gen);
         self.log.tail_pos = sb.tail_pos;
         self.log.format_id = sb.format_id();
+        self.sp.key = DeviceKey::of(sb.format_id());
         self.scrub.slot = u32::try_from(sb.scrub_slot).unwrap_or(0);
         self.scrub.passes = sb.scrub_passes;
         self.scrub.saved = (self.scrub.slot, self.scrub.passes);
@@ -270,8 +272,8 @@ impl Store {
                 for d in log_scan::direct_blocks(raw) {
                     let tag = r.blocks.len() as u64;
                     r.todo.push_back((tag, self.sp.layout.slot_offset(d.slot), BLOCK as usize));
-                    let (crcs, pages) = (d.crcs, d.pages);
-                    r.blocks.push(Target { owner: i, seq: raw.version.seq, at: 0, crcs, pages });
+                    let seal = self.sp.key.block(raw.pg, d.key);
+                    r.blocks.push(Target { owner: i, seq: raw.version.seq, at: 0, seal, block: d });
                 }
             }
         }
@@ -280,7 +282,7 @@ impl Store {
     fn checked(&mut self, tag: usize, buf: &[u8]) {
         let Some(r) = self.recovery.as_mut() else { return };
         let Some(t) = r.blocks.get(tag) else { return };
-        if !block_matches(t, buf) {
+        if block_crcs(t, buf).is_none() {
             // The batch did not get there whole: the log ends before it.
             if let Some(f) = r.found.get_mut(t.owner) {
                 f.broken = true;
@@ -307,15 +309,19 @@ impl Store {
     fn plan_fill(&mut self) {
         let Some(r) = self.recovery.as_mut() else { return };
         r.phase = Phase::Fill;
-        for (idx, p) in self.pgs.iter().enumerate() {
-            for t in p.iter().flat_map(|p| p.tail.iter()).filter(|t| !t.slots.is_empty()) {
-                let RecordKind::Write { offset, crcs, .. } = &t.rec.kind else { continue };
-                let blocks = log_scan::direct_of(&t.slots, *offset, crcs);
+        for (idx, p) in self.pgs.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?))) {
+            for t in p.tail.iter().filter(|t| !t.slots.is_empty()) {
+                let RecordKind::Write { vtree, layer, extent, offset, .. } = &t.rec.kind else {
+                    continue;
+                };
+                let ext = ExtKey(*vtree, *layer, *extent);
+                let blocks = log_scan::direct_of(&t.slots, ext, *offset, &t.checks);
                 for (at, d) in blocks {
                     let tag = r.blocks.len() as u64;
                     r.todo.push_back((tag, self.sp.layout.slot_offset(d.slot), BLOCK as usize));
-                    let (crcs, pages) = (d.crcs, d.pages);
-                    r.blocks.push(Target { owner: idx, seq: t.rec.version.seq, at, crcs, pages });
+                    let seal = self.sp.key.block(p.id, d.key);
+                    let seq = t.rec.version.seq;
+                    r.blocks.push(Target { owner: idx, seq, at, seal, block: d });
                 }
             }
         }
@@ -324,17 +330,19 @@ impl Store {
     fn filled(&mut self, tag: usize, buf: &[u8]) -> Result<(), StoreError> {
         let Some(r) = self.recovery.as_mut() else { return Ok(()) };
         let Some(t) = r.blocks.get(tag) else { return Ok(()) };
-        if !block_matches(t, buf) {
+        let Some(found) = block_crcs(t, buf) else {
             let (pos, synced) = (r.end_pos, self.log.synced_pos);
             let what = "an uncommitted block does not match its record";
             return Err(StoreError::LogCorrupt { pos, synced, what });
-        }
+        };
         let pg = self.pgs.get_mut(t.owner).and_then(|p| p.as_mut());
         let Some(tail) = pg.and_then(|p| p.tail_at(t.seq)) else { return Ok(()) };
-        if let RecordKind::Write { data, .. } = &mut tail.rec.kind {
+        if let RecordKind::Write { data, crcs, .. } = &mut tail.rec.kind {
             // Rare and small: one copy a block.
             let mut whole = PageBuf::copy_of(data);
-            whole[t.at..t.at + buf.len()].copy_from_slice(buf);
+            let at = t.at * PAGE;
+            whole[at..at + buf.len()].copy_from_slice(buf);
+            crcs[t.at..t.at + found.len()].copy_from_slice(&found);
             *data = whole.freeze();
         }
         Ok(())
@@ -361,9 +369,18 @@ impl Store {
     }
 }
 
-fn block_matches(t: &Target, buf: &[u8]) -> bool {
-    let pages = (0..16).filter(|i| t.pages >> i & 1 == 1);
-    let mut crcs = t.crcs.iter();
-    buf.len() == BLOCK as usize
-        && pages.into_iter().all(|i| Some(&crc32c(&buf[i * PAGE..(i + 1) * PAGE])) == crcs.next())
+/// The CRCs of a direct block's pages, if they are what its record says.
+fn block_crcs(t: &Target, buf: &[u8]) -> Option<Vec<u32>> {
+    if buf.len() != BLOCK as usize {
+        return None;
+    }
+    let mut checks = t.block.checks.iter();
+    let pages = (0..16u32).filter(|p| t.block.pages >> p & 1 == 1);
+    pages
+        .map(|p| {
+            let at = p as usize * PAGE;
+            let (crc, check) = t.seal.both(p, &buf[at..at + PAGE]);
+            (checks.next() == Some(&check)).then_some(crc)
+        })
+        .collect()
 }

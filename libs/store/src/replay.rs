@@ -5,7 +5,7 @@ use crate::checkpoint::decode_pg;
 use crate::codec::Get;
 use crate::error::StoreError;
 use crate::ids::IdTable;
-use crate::index::{Block, Pg, TailRec};
+use crate::index::{Block, Pg, Sealed, TailRec};
 use crate::layout::NO_SLOT;
 use crate::log_format::{Kind, RawRecord};
 use crate::log_scan::{Found, LogImage};
@@ -98,7 +98,10 @@ impl Store {
             Kind::Copy | Kind::CopyPart | Kind::Repair => {
                 p.cp_dirty = true;
                 let slot = raw.slots.first().copied().unwrap_or(NO_SLOT);
-                let c = to_copy(raw, payload);
+                let c = Sealed {
+                    copy: to_copy(raw, payload),
+                    checks: SmallVec::from_slice(&raw.checks),
+                };
                 if raw.kind == Kind::Repair {
                     apply::repair(p, idx, &mut self.sp, &c, no);
                 } else {
@@ -229,7 +232,8 @@ fn push_tail(p: &mut Pg, sp: &mut crate::space::Space, rec: Record, raw: &RawRec
     if rec.origin.instance.0 != 0 {
         p.tail_ids.insert((rec.origin.instance, rec.origin.id), v.seq);
     }
-    p.tail.push_back(TailRec { rec, slots: raw.slots.clone(), jump: raw.jump, batch: no });
+    let (checks, slots) = (SmallVec::from_slice(&raw.checks), raw.slots.clone());
+    p.tail.push_back(TailRec { rec, checks, slots, jump: raw.jump, batch: no });
 }
 
 /// Drops the rest of a tail whose beginning was truncated and has left the log. Only at the end: until

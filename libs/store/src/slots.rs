@@ -1,4 +1,4 @@
-//! The block table by slot: who owns a data block, at which version, and the CRCs of its pages.
+//! The block table by slot: who owns a data block, at which version, and the checks of its pages.
 //!
 //! A table group describes 63 slots in two pages, the table page and the CRC page, always written
 //! together, to the side that does not count now. They count once the superblock names their
@@ -8,6 +8,7 @@
 use crate::codec::{crc_without, Get, Put};
 use crate::layout::{Layout, GROUP_SLOTS};
 use crate::planted::{planted, Bug};
+use crate::seal::stamp;
 use crate::types::BlockKey;
 use bytes::Bytes;
 use quarry_base::{Epoch, Extent, Layer, PageBuf, PgId, Seq, Version, VtreeId, PAGE};
@@ -31,7 +32,7 @@ pub(crate) struct SlotEntry {
 
 struct GroupData {
     entries: [Option<SlotEntry>; PER],
-    crcs: [[u32; 16]; PER],
+    checks: [[u32; 16]; PER],
 }
 
 #[derive(Default)]
@@ -88,7 +89,7 @@ impl SlotTable {
 
     fn data(&mut self, group: usize) -> &mut GroupData {
         self.groups[group].data.get_or_insert_with(|| {
-            Box::new(GroupData { entries: [None; PER], crcs: [[0; 16]; PER] })
+            Box::new(GroupData { entries: [None; PER], checks: [[0; 16]; PER] })
         })
     }
 
@@ -107,15 +108,15 @@ impl SlotTable {
         self.touch(g);
     }
 
-    /// CRC of page `page` of a slot.
-    pub fn crc(&self, slot: u32, page: u32) -> u32 {
+    /// Check of page `page` of a slot, see `seal`.
+    pub fn check(&self, slot: u32, page: u32) -> u32 {
         let (g, i) = Self::place(slot);
-        self.groups[g].data.as_ref().map_or(0, |d| d.crcs[i][page as usize])
+        self.groups[g].data.as_ref().map_or(0, |d| d.checks[i][page as usize])
     }
 
-    pub fn set_crc(&mut self, slot: u32, page: u32, crc: u32) {
+    pub fn set_check(&mut self, slot: u32, page: u32, check: u32) {
         let (g, i) = Self::place(slot);
-        self.data(g).crcs[i][page as usize] = crc;
+        self.data(g).checks[i][page as usize] = check;
         self.touch(g);
     }
 
@@ -172,7 +173,7 @@ impl SlotTable {
         }
         if let Some((side, gen, crc)) = best {
             let at = side as usize * 2 * PAGE;
-            let data = decode(&bytes[at..at + 2 * PAGE]);
+            let data = decode(n, &bytes[at..at + 2 * PAGE]);
             let g = &mut self.groups[n as usize];
             (g.side, g.gen, g.crc, g.data) = (side, gen, crc, data);
             self.digest = self.digest.wrapping_add(digest_of(n, gen, crc));
@@ -262,8 +263,8 @@ fn encode(group: u64, gen: u64, d: Option<&GroupData>) -> (Bytes, u32) {
         v.resize(start + HEAD, 0);
         for i in 0..PER {
             if magic == CRC_MAGIC {
-                let none = [0; 16];
-                d.map_or(&none, |d| &d.crcs[i]).iter().for_each(|c| v.u32(*c));
+                let slot = (group * GROUP_SLOTS) as u32 + i as u32;
+                put_checks(&mut v, slot, d.and_then(|d| Some((d.entries[i]?, &d.checks[i]))));
             } else {
                 put_entry(&mut v, d.and_then(|d| d.entries[i].as_ref()));
             }
@@ -298,6 +299,15 @@ fn put_entry(v: &mut Vec<u8>, e: Option<&SlotEntry>) {
     v.resize(start + ENTRY, 0);
 }
 
+/// The checks of the pages that count, the block's version laid over them.
+fn put_checks(v: &mut Vec<u8>, slot: u32, e: Option<(SlotEntry, &[u32; 16])>) {
+    let Some((e, checks)) = e else { return v.resize(v.len() + ENTRY, 0) };
+    let stamp = stamp(slot, e.version);
+    for (p, c) in checks.iter().enumerate() {
+        v.u32(if e.valid >> p & 1 == 1 { c ^ stamp } else { 0 });
+    }
+}
+
 fn get_entry(b: &[u8]) -> Option<SlotEntry> {
     let mut g = Get(b);
     let pg = PgId(g.u64()?);
@@ -310,15 +320,18 @@ fn get_entry(b: &[u8]) -> Option<SlotEntry> {
     (used && block < 16).then_some(SlotEntry { pg, key, version, valid, dirty })
 }
 
-fn decode(pair: &[u8]) -> Option<Box<GroupData>> {
-    let mut d = Box::new(GroupData { entries: [None; PER], crcs: [[0; 16]; PER] });
+fn decode(group: u64, pair: &[u8]) -> Option<Box<GroupData>> {
+    let mut d = Box::new(GroupData { entries: [None; PER], checks: [[0; 16]; PER] });
     let (t, c) = pair.split_at(PAGE);
     for i in 0..PER {
         let at = HEAD + i * ENTRY;
         d.entries[i] = get_entry(t.get(at..at + ENTRY)?);
         let mut g = Get(c.get(at..at + ENTRY)?);
-        for crc in &mut d.crcs[i] {
-            *crc = g.u32()?;
+        let Some(e) = d.entries[i] else { continue };
+        let stamp = stamp((group * GROUP_SLOTS) as u32 + i as u32, e.version);
+        for (p, check) in d.checks[i].iter_mut().enumerate() {
+            let kept = g.u32()?;
+            *check = if e.valid >> p & 1 == 1 { kept ^ stamp } else { 0 };
         }
     }
     Some(d)

@@ -4,6 +4,7 @@ use crate::alloc::Alloc;
 use crate::index::Block;
 use crate::layout::{Layout, NO_SLOT};
 use crate::planted::{planted, Bug};
+use crate::seal::DeviceKey;
 use crate::slots::{SlotEntry, SlotTable};
 use crate::stats::StoreStats;
 use crate::types::BlockKey;
@@ -96,6 +97,7 @@ impl Batches {
 
 pub(crate) struct Space {
     pub layout: Layout,
+    pub key: DeviceKey,
     pub alloc: Alloc,
     pub slots: SlotTable,
     pub batches: Batches,

@@ -107,6 +107,7 @@ impl Store {
         Store {
             sp: Space {
                 layout,
+                key: Default::default(),
                 alloc: crate::alloc::Alloc::new(0),
                 slots: crate::slots::SlotTable::new(&layout),
                 batches: Batches::new(1),

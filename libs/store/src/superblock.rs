@@ -12,8 +12,8 @@ use crate::types::{DeviceIdent, FormatInfo, FormatStep};
 use bytes::Bytes;
 use quarry_base::{DeviceId, PageBuf, PAGE};
 
-/// The format this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format this program writes, and the only one it reads.
+pub const FORMAT_VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"QRYSTORE";
 const CRC_AT: usize = 12;
 
@@ -115,7 +115,10 @@ impl Superblock {
             return Ok(None);
         }
         let found = Get(&page[8..]).u32().unwrap_or(0);
-        if found != FORMAT_VERSION {
+        if found < FORMAT_VERSION {
+            return Err(StoreError::OlderFormat { found, known: FORMAT_VERSION });
+        }
+        if found > FORMAT_VERSION {
             return Err(StoreError::NewerFormat { found, known: FORMAT_VERSION });
         }
         Ok(Self::fields(&page[16..]).filter(Superblock::is_sane))
@@ -201,7 +204,7 @@ pub const IDENT_BYTES: usize = SUPER_B as usize + PAGE;
 
 /// Reads who a device is from its first [`IDENT_BYTES`] bytes. `None`: blank.
 ///
-/// Errors: `ForeignData`, `SuperblockCorrupt`, `NewerFormat`.
+/// Errors: `ForeignData`, `SuperblockCorrupt`, `NewerFormat`, `OlderFormat`.
 pub fn read_ident(start: &[u8]) -> Result<Option<FormatInfo>, StoreError> {
     if start.len() < IDENT_BYTES {
         return Err(StoreError::Config("too few bytes to find a superblock"));

@@ -55,9 +55,9 @@ fn a_device_of_another_cluster_is_refused_and_not_written_to() {
 }
 
 /// The superblock at `at` as a later format version would have it.
-fn newer(disk: &mut common::SimDisk, at: usize) {
+fn reversion(disk: &mut common::SimDisk, at: usize, version: u32) {
     let mut page = disk.durable[at..at + 4096].to_vec();
-    page[8..12].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+    page[8..12].copy_from_slice(&version.to_le_bytes());
     let mut mix = [0u8; 16];
     mix[..4].copy_from_slice(&crc32c(&page[..12]).to_le_bytes());
     mix[4..8].copy_from_slice(&crc32c(&page[16..]).to_le_bytes());
@@ -68,12 +68,23 @@ fn newer(disk: &mut common::SimDisk, at: usize) {
 }
 
 #[test]
+fn a_device_of_the_first_format_is_refused_and_not_written_to() {
+    let mut r = Rig::new(small_config());
+    [0, 65536].iter().for_each(|at| reversion(&mut r.disk, *at, 1));
+    let before = r.disk.now.clone();
+    let want = StoreError::OlderFormat { found: 1, known: FORMAT_VERSION };
+    assert_eq!(read_ident(&r.disk.durable[..IDENT_BYTES]), Err(want.clone()));
+    assert_eq!(r.reopen(), Err(want));
+    assert!(r.disk.now == before);
+}
+
+#[test]
 fn a_newer_format_is_refused_and_not_written_to_also_if_one_superblock_alone_says_so() {
     for places in [&[0, 65536][..], &[0], &[65536]] {
         let mut r = Rig::new(small_config());
         r.put(PG, write(0, 0, &[1]));
         r.flush();
-        places.iter().for_each(|at| newer(&mut r.disk, *at));
+        places.iter().for_each(|at| reversion(&mut r.disk, *at, FORMAT_VERSION + 1));
         let before = r.disk.now.clone();
         let want = StoreError::NewerFormat { found: FORMAT_VERSION + 1, known: FORMAT_VERSION };
         assert_eq!(read_ident(&r.disk.durable[..IDENT_BYTES]), Err(want.clone()));

@@ -1,7 +1,7 @@
 //! The bytes on disk, as docs/DISK-FORMAT.md has them: a change of the format is noticed here.
 //!
 //! The files in `tests/golden` were written by this program (`STORE_GOLDEN=write`) at format
-//! version 1. A device of version 1 must stay readable: change them only together with the version.
+//! version 2, the only one that it reads: change them only together with the version.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -62,13 +62,17 @@ pub struct PgModel {
     pub exists: bool,
 }
 
-/// A page's content for a tag.
+/// A page's content for a tag. All of them end in their own CRC-32C, so that all have one and the same: a page
+/// in another's place must be noticed by more than that.
 pub fn page_of(tag: u32) -> Vec<u8> {
     if tag == 0 {
         return vec![0; PAGE];
     }
     let word = (u64::from(tag) << 32 | u64::from(tag)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (0..PAGE / 8).flat_map(|i| (word ^ i as u64).to_le_bytes()).collect()
+    let mut page: Vec<u8> = (0..PAGE / 8).flat_map(|i| (word ^ i as u64).to_le_bytes()).collect();
+    let crc = crc32c(&page[..PAGE - 4]);
+    page[PAGE - 4..].copy_from_slice(&crc.to_le_bytes());
+    page
 }
 
 impl PgModel {
