@@ -142,6 +142,7 @@ fn a_log_page_from_before_is_a_torn_tail_and_below_the_sync_mark_corruption() {
             // The last batch: nobody was told of it, if this is what a power loss left.
             assert_eq!(out, Ok(()));
             assert_eq!(r.store.pg_state(PG).last, v(1, 2));
+            r.commit_all(PG);
             r.pages(PG, 0, 0, &[1, 2, 0]);
         } else {
             assert!(matches!(out, Err(StoreError::LogCorrupt { .. })), "{out:?}");
