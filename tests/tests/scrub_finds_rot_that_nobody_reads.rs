@@ -33,7 +33,7 @@ fn scrub_finds_rot_that_nobody_reads() -> Res<()> {
             (of("quarry_scrub_bad_pages_total")?, of("quarry_device_repairs_total")?);
         let n = medium.damage(&pages, Damage::Bits)?;
         ensure!(n > 20, "{n} pages were damaged only");
-        wait_until(Duration::from_secs(60), "the medium is whole again", || {
+        wait_until("the medium is whole again", Duration::from_secs(60), || {
             let now = medium.pages()?;
             let whole = pages.iter().all(|p| now.iter().any(|q| q == p));
             Ok(whole.then_some(()))
