@@ -34,7 +34,7 @@
 //! - [`check`]: linearizability of every 4 KiB page as a register, over crashes and several clients.
 //! - [`replicas`]: whether all copies on the devices of a stopped cluster are the same.
 //! - [`cluster`]: `scripts/cluster` and `scli` with cleanup, also after a panic.
-//! - [`fault`]: a row of the fault table. [`net`], [`proxy`], [`disk`], [`rot`]: networks and disks to break.
+//! - [`fault`]: a row of the fault table. [`roles`]: whether primaries change too often. [`net`], [`proxy`], [`disk`], [`rot`]: networks and disks to break.
 //! - [`command`]: external programs with a time limit. [`http`]: a GET or POST without a client library.
 //! - [`skip`] says that a test cannot run here; [`short_or_full`] picks a duration.
 //!
@@ -58,6 +58,7 @@ pub mod page;
 pub mod proxy;
 pub mod replicas;
 pub mod rng;
+pub mod roles;
 pub mod rot;
 pub mod scratch;
 pub mod volatile;

@@ -6,11 +6,9 @@ use serde_json::json;
 use std::time::Duration;
 
 #[test]
+#[ignore = "row 22: takes its turn"]
 fn a_full_device_is_never_half_applied() -> Res<()> {
     let name = "a_full_device_is_never_half_applied";
-    if !full() {
-        return Ok(());
-    }
     let root = rustix::process::geteuid().is_root();
     let why = if root {
         need_programs(&["mkfs.ext4", "mount"])

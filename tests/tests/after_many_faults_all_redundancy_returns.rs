@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 const BOUND: Duration = Duration::from_secs(30);
 
 #[test]
+#[ignore = "row 31: takes its turn"]
 fn after_many_faults_all_redundancy_returns() -> Res<()> {
-    if !full() {
-        return Ok(());
-    }
     with_cluster(ClusterOptions { sds: 4, ..ClusterOptions::default() }, |cluster| {
         let uri = cluster.new_volume("many", "128MiB", "sdc1")?;
         let mut f = Fault::new(cluster, 31, "many faults at random, then peace", BOUND);
-        for round in 0..4 {
+        for round in 0..short_or_full(1, 4).as_secs() {
             let spec = LoadSpec::new(&uri).area(Area::spread(64, 8)).seed(310 + round);
             f.round(spec, |_| storm(cluster, round))?;
         }
@@ -27,7 +25,7 @@ fn after_many_faults_all_redundancy_returns() -> Res<()> {
 fn storm(cluster: &Cluster, seed: u64) -> Res<()> {
     let names = ["sds1", "sds2", "sds3", "sds4", "mdm1"];
     let mut rng = rng::Rng::new(seed);
-    let end = Instant::now() + Duration::from_secs(25);
+    let end = Instant::now() + short_or_full(8, 25);
     while Instant::now() < end {
         let name = names[rng.below(5) as usize];
         let time = Duration::from_millis(100 + rng.below(2500));

@@ -26,13 +26,13 @@ fn an_sds_that_goes_under_load_stalls_io_briefly() -> Res<()> {
         for round in 0..rounds {
             for (ended, killed) in turns {
                 cases.case(&format!("{ended} is ended with SIGTERM, 32 deep"), || {
-                    let r = away(cluster, &uri, &history, round, ended, Cluster::stop)?;
+                    let r = away(cluster, &uri, &history, round, ended, Away::Ended)?;
                     r.expect_stall_below(TERM_BOUND)?;
                     terms.push(r.longest_request.max(r.longest_gap));
                     Ok(())
                 });
                 cases.case(&format!("{killed} is killed with -9, 32 deep"), || {
-                    let r = away(cluster, &uri, &history, round, killed, Cluster::kill)?;
+                    let r = away(cluster, &uri, &history, round, killed, Away::Killed)?;
                     r.expect_stall_below(KILL_BOUND)?;
                     kills.push(r.longest_request.max(r.longest_gap));
                     Ok(())
@@ -50,6 +50,13 @@ fn an_sds_that_goes_under_load_stalls_io_briefly() -> Res<()> {
     })
 }
 
+/// How a server goes.
+#[derive(Clone, Copy)]
+enum Away {
+    Killed,
+    Ended,
+}
+
 /// A load 32 deep on one connection; the server goes and comes back; what the load saw.
 fn away(
     cluster: &Cluster,
@@ -57,20 +64,31 @@ fn away(
     history: &std::sync::Arc<History>,
     round: u64,
     sds: &str,
-    end: fn(&Cluster, &str) -> Res<()>,
+    how: Away,
 ) -> Res<LoadReport> {
     let spec = LoadSpec::new(uri).area(Area::spread(96, 12)).width(1, 32).seed(round + 1);
     let load = Load::start(spec, history)?;
     let result = load.run_requests(300, Duration::from_secs(20)).and_then(|()| {
-        end(cluster, sds)?;
+        match how {
+            Away::Killed => cluster.kill(sds)?,
+            Away::Ended => cluster.stop(sds)?,
+        }
         load.run_for(short_or_full(2, 5))
     });
-    let back = cluster.start(sds).and_then(|()| cluster.wait_health("ok", HEAL));
+    let back = cluster.start(sds);
+    let began = Instant::now();
+    let back = back.and_then(|()| cluster.wait_health("ok", HEAL));
+    let whole = began.elapsed();
     let on = load.run_for(Duration::from_millis(300));
     let report = load.stop();
     eprintln!("  {sds}: {report}");
     result.and(back).and(on)?;
     report.expect_no_error()?;
+    let what = match how {
+        Away::Killed => "kill -9 of one server, 32 deep",
+        Away::Ended => "SIGTERM of one server, 32 deep",
+    };
+    fault::leave_run(1, what, &report, whole)?;
     Ok(report)
 }
 

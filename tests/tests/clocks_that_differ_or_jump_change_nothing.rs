@@ -6,11 +6,9 @@ use serde_json::json;
 use std::time::Duration;
 
 #[test]
+#[ignore = "row 26: takes its turn"]
 fn clocks_that_differ_or_jump_change_nothing() -> Res<()> {
     let name = "clocks_that_differ_or_jump_change_nothing";
-    if !full() {
-        return Ok(());
-    }
     let root = rustix::process::geteuid().is_root();
     let why = if root {
         need_programs(&["unshare", "faketime"])
@@ -50,14 +48,14 @@ fn clocks_that_differ_or_jump_change_nothing() -> Res<()> {
         f.round(spec(26), |load| {
             for jump in ["+3600", "-3600", "+0", "+86400", "+0"] {
                 std::fs::write(&stamp, jump)?;
-                load.run_for(Duration::from_secs(2))?;
+                load.run_for(Duration::from_millis(if full() { 2000 } else { 700 }))?;
             }
             Ok(())
         })?;
         f.round(spec(126), |load| {
             cluster.kill("sds1")?;
             std::fs::write(&stamp, "-7200")?;
-            load.run_for(Duration::from_secs(3))?;
+            load.run_for(short_or_full(1, 3))?;
             cluster.start("sds1")?;
             load.run_for(Duration::from_secs(2))?;
             Ok(std::fs::write(&stamp, "+0")?)

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 const BOUND: Duration = Duration::from_secs(5);
 
-#[test]
-fn damaged_cut_and_late_messages_are_never_applied() -> Res<()> {
-    let name = "damaged_cut_and_late_messages_are_never_applied";
+/// A cluster behind the relays, and a volume.
+fn behind_relays(name: &str, cases: impl FnOnce(&World<'_>, &mut Cases)) -> Res<()> {
     if let Some(why) = net::Network::unavailable() {
         skip(name, &why);
         return Ok(());
@@ -25,19 +24,47 @@ fn damaged_cut_and_late_messages_are_never_applied() -> Res<()> {
     with_members(ClusterOptions::default(), net.members(), |cluster| {
         let uri = cluster.new_volume("relay", "128MiB", "sdc1")?;
         let w = World { cluster, front: &front, back: &back, uri };
-        let mut cases = Cases::new();
-        cases.case("row 16: late and repeated requests", || w.late());
-        if full() {
-            cases.case("row 15: connections cut in the middle of messages", || w.cut());
-            cases.case("row 17: flipped bits", || w.flipped());
-            cases.case("row 14: 200 ms more each way, with jitter", || w.delayed());
-        }
+        let mut all = Cases::new();
+        cases(&w, &mut all);
         ensure!(
             front.connections() > 0 && back.connections() > 0,
             "nothing went through the relays"
         );
-        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
-        cases.finish()
+        all.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
+        all.finish()
+    })
+}
+
+#[test]
+fn late_and_repeated_messages_are_never_applied() -> Res<()> {
+    behind_relays("late_and_repeated_messages_are_never_applied", |w, cases| {
+        cases.case("row 16: late and repeated requests", || w.late());
+    })
+}
+
+#[test]
+#[ignore = "row 15: takes its turn"]
+fn messages_cut_in_the_middle_are_never_applied() -> Res<()> {
+    behind_relays("messages_cut_in_the_middle_are_never_applied", |w, cases| {
+        cases.case("row 15: connections cut in the middle of messages", || w.cut());
+    })
+}
+
+#[test]
+#[ignore = "row 17: takes its turn"]
+fn damaged_messages_are_never_applied() -> Res<()> {
+    behind_relays("damaged_messages_are_never_applied", |w, cases| {
+        cases.case("row 17: flipped bits", || w.flipped());
+    })
+}
+
+#[test]
+#[ignore = "row 14: takes its turn"]
+fn delayed_messages_only_slow_things_down() -> Res<()> {
+    behind_relays("delayed_messages_only_slow_things_down", |w, cases| {
+        cases.case("row 14: 200 ms more each way, with jitter", || {
+            roles::calm(w.cluster, || w.delayed())
+        });
     })
 }
 
@@ -85,7 +112,7 @@ impl World<'_> {
         f.round(self.spec(15), |load| {
             self.front.cut_every(300_000);
             self.back.cut_every(500_000);
-            let during = load.run_for(Duration::from_secs(20));
+            let during = load.run_for(short_or_full(6, 20));
             self.front.cut_every(0);
             self.back.cut_every(0);
             during
@@ -99,7 +126,7 @@ impl World<'_> {
         f.round(self.spec(17), |load| {
             self.front.flip_every(1 << 20);
             self.back.flip_every(1 << 20);
-            let during = load.run_for(Duration::from_secs(20));
+            let during = load.run_for(short_or_full(6, 20));
             self.front.flip_every(0);
             self.back.flip_every(0);
             during
@@ -115,7 +142,7 @@ impl World<'_> {
         f.round(self.spec(114), |load| {
             self.front.delay(delay, jitter);
             self.back.delay(delay, jitter);
-            let during = load.run_for(Duration::from_secs(20));
+            let during = load.run_for(short_or_full(6, 20));
             self.front.delay(Duration::ZERO, Duration::ZERO);
             self.back.delay(Duration::ZERO, Duration::ZERO);
             during

@@ -11,6 +11,13 @@ const BOUND: Duration = Duration::from_secs(5);
 /// A slow disk is evicted by progress, which takes longer to judge than a dead one.
 const SLOW_BOUND: Duration = Duration::from_secs(10);
 
+/// At most 3,000 requests a second.
+fn spec(uri: &Uri, seed: u64) -> LoadSpec {
+    let mut spec = LoadSpec::new(uri).area(Area::spread(64, 8)).seed(seed);
+    spec.most_per_second = 3000;
+    spec
+}
+
 #[test]
 fn failing_disks_leave_the_set_without_an_error() -> Res<()> {
     let name = "failing_disks_leave_the_set_without_an_error";
@@ -26,34 +33,59 @@ fn failing_disks_leave_the_set_without_an_error() -> Res<()> {
         let uri = cluster.new_volume("eio", "128MiB", "sdc1")?;
         let mut cases = Cases::new();
         let mut f = Fault::new(cluster, 20, "EIO of writes, syncs or reads", BOUND);
-        let spec = |seed| {
-            let mut spec = LoadSpec::new(&uri).area(Area::spread(64, 8)).seed(seed);
-            spec.most_per_second = 3000;
-            spec
-        };
         cases.case("row 20: writes end with EIO", || {
-            f.round(spec(20), |load| fails(cluster, load, "sds1", &disk, Fails::Writes)).map(drop)
+            f.round(spec(&uri, 20), |load| fails(cluster, load, "sds1", &disk, Fails::Writes))
+                .map(drop)
         });
         cases.case("row 20: syncs end with EIO", || {
-            f.round(spec(120), |load| fails(cluster, load, "sds2", &syncs, Fails::Syncs)).map(drop)
+            f.round(spec(&uri, 120), |load| fails(cluster, load, "sds2", &syncs, Fails::Syncs))
+                .map(drop)
         });
         if full() {
             cases.case("row 20: reads end with EIO", || {
-                f.round(spec(220), |load| fails(cluster, load, "sds1", &disk, Fails::Reads))
-                    .map(drop)
+                let metrics = cluster.member("sds1")?.metrics;
+                let repairs = || http::metric(&metrics, "quarry_device_repairs_total", "");
+                let mut mended = 0.0;
+                let report = f.round(spec(&uri, 220), |load| {
+                    let before = repairs()?;
+                    disk.fail(Fails::Reads, true)?;
+                    let during = load.run_for(Duration::from_secs(10));
+                    mended = repairs()? - before;
+                    disk.fail(Fails::Reads, false)?;
+                    during
+                })?;
+                // What cannot be read comes from the other copy; nobody waits for the disk.
+                ensure!(mended > 0.0, "no read met the failing disk");
+                report.expect_stall_below(Duration::from_secs(2))
             });
         }
         cases.case("row 20: every page reads as the history allows", || f.check(&[&uri]));
-        if full() {
-            let mut f = Fault::new(cluster, 21, "a disk that is slow, then hangs", SLOW_BOUND);
-            cases.case("row 21: every operation takes 200 ms", || {
-                f.round(spec(21), |load| slow(load, &disk)).map(drop)
-            });
-            cases.case("row 21: the disk hangs", || {
-                f.round(spec(121), |load| hangs(cluster, load, &disk)).map(drop)
-            });
-            cases.case("row 21: every page reads as the history allows", || f.check(&[&uri]));
-        }
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
+        cases.finish()
+    })
+}
+
+#[test]
+#[ignore = "row 21: takes its turn"]
+fn a_slow_or_hanging_disk_holds_nobody_up() -> Res<()> {
+    if let Some(why) = Disk::unavailable() {
+        skip("a_slow_or_hanging_disk_holds_nobody_up", &why);
+        return Ok(());
+    }
+    let disk = Disk::failing(SIZE)?;
+    let special = json!({ "sds1": { "devices": [disk.path()] } });
+    let options = ClusterOptions { device_size: "512MiB", ..ClusterOptions::default() };
+    with_members(options, special, |cluster| {
+        let uri = cluster.new_volume("slow", "128MiB", "sdc1")?;
+        let mut cases = Cases::new();
+        let mut f = Fault::new(cluster, 21, "a disk that is slow, then hangs", SLOW_BOUND);
+        cases.case("row 21: every operation takes 200 ms", || {
+            f.round(spec(&uri, 21), |load| slow(load, &disk)).map(drop)
+        });
+        cases.case("row 21: the disk hangs", || {
+            f.round(spec(&uri, 121), |load| hangs(cluster, load, &disk)).map(drop)
+        });
+        cases.case("row 21: every page reads as the history allows", || f.check(&[&uri]));
         cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })
@@ -61,14 +93,10 @@ fn failing_disks_leave_the_set_without_an_error() -> Res<()> {
 
 /// The disk fails for a while; then it is well again and its server starts anew, as after a replacement of the cable.
 fn fails(cluster: &Cluster, load: &Load, sds: &str, disk: &Disk, what: Fails) -> Res<()> {
-    // What is read soon has to come from the disk: idle blocks are written out after a second.
     disk.fail(what, true)?;
-    let during = load.run_for(short_or_full(2, 10)).and_then(|()| {
-        if what == Fails::Reads {
-            return Ok(());
-        }
-        cluster.wait_health("degraded", Duration::from_secs(10))
-    });
+    let during = load
+        .run_for(short_or_full(2, 10))
+        .and_then(|()| cluster.wait_health("degraded", Duration::from_secs(10)));
     disk.fail(what, false)?;
     cluster.kill(sds)?;
     cluster.start(sds)?;
@@ -76,7 +104,7 @@ fn fails(cluster: &Cluster, load: &Load, sds: &str, disk: &Disk, what: Fails) ->
 }
 
 fn slow(load: &Load, disk: &Disk) -> Res<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + short_or_full(8, 20);
     while Instant::now() < end {
         disk.pause(true)?;
         std::thread::sleep(Duration::from_millis(200));
@@ -88,7 +116,7 @@ fn slow(load: &Load, disk: &Disk) -> Res<()> {
 
 fn hangs(cluster: &Cluster, load: &Load, disk: &Disk) -> Res<()> {
     disk.pause(true)?;
-    let during = load.run_for(Duration::from_secs(20));
+    let during = load.run_for(short_or_full(8, 20));
     let state = cluster.status();
     disk.pause(false)?;
     eprintln!("  with a hung disk: {}", state?["reasons"]);

@@ -1,4 +1,4 @@
-//! Pages on one server's medium change below it: bits turn, writes land in wrong places, and in the long form are lost. Every
+//! Pages on one server's medium change below it: bits turn, writes are lost and land in wrong places. Every
 //! read gets the right content from the other copy, and the bad one is mended. Rows 18 and 19 of the fault table.
 
 use quarry_base::PAGE;
@@ -23,12 +23,21 @@ fn rot_on_one_replica_is_never_served_and_is_repaired() -> Res<()> {
             let mut f = Fault::new(cluster, 19, "misdirected writes", BOUND);
             damaged(cluster, &uri, &mut f, "sds2", |m, _| m.damage(&m.pages()?, Damage::Misplaced))
         });
-        if full() {
-            cases.case("row 19: lost writes", || {
-                let mut f = Fault::new(cluster, 19, "lost writes", BOUND);
-                damaged(cluster, &uri, &mut f, "sds3", |m, old| m.lose_writes(old))
-            });
-        }
+        cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
+        cases.finish()
+    })
+}
+
+#[test]
+#[ignore = "row 19: takes its turn"]
+fn lost_writes_are_never_served_and_are_repaired() -> Res<()> {
+    with_cluster(ClusterOptions::default(), |cluster| {
+        let uri = cluster.new_volume("lost", "128MiB", "sdc1")?;
+        let mut cases = Cases::new();
+        cases.case("row 19: lost writes", || {
+            let mut f = Fault::new(cluster, 19, "lost writes", BOUND);
+            damaged(cluster, &uri, &mut f, "sds3", |m, old| m.lose_writes(old))
+        });
         cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })

@@ -36,7 +36,7 @@ pub enum RingError {
     #[error("socket path '{}' has {len} bytes, at most 107 are possible: use a shorter directory", path.display())]
     PathTooLong { path: PathBuf, len: usize },
     /// Somebody listens there.
-    #[error("'{address}' is in use: another process listens on it")]
+    #[error("'{address}' is in use: another process listens on it; choose another, or stop that process")]
     AddressInUse { address: String },
     /// Something that is not a socket lies where a socket should be.
     #[error("'{}' exists and is not a socket: remove it or choose another path", path.display())]

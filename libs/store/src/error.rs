@@ -48,8 +48,8 @@ pub enum AppendError {
 /// Why a read has no content.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Byte offsets inside the extent of the bad 4 KiB pages.
-    #[error("{} page(s) do not match their checksum", pages.len())]
+    /// Byte offsets inside the extent of the bad 4 KiB pages: their content is wrong, or the medium does not give it.
+    #[error("{} page(s) cannot be read or do not match their checksum", pages.len())]
     Corrupt { pages: Vec<u32> },
     #[error("read failed with errno {0}")]
     Io(i32),

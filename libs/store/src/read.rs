@@ -20,6 +20,13 @@ use std::collections::{HashMap, VecDeque};
 
 /// What a read says that cannot be answered and has no errno of its own.
 pub(crate) const EIO: i32 = 5;
+const ENODATA: i32 = 61;
+const EILSEQ: i32 = 84;
+
+/// The medium does not give these bytes, or the disk's own protection says that they are wrong.
+fn is_medium_error(errno: i32) -> bool {
+    matches!(errno, EIO | ENODATA | EILSEQ)
+}
 
 #[derive(Clone, Copy)]
 pub(crate) enum Want {
@@ -396,7 +403,19 @@ impl Store {
                 job.data.segments[p.seg] = buf.freeze();
             }
             Ok(_) => job.io = Some(EIO),
-            Err(e) => job.io = Some(e),
+            Err(e) => {
+                job.io = Some(e);
+                // A bad place on a good device is mended from another copy, like content that does not match. Of a device that
+                // has failed nothing can be said page by page.
+                if is_medium_error(e) && self.failed.is_none() && !job.stale {
+                    let pages = p.page..p.page + p.pages;
+                    let base = p.key.offset();
+                    job.bad.extend(pages.clone().map(|i| base + i * PAGE as u32));
+                    let (pg, key) = (job.req.pg, p.key);
+                    let pages = pages.fold(0u16, |m, i| m | 1 << i);
+                    self.events.push(StoreEvent::Corruption { pg, key, pages });
+                }
+            }
         }
         let slot = p.slot;
         job.left -= 1;
@@ -418,8 +437,8 @@ impl Store {
         }
         let token = job.req.token;
         let result = match (job.io, job.bad.is_empty()) {
-            (Some(e), _) => Err(ReadError::Io(e)),
-            (None, false) => Err(ReadError::Corrupt { pages: job.bad }),
+            (_, false) => Err(ReadError::Corrupt { pages: job.bad }),
+            (Some(e), true) => Err(ReadError::Io(e)),
             (None, true) => Ok(job.data),
         };
         let Some(mut head) = job.head else {

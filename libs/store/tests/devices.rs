@@ -18,8 +18,8 @@ fn a_read_that_fails_is_an_error_of_that_read_alone() {
     r.put(PG, write(0, 0, &whole(1)));
     r.flush();
     r.fails = |o| matches!(o, DiskOp::Read { .. });
-    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Io(5)));
-    assert!(matches!(r.block(PG, key(0, 0)), Err(ReadError::Io(5))));
+    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Corrupt { pages: vec![0] }));
+    assert!(matches!(r.block(PG, key(0, 0)), Err(ReadError::Corrupt { .. })));
     r.fails = |_| false;
     r.pages(PG, 0, 0, &whole(1));
     // The device takes writes all the same.

@@ -133,6 +133,27 @@ fn a_rotten_block_page_is_never_served_and_can_be_repaired() {
 }
 
 #[test]
+fn a_page_that_cannot_be_read_is_repaired_like_a_rotten_one() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    let good = r.block(PG, key(0, 0)).unwrap().unwrap();
+    r.fails = |op| matches!(op, DiskOp::Read { .. });
+    assert_eq!(r.read(PG, 0, 8192, 4096), Err(ReadError::Corrupt { pages: vec![8192] }));
+    let told = |e: &StoreEvent| matches!(e, StoreEvent::Corruption { pages: 4, .. });
+    assert!(r.events.iter().any(told));
+    assert!(r.store.failed().is_none(), "the device goes on");
+    // A good copy is served from then on, though the place still cannot be read.
+    r.store.repair(PG, good).unwrap();
+    r.run_all();
+    r.pages(PG, 0, 0, &whole(1));
+    // The device has been taken away: that says nothing about pages.
+    r.flush();
+    r.errno = 19;
+    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Io(19)));
+}
+
+#[test]
 fn rot_in_the_log_below_the_sync_mark_is_corruption_and_above_it_a_torn_tail() {
     let mut r = Rig::new(small_config());
     r.put(PG, write(0, 0, &[1]));

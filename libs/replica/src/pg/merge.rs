@@ -186,7 +186,7 @@ impl Primary {
                 m.repairing = true;
                 m.req.rounds += 1;
                 if m.req.rounds > cx.limits.repair_rounds {
-                    return self.fail_merge(lock, cx);
+                    return self.fail_merge(lock, Status::Corrupt, cx);
                 }
                 let page = m.page(tail);
                 cx.stats.corrupt_pages += pages.len() as u64;
@@ -203,11 +203,11 @@ impl Primary {
     }
 
     /// No good copy of a partial page: only whole pages can be written there (R25).
-    pub fn fail_merge(&mut self, lock: LockId, cx: &mut Cx) {
+    pub fn fail_merge(&mut self, lock: LockId, status: Status, cx: &mut Cx) {
         if let Some(i) = self.merges.iter().position(|m| m.lock == lock) {
             let m = self.merges.remove(i);
             self.locks.release(lock);
-            self.answer(&m.req, Status::Corrupt, cx);
+            self.answer(&m.req, status, cx);
         }
     }
 }

@@ -132,7 +132,10 @@ impl Pg {
             self.meta.frozen = Some(Version::ZERO);
         }
         if was && old.is_some_and(|c| c.is_complete()) {
+            // All listed were in sync, so all of them have everything up to here: masks begin anew, and whoever is leaving now
+            // gets what changes from now on when it returns, not whole blocks that were written long before.
             self.meta.all_through = self.meta.all_through.max(state.commit_version);
+            cx.store.set_all_through(self.id, self.meta.all_through);
         }
         if self.is_primary_of(&cfg, cx) {
             let h = &mut self.meta.history;

@@ -25,6 +25,8 @@ pub(crate) struct Repair {
     for_sync: bool,
     /// The good copy is on its way to the device.
     healing: Option<AppendId>,
+    /// The device takes nothing more: somebody else will lead, and the request waits for that.
+    failed: bool,
 }
 
 impl Primary {
@@ -43,6 +45,7 @@ impl Primary {
                     merges: Vec::new(),
                     for_sync: false,
                     healing: None,
+                    failed: false,
                 });
                 self.repairs.len() - 1
             }
@@ -152,6 +155,7 @@ impl Primary {
             Err(RepairError::Append(AppendError::LogFull)) => {
                 self.repairs[i].tried.pop();
             }
+            Err(RepairError::Append(AppendError::Failed)) => self.repairs[i].failed = true,
             Err(_) => {}
         }
     }
@@ -166,11 +170,12 @@ impl Primary {
             cx.stats.no_good_copy += 1;
             cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
         }
+        let bad = if r.failed { Status::TryAgain } else { Status::Corrupt };
         for req in r.readers {
             if good {
                 self.start_read(req, cx);
             } else {
-                self.answer(&req, Status::Corrupt, cx);
+                self.answer(&req, bad, cx);
             }
         }
         for lock in r.merges {
@@ -179,7 +184,7 @@ impl Primary {
                     m.repairing = false;
                 }
             } else {
-                self.fail_merge(lock, cx);
+                self.fail_merge(lock, bad, cx);
             }
         }
         if r.for_sync && good {

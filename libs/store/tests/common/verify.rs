@@ -101,7 +101,9 @@ impl World {
                     self.crank(1)?;
                 }
                 let d = match self.reads.remove(&t).unwrap() {
-                    Err(ReadError::Io(5)) if self.disk.happened => continue,
+                    Err(ReadError::Io(5) | ReadError::Corrupt { .. }) if self.disk.happened => {
+                        continue;
+                    }
                     d => d.map_err(|e| format!("{pg}: {e}"))?,
                 };
                 let got = d.segments.concat();
