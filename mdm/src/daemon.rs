@@ -5,6 +5,7 @@ use crate::control::{self, Access, Hub};
 use crate::engine::{self, Engine, SharedState, Writer};
 use crate::log::MetaStore;
 use crate::state::Op;
+use crate::timeline::Recorder;
 use quarry_metrics::Metrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub struct Identity {
     pub capabilities: Vec<quarry_control::Capability>,
     pub secret: String,
     pub token: String,
+    /// File of the recorded history; `None`: it is not kept.
+    pub history: Option<std::path::PathBuf>,
 }
 
 /// A running MDM; its tasks end with the runtime.
@@ -56,6 +59,7 @@ pub struct Running {
     pub engine: Engine,
     pub hub: Arc<Hub>,
     pub state: SharedState,
+    pub recorder: Arc<Recorder>,
     pub api_addr: SocketAddr,
     pub control_addr: SocketAddr,
     pub metrics_addr: SocketAddr,
@@ -85,13 +89,25 @@ pub async fn start(
         capabilities: id.capabilities.clone(),
     };
     engine.submit("mdm", None, op).await?;
+    let metrics_addr = listeners.metrics.local_addr()?;
+    let api = Api::new(
+        hub.clone(),
+        engine.clone(),
+        state.clone(),
+        &id.token,
+        &id.name,
+        &metrics_addr.to_string(),
+        metrics.clone(),
+    );
+    let recorder = Arc::new(Recorder::new(api.timeline.clone(), &state, id.history));
     let running = Running {
         engine: engine.clone(),
         hub: hub.clone(),
         state: state.clone(),
+        recorder: recorder.clone(),
         api_addr: listeners.api.local_addr()?,
         control_addr: listeners.control.local_addr()?,
-        metrics_addr: listeners.metrics.local_addr()?,
+        metrics_addr,
     };
     let access = Access {
         hub: hub.clone(),
@@ -101,18 +117,8 @@ pub async fn start(
     };
     tokio::spawn(control::serve(listeners.control, access));
     tokio::spawn(control::drive(hub.clone(), engine.clone(), state.clone()));
-    let metrics_addr = running.metrics_addr.to_string();
-    let api = Api::new(
-        hub.clone(),
-        engine,
-        state.clone(),
-        &id.token,
-        &id.name,
-        &metrics_addr,
-        metrics.clone(),
-    );
     let full = crate::gauges::limits(&metrics, &api);
-    tokio::spawn(crate::timeline::run(api.timeline.clone(), hub, state, full));
+    tokio::spawn(crate::timeline::run(recorder, hub, state, full));
     crate::gauges::register(&metrics, &api);
     tokio::spawn(quarry_metrics::serve(listeners.metrics, metrics));
     let router = api::router(api);

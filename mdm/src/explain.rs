@@ -354,7 +354,7 @@ impl Cx<'_> {
 
     fn pool(&self, p: &Pool, bad: bool, w: &mut Words) {
         let name = &p.name;
-        if p.rebuild_cancelled && bad {
+        if p.rebuild_cancelled {
             w.say(
                 format!("rebuilding elsewhere is stopped in pool {name}"),
                 format!("scli rebuild start --pool {name}"),

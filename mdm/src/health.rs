@@ -199,7 +199,7 @@ pub struct Status {
     pub bytes_one_copy: u64,
     pub eta_seconds: Option<u64>,
     pub reasons: Vec<String>,
-    /// What wants attention although the health is not touched: pools that fill up.
+    /// What wants attention although the health is not touched: pools that fill up or rebuild nothing, clients that are gone.
     pub warnings: Vec<String>,
     pub cluster_id: String,
     pub index: u64,
@@ -252,13 +252,17 @@ fn warnings(s: &State, hub: &HubInner) -> Vec<String> {
             p.level.name()
         )
     });
+    let stopped = s.pools.values().filter(|p| p.rebuild_cancelled).map(|p| {
+        let name = &p.name;
+        format!("rebuilding elsewhere is stopped in pool {name}: scli rebuild start --pool {name}")
+    });
     let down = s.sdcs.values().filter(|x| !x.up && x.instance.get() > 0);
     let down = down.filter_map(|x| {
         let has = |v: &&crate::state::Volume| v.mappings.iter().any(|m| m.sdc == x.id);
         let n = s.volumes.values().filter(has).count();
         (n > 0).then(|| format!("sdc {} is down: {n} volumes are mapped to it", x.name))
     });
-    full.chain(down).collect()
+    full.chain(stopped).chain(down).collect()
 }
 
 /// State of a group for lists.

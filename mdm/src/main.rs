@@ -83,6 +83,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         capabilities: node.capabilities,
         secret,
         token,
+        history: Some(data_dir.join("timeline")),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -95,6 +96,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Some(e) => bail!("{e}"),
     }
 }
+
+/// How long an MDM whose store has failed still answers before it ends.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Runs until a signal comes or the store fails.
 async fn serve(
@@ -122,12 +126,17 @@ async fn serve(
     let failure = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
-        e = running.engine.failed() => Some(e),
+        e = running.engine.failed() => {
+            // Whoever asks for a change in this moment is told why it is refused.
+            tokio::time::sleep(LINGER).await;
+            Some(e)
+        }
     };
     if failure.is_none() {
         tracing::info!("ending on a signal");
         notify(State::Stopping);
     }
+    running.recorder.save();
     running.engine.stop().await;
     Ok((writer, failure))
 }

@@ -39,6 +39,7 @@ impl Mdm {
             capabilities: vec![Capability::Mdm],
             secret: "s".into(),
             token: TOKEN.into(),
+            history: None,
         };
         let (run, writer) =
             start(store, l, id, Metrics::new(Info::of("mdm"), "mdm", "mdm1")).await.unwrap();
@@ -125,6 +126,8 @@ pub struct Known {
     pub results: Vec<(u64, bool, String)>,
     /// Answers to `MapHere`.
     pub mapped: Vec<(String, Result<quarry_base::VolumeId, String>)>,
+    /// What it answers when it is asked who uses a volume.
+    pub users: Vec<String>,
     pub snapshots: usize,
     pub acks: usize,
 }
@@ -310,6 +313,11 @@ fn take(k: &mut Known, m: ToNode, role: Role) -> Vec<FromNode> {
             return Vec::new();
         }
         ToNode::MappedHere { volume, result } => k.mapped.push((volume, result)),
+        // One that is detached does not answer at all.
+        ToNode::WhoUses { .. } if k.detached => return Vec::new(),
+        ToNode::WhoUses { request, .. } => {
+            return vec![FromNode::Users { request, users: k.users.clone() }]
+        }
     }
     if role == Role::Sdc {
         return attach(k);

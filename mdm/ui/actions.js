@@ -57,9 +57,10 @@ export function mapVolume(store, v) {
 export function unmapVolume(store, v, m) {
   form({
     title: `Unmap ${v.name} from ${m.sdc}`, button: "Unmap",
-    danger: list(`${m.sdc} loses ${m.device || "the NBD socket"}; requests in flight there fail.`, "A file system that is still mounted on it will see I/O errors: unmount it first.", "The data stays."),
-    submit: async (_, told) => {
-      await call("POST", "/vol/unmap", { volume_id: v.id, sdc_id: m.sdc_id }, told);
+    danger: list(`${m.sdc} loses ${m.device || "the NBD socket"}.`, "The MDM refuses while it is mounted, open or written to there: unmount it first. With force its users get I/O errors.", "The data stays."),
+    fields: [{ name: "force", label: "Force: cut off who uses it", type: "check", value: false }],
+    submit: async (f, told) => {
+      await call("POST", "/vol/unmap", { volume_id: v.id, sdc_id: m.sdc_id, ...(f.force ? { force: true } : {}) }, told);
       return `${v.name} is unmapped from ${m.sdc}`;
     },
   });

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// Quarry block storage: make, map and watch volumes.
 #[derive(Debug, Parser)]
-#[command(name = "scli", disable_help_subcommand = true)]
+#[command(name = "scli", disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -21,11 +21,13 @@ pub struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Args)]
 pub struct Global {
+    // Not by clap's `env`: it would show both as required in every usage line once they are set.
     /// Where the MDM's REST interface is; several, separated by commas, are tried in order
-    #[arg(long, global = true, env = "QUARRY_API", value_name = "URL", default_value = DEFAULT_API)]
-    pub api: String,
-    /// Token for the REST interface
-    #[arg(long, global = true, env = "QUARRY_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    /// [env: QUARRY_API] [default: http://127.0.0.1:7400]
+    #[arg(long, global = true, value_name = "URL")]
+    pub api: Option<String>,
+    /// Token for the REST interface [env: QUARRY_TOKEN]
+    #[arg(long, global = true, value_name = "TOKEN")]
     pub token: Option<String>,
     /// Answer in JSON, errors too
     #[arg(long, global = true)]
@@ -45,8 +47,24 @@ pub struct Global {
     pub timeout: u64,
 }
 
+impl Global {
+    /// `--api`, else `QUARRY_API`, else an MDM on this host.
+    pub fn apis(&self) -> String {
+        self.api.clone().or_else(|| set("QUARRY_API")).unwrap_or_else(|| DEFAULT_API.to_string())
+    }
+    /// `--token`, else `QUARRY_TOKEN`.
+    pub fn token(&self) -> Option<String> {
+        self.token.clone().or_else(|| set("QUARRY_TOKEN"))
+    }
+}
+
+/// A variable that is set and not empty.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
 /// Where an MDM on this host listens by default.
-pub const DEFAULT_API: &str = "http://127.0.0.1:7400";
+const DEFAULT_API: &str = "http://127.0.0.1:7400";
 
 /// `--wait` may be followed by a number or by something else: joins the number to the flag, so that
 /// in `scli --wait volume list` the word `volume` is not taken for it.
@@ -220,8 +238,12 @@ pub enum Volume {
     Unmap {
         #[command(flatten)]
         which: Which,
+        /// Name of the data client
         #[arg(long)]
         sdc: String,
+        /// Even while it is mounted, open or written to there: its users get I/O errors
+        #[arg(long)]
+        force: bool,
     },
     /// Make a volume larger, online
     Extend {

@@ -30,7 +30,7 @@ pub struct Client {
 impl Client {
     /// A client as the global flags say.
     pub fn new(global: &Global) -> Result<Client, CliError> {
-        let apis = split_apis(&global.api)?;
+        let apis = split_apis(&global.apis())?;
         let limit = Duration::from_secs(global.timeout.clamp(1, 86_400));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -41,7 +41,7 @@ impl Client {
             .max_redirects(0)
             .user_agent(format!("scli/{}", quarry_metrics::version::RELEASE))
             .build();
-        let token = global.token.clone().filter(|t| !t.is_empty());
+        let token = global.token().filter(|t| !t.is_empty());
         Ok(Client { agent: config.new_agent(), apis, token })
     }
 

@@ -86,7 +86,7 @@ impl CliError {
         if hint.is_empty() && matches!(status, 401 | 403) {
             hint = "give --token or set QUARRY_TOKEN".to_string();
         }
-        CliError { exit: Exit::of_http(status), code, message, hint }
+        CliError { exit: Exit::of_http(status), code, message, hint: in_commands(hint) }
     }
 
     /// For people.
@@ -101,6 +101,25 @@ impl CliError {
     pub fn to_json(&self) -> Value {
         json!({"code": self.code, "message": self.message, "hint": self.hint})
     }
+}
+
+/// The API's hints name its routes; here the command that does the same is named.
+fn in_commands(hint: String) -> String {
+    let commands = [
+        ("GET /vol/list", "scli volume list"),
+        ("GET /tasks/list", "scli task list"),
+        ("GET /fault_set/list", "scli fault-set list"),
+        ("GET /cluster/nodes", "scli node list"),
+        ("GET /pg/list?pool_id=N", "scli pg list --pool NAME"),
+        ("GET /pg/list", "scli pg list"),
+        ("GET /pool/list", "scli pool list"),
+        ("GET /device/list", "scli device list"),
+        ("GET /sds/list", "scli sds list"),
+        ("GET /sdc/list", "scli sdc list"),
+        ("GET /pd/list", "scli pd list"),
+        ("GET /tasks/", "scli task get --id "),
+    ];
+    commands.iter().fold(hint, |h, (route, command)| h.replace(route, command))
 }
 
 impl From<std::io::Error> for CliError {
@@ -120,6 +139,19 @@ mod tests {
         assert_eq!((e.exit, e.exit.code()), (Exit::Conflict, 4));
         assert_eq!(e.to_json(), body);
         assert_eq!(e.to_text(), "error: v exists\nhint:  choose another\n");
+    }
+
+    #[test]
+    fn hints_speak_of_commands_not_of_routes() {
+        let hint = |h: &str| CliError::from_api(404, &json!({"hint": h})).hint;
+        assert_eq!(
+            hint("list what there is: GET /vol/list"),
+            "list what there is: scli volume list"
+        );
+        assert_eq!(
+            hint("GET /pg/list?pool_id=N lists those"),
+            "scli pg list --pool NAME lists those"
+        );
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub fn rows(rows: &[Value], columns: &[Column]) -> String {
 
 /// How a field is shown, by its name: the interface's endings tell the unit.
 fn by_name(key: &str) -> Show {
-    if key.ends_with("_bytes") || key.starts_with("bytes_") {
+    if key.ends_with("_bytes") || key.starts_with("bytes_") || key == "bytes" {
         Show::Size
     } else if key.ends_with("_seconds") {
         Show::Duration

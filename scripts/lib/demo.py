@@ -175,7 +175,7 @@ class Demo:
             eta = s.get("eta_seconds")
             line = f"{s['health']:<12} {show_size(s.get('bytes_degraded') or 0)} lack a copy" + (
                 f", about {eta:.0f} s left" if eta is not None else "")
-            if line != last:
+            if line != last and s["health"] != "ok":
                 tell(line)
                 last = line
             if s["health"] == "ok":

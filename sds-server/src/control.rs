@@ -300,8 +300,8 @@ impl Control {
                 self.told = index;
                 self.tell(ToShard::Changes { index, changes: Vec::new() }).await?;
             }
-            // The second is for clients.
-            ToNode::HeartbeatAck { .. } | ToNode::MappedHere { .. } => {}
+            // The others are for clients.
+            ToNode::HeartbeatAck { .. } | ToNode::MappedHere { .. } | ToNode::WhoUses { .. } => {}
             // The session turns it into an event of its own.
             ToNode::Refused { .. } => {}
         }

@@ -26,6 +26,7 @@ pub struct DeviceLevels {
     pub label: String,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
+    pub promised_bytes: u64,
     pub log_bytes: u64,
     pub log_used_bytes: u64,
     pub checksum_errors: u64,
@@ -121,11 +122,16 @@ impl SdsMetrics {
 
     fn levels(&self) {
         type Level = fn(&DeviceLevels) -> f64;
-        let gauges: [(&'static str, &'static str, Level); 5] = [
+        let gauges: [(&'static str, &'static str, Level); 6] = [
             ("quarry_device_capacity_bytes", "Bytes for data on the device", |d| {
                 d.capacity_bytes as f64
             }),
             ("quarry_device_used_bytes", "Bytes of data blocks in use", |d| d.used_bytes as f64),
+            (
+                "quarry_device_promised_bytes",
+                "Bytes kept free for what thick volumes have not written yet",
+                |d| d.promised_bytes as f64,
+            ),
             ("quarry_device_log_bytes", "Size of the device's log", |d| d.log_bytes as f64),
             ("quarry_device_log_used_bytes", "Bytes of the device's log in use", |d| {
                 d.log_used_bytes as f64

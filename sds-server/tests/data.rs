@@ -45,6 +45,7 @@ fn volume() -> VolumeInfo {
         size_bytes: 1 << 30,
         generation: Generation(1),
         mappings: vec![MapEntry { sdc: SdcId(1), read_only: false, device: false }],
+        thick: false,
     }
 }
 

@@ -225,7 +225,7 @@ class Test:
     def unmap_and_delete(self):
         self.go("volumes")
         self.row("web", "unmap")
-        self.check("I/O errors" in self.b.text("dialog .lost"), "unmapping says what it does")
+        self.check("I/O errors" in self.b.text("dialog .lost") and self.b.js("return !!document.querySelector('dialog input[name=force]')"), "unmapping says what it does")
         self.submit()
         self.succeeded("unmapped")
         self.row("web", "Delete")

@@ -50,6 +50,7 @@ fn rest_and_scli_refuse_what_is_wrong() -> Res<()> {
         cases.case("the first answer survives a kill of the MDM", || keys(c));
         cases.case("settings, thresholds, events", || settings(c));
         cases.case("scli explains, asks, and has its exit codes", || scli(c));
+        cases.case("a volume in use is unmapped by force only", || in_use(c));
         cases.case("a property-based client finds no breach of the contract", || contract(c));
         cases.finish()
     })
@@ -261,8 +262,35 @@ fn scli(c: &Cluster) -> Res<()> {
     run(&["status"], 0, "OK")
 }
 
+/// Who writes is not cut off; who is connected and idle is no obstacle; force cuts.
+fn in_use(c: &Cluster) -> Res<()> {
+    let uri = c.new_volume("used", "16MiB", "sdc1")?;
+    let to = json!({"volume": "used", "sdc": "sdc1"});
+    let mut nbd = nbd::Connection::open(&uri)?;
+    nbd.write_at(0, &[1; 4096])?;
+    let v = refused(c, "POST", "/vol/unmap", to.clone(), 409, "in_use")?;
+    let (said, hint) = (v["message"].to_string(), v["hint"].to_string());
+    ensure!(said.contains("NBD client") && said.contains("sdc1"), "who uses it: {v}");
+    ensure!(hint.contains("force"), "{v}");
+    nbd.write_at(0, &[2; 4096])?;
+    let out = c.scli(["volume", "unmap", "--name", "used", "--sdc", "sdc1"])?;
+    ensure!(out.status == Some(4) && out.stderr.contains("in use"), "{}", out.told());
+    ensure!(nbd.read_at(0, 4096)? == [2; 4096], "a refused unmap did harm");
+    // Two seconds after its last write a connection is idle.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(post(c, "/vol/unmap", to.clone())?["unmapped"] == true, "an idle connection");
+    let uri = c.map("used", "sdc1")?;
+    let mut nbd = nbd::Connection::open(&uri)?;
+    nbd.write_at(0, &[3; 4096])?;
+    c.scli_json(["volume", "unmap", "--name", "used", "--sdc", "sdc1", "--force"])?;
+    ensure!(nbd.write_at(0, &[4; 4096]).is_err(), "it was cut off");
+    let (s, v) = call(c, "DELETE", "/vol/used", None)?;
+    ensure!(s == 200, "{v}");
+    Ok(())
+}
+
 fn contract(c: &Cluster) -> Res<()> {
-    let (examples, seconds) = if full() { ("60", "600") } else { ("3", "40") };
+    let (examples, seconds) = if full() { ("60", "600") } else { ("3", "45") };
     let limit = if full() { 900 } else { 300 };
     let script = cluster::root().join("tests/api/contract");
     let out = Command::new(&script)

@@ -100,6 +100,11 @@ pub enum FromNode {
         device: bool,
         read_only: bool,
     },
+    /// Answer to `WhoUses`: each user in a few words; empty: nobody.
+    Users {
+        request: u64,
+        users: Vec<String>,
+    },
 }
 
 /// A device as the MDM knows it.
@@ -147,6 +152,11 @@ pub enum ToNode {
     MappedHere {
         volume: String,
         result: Result<VolumeId, String>,
+    },
+    /// Who uses the volume at this client now? Asked before an unmap that is not to cut anybody off.
+    WhoUses {
+        request: u64,
+        volume: VolumeId,
     },
 }
 

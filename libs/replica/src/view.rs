@@ -38,6 +38,11 @@ impl View {
         self.cluster.apply(change);
     }
 
+    /// Is space promised to this vTree?
+    pub fn is_thick(&self, vtree: VtreeId) -> bool {
+        self.volume(vtree).is_some_and(|v| v.thick)
+    }
+
     fn volume(&self, vtree: VtreeId) -> Option<&VolumeInfo> {
         self.cluster.volumes.get(self.vtrees.get(&vtree)?)
     }

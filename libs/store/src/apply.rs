@@ -108,11 +108,21 @@ fn direct(
             at += 1;
         }
     }
-    let b = pg.block_or_new(key);
+    let b = block_at(pg, sp, key);
     *b = Block { version, slot, valid, dirty, over: None };
     sp.mirror(pg.id, key, pg_block(pg, key));
     pg.slots += 1;
     sp.stats.direct_writes += 1;
+}
+
+/// The block, made if it is not there.
+fn block_at<'a>(pg: &'a mut Pg, sp: &mut Space, key: BlockKey) -> &'a mut Block {
+    let id = pg.id;
+    let (b, new) = pg.block_or_new(key);
+    if new {
+        sp.promises.made(id, key.vtree);
+    }
+    b
 }
 
 fn pg_block(pg: &Pg, key: BlockKey) -> &Block {
@@ -174,7 +184,7 @@ fn overlay(
     batch: u64,
 ) {
     let all_through = pg.all_through;
-    let b = pg.block_or_new(key);
+    let b = block_at(pg, sp, key);
     mark_dirty(b, all_through, mask_of(first, first + sums.len() as u32));
     let o = over_at(b, sp, version, batch);
     o.need = o.need.max(version.seq);
@@ -239,6 +249,7 @@ pub(crate) fn settle(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey) {
 pub(crate) fn remove(pg: &mut Pg, sp: &mut Space, key: BlockKey) {
     pg.tombs.remove(&key);
     let Some(mut b) = pg.take_block(key) else { return };
+    sp.promises.gone(pg.id, key.vtree);
     if let Some(o) = b.over.as_mut() {
         sp.unpin_all(&mut o.pins);
         sp.stats.dirty_pages -= o.pages.len() as u64;
@@ -293,7 +304,7 @@ pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, slot: u32,
         return pg.limit_tombs(sp.max_tombs);
     }
     let applied = pg.applied.seq;
-    let b = pg.block_or_new(c.key);
+    let b = block_at(pg, sp, c.key);
     (b.valid, b.dirty) = (0, c.dirty);
     let o = over_at(b, sp, c.version, batch);
     sp.stats.dirty_pages -= o.pages.len() as u64;
@@ -310,7 +321,7 @@ fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
     let c = &s.copy;
     let applied = pg.applied.seq;
     let gone = c.part & !c.valid;
-    let b = pg.block_or_new(c.key);
+    let b = block_at(pg, sp, c.key);
     b.valid &= !gone;
     b.dirty |= c.dirty;
     let o = over_at(b, sp, c.version, batch);

@@ -80,6 +80,6 @@ impl Store {
         if sums != kept {
             return Err(format!("pins, dirty pages, unslotted: {sums:?} counted, {kept:?} kept"));
         }
-        Ok(())
+        self.check_promises()
     }
 }

@@ -219,16 +219,17 @@ impl Pg {
         }
     }
 
-    /// The block, made if it is not there; a tombstone goes.
-    pub fn block_or_new(&mut self, k: BlockKey) -> &mut Block {
+    /// The block, made if it is not there (then `true`); a tombstone goes.
+    pub fn block_or_new(&mut self, k: BlockKey) -> (&mut Block, bool) {
         let ext = self.ext.entry(ExtKey::of(k)).or_default();
-        if !ext.has(k.block) {
+        let new = !ext.has(k.block);
+        if new {
             ext.insert(k.block, Block::empty());
             self.blocks += 1;
             self.tombs.remove(&k);
         }
         match ext.get_mut(k.block) {
-            Some(b) => b,
+            Some(b) => (b, new),
             None => unreachable!("just inserted"),
         }
     }

@@ -34,6 +34,7 @@ mod log_format;
 mod log_scan;
 mod pgs;
 mod planted;
+mod promise;
 mod read;
 mod recovery;
 mod replay;

@@ -60,7 +60,7 @@ impl Store {
                 return Err(StoreError::Inconsistent("two slots for one block"));
             }
             let (version, valid, dirty) = (e.version, e.valid, e.dirty);
-            *p.block_or_new(e.key) = Block { version, slot, valid, dirty, over: None };
+            *p.block_or_new(e.key).0 = Block { version, slot, valid, dirty, over: None };
             p.slots += 1;
         }
         Ok(())

@@ -105,6 +105,7 @@ pub(crate) struct Space {
     pub dirty_q: VecDeque<(u32, BlockKey)>,
     /// Blocks with an overlay and no slot: each will need one.
     pub unslotted: u64,
+    pub promises: crate::promise::Promises,
     /// While the log is replayed nothing is allocated or freed; owners are settled at the end.
     pub recovering: bool,
     /// Checkpoints begun.

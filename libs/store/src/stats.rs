@@ -7,6 +7,8 @@ pub struct StoreStats {
     pub capacity_bytes: u64,
     /// Bytes of blocks that cannot be allocated: in use or waiting to be freed.
     pub used_bytes: u64,
+    /// Bytes kept free for blocks of thick volumes that are not written yet.
+    pub promised_bytes: u64,
     pub log_bytes: u64,
     pub log_used_bytes: u64,
     /// Committed 4 KiB pages that are only in the log and in memory.
@@ -40,4 +42,8 @@ pub struct Headroom {
     pub blocks: u64,
     /// Below the 2 % reserve: new data must be refused with ENOSPC.
     pub full: bool,
+    /// Blocks of `blocks` that are promised to thick volumes and not written yet, see [`Store::promise`](crate::Store::promise).
+    pub promised: u64,
+    /// As `full`, for data of volumes to which nothing is promised.
+    pub full_thin: bool,
 }

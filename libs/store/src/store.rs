@@ -113,6 +113,7 @@ impl Store {
                 batches: Batches::new(1),
                 dirty_q: Default::default(),
                 unslotted: 0,
+                promises: Default::default(),
                 recovering: true,
                 ckpt_begun: 0,
                 named: Default::default(),
@@ -263,6 +264,7 @@ impl Store {
             used_bytes: u64::from(a.blocks() - a.free()) * BLOCK64,
             log_bytes: self.sp.layout.log_bytes,
             log_used_bytes: self.log.head - self.log.tail_pos,
+            promised_bytes: self.sp.promises.missing() * BLOCK64,
             tombstones: self.live_pgs().map(|p| p.tombs.len() as u64).sum(),
             ..self.sp.stats
         }
@@ -282,6 +284,8 @@ impl Store {
             log_bytes: self.data_log_room(),
             blocks: have.saturating_sub(kept),
             full: have <= kept,
+            promised: self.sp.promises.missing(),
+            full_thin: have <= kept + self.sp.promises.missing(),
         }
     }
 

@@ -149,6 +149,9 @@ pub struct VolumeInfo {
     /// Raised whenever a mapping is added or removed (R21).
     pub generation: Generation,
     pub mappings: Vec<MapEntry>,
+    /// Its unwritten space is kept free of other volumes' data.
+    #[serde(default)]
+    pub thick: bool,
 }
 
 /// One change of the view.

@@ -190,7 +190,8 @@ fn check_filters(p: &Params, object: &str) -> Result<(), ApiError> {
         };
         let kind = kind.trim_end_matches('?');
         let good = match kind {
-            "integer" => value.parse::<u64>().is_ok(),
+            // One that is too large is that of no row.
+            "integer" => !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()),
             "number" => value.parse::<f64>().is_ok_and(f64::is_finite),
             "boolean" => matches!(value.as_str(), "true" | "false"),
             "string" => true,

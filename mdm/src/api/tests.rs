@@ -85,6 +85,27 @@ async fn a_timeline_is_recorded_and_bad_questions_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_in_use_is_unmapped_by_force_only() {
+    let (mdm, nodes) = cluster().await;
+    mdm.post("/pool/create", json!({"name": "default"})).await;
+    mdm.post("/vol/create", json!({"name": "v1", "size_bytes": 1 << 20})).await;
+    let mut body = json!({"volume": "v1", "sdc": "sdc1"});
+    mdm.post("/vol/map", body.clone()).await;
+    nodes[3].with(|k| k.users = vec!["/dev/nbd0 mounted at /srv".into(), "open in fio".into()]);
+    let (code, e) = mdm.call("POST", "/vol/unmap", Some(body.clone())).await;
+    assert_eq!((code, &e["code"]), (409, &json!("in_use")), "{e}");
+    let said = "volume v1 is in use on sdc1: /dev/nbd0 mounted at /srv, open in fio";
+    assert_eq!(e["message"], said);
+    assert!(e["hint"].as_str().unwrap().contains("--force"), "{e}");
+    assert_eq!(mdm.get("/vol/v1").await["mappings"].as_array().unwrap().len(), 1);
+    body["force"] = json!(true);
+    let (code, u) = mdm.call("POST", "/vol/unmap", Some(body.clone())).await;
+    assert_eq!((code, &u["unmapped"]), (200, &json!(true)), "{u}");
+    let (code, e) = mdm.call("POST", "/vol/unmap", Some(body)).await;
+    assert_eq!((code, &e["code"]), (404, &json!("not_mapped")), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unmap_that_nobody_confirms_becomes_a_task_that_names_who() {
     let (mdm, nodes) = cluster().await;
     mdm.post("/pool/create", json!({"name": "default"})).await;

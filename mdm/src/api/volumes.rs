@@ -7,7 +7,7 @@ use super::servers::find_sdc;
 use super::spec::{body, Route};
 use super::tasks::task_json;
 use super::{render, Answer, Api, ApiError, ADMIN};
-use crate::control::{attachment, unconfirmed};
+use crate::control::{attachment, unconfirmed, users_of};
 use crate::state::{self, Op, Provisioning, TaskKind};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::{HeaderMap, StatusCode};
@@ -39,10 +39,14 @@ pub fn routes() -> Vec<Route> {
         .gives(200, "Mapped")
         .gives(201, "Mapped")
         .gives(202, "Task"),
-        Route::post("/vol/unmap", "Take a volume away from a data client", unmap)
-            .body::<MapBody>()
-            .gives(200, "Unmapped")
-            .gives(202, "Task"),
+        Route::post(
+            "/vol/unmap",
+            "Take a volume away from a data client; refused while it is in use there, but with force",
+            unmap,
+        )
+        .body::<UnmapBody>()
+        .gives(200, "Unmapped")
+        .gives(202, "Task"),
         Route::post("/vol/extend", "Make a volume larger, online", extend)
             .body::<ExtendBody>()
             .gives(200, "Volume"),
@@ -157,16 +161,36 @@ body! {
     }
 }
 
-impl MapBody {
-    fn resolve(&self, api: &Api) -> Result<(VolumeId, SdcId), ApiError> {
-        let volume =
-            find_volume(api, &one_of("volume", [&self.volume, &self.volume_id, &self.name])?)?;
-        Ok((volume, find_sdc(api, &one_of("sdc", [&self.sdc, &self.sdc_id, &None])?)?))
+body! {
+    struct UnmapBody {
+        /// The volume; or give volume_id or name.
+        volume: Option<Ref>,
+        volume_id: Option<Ref>,
+        name: Option<Ref>,
+        /// The data client; or give sdc_id.
+        sdc: Option<Ref>,
+        sdc_id: Option<Ref>,
+        /// Also while it is mounted, open or written to there: its users get I/O errors.
+        force: Option<bool>,
+        /// Without effect, so that the body of a map can be sent again.
+        device: Option<bool>,
+        /// Without effect.
+        read_only: Option<bool>,
     }
 }
 
+/// Volume and client of a request, each named by one of its fields.
+fn resolve(
+    api: &Api,
+    volume: [&Option<Ref>; 3],
+    sdc: [&Option<Ref>; 2],
+) -> Result<(VolumeId, SdcId), ApiError> {
+    let volume = find_volume(api, &one_of("volume", volume)?)?;
+    Ok((volume, find_sdc(api, &one_of("sdc", [sdc[0], sdc[1], &None])?)?))
+}
+
 async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
-    let (volume, sdc) = b.resolve(&api)?;
+    let (volume, sdc) = resolve(&api, [&b.volume, &b.volume_id, &b.name], [&b.sdc, &b.sdc_id])?;
     let device = b.device.unwrap_or(false);
     let op = Op::Map { volume, sdc, read_only: b.read_only.unwrap_or(false), device };
     let done = api.engine.submit(ADMIN, None, op).await?;
@@ -176,7 +200,8 @@ async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
     let Some(a) = attached(&api, volume, sdc, generation, device).await else {
         return pending(&api, TaskKind::Map { volume, sdc, generation }).await;
     };
-    if let Some(e) = a.error {
+    // Without a kernel device asked for now, one that failed earlier is no obstacle.
+    if let Some(e) = a.error.filter(|_| device || a.socket.is_none()) {
         return Err(ApiError::new(
             422,
             "attach_failed",
@@ -218,8 +243,13 @@ async fn attached(
     }
 }
 
-async fn unmap(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
-    let (volume, sdc) = b.resolve(&api)?;
+async fn unmap(Ext(api): Ext<Api>, Body(b): Body<UnmapBody>) -> Answer {
+    let (volume, sdc) = resolve(&api, [&b.volume, &b.volume_id, &b.name], [&b.sdc, &b.sdc_id])?;
+    // Nothing is done with these.
+    let (_, _) = (b.device, b.read_only);
+    if !b.force.unwrap_or(false) {
+        refuse_in_use(&api, volume, sdc).await?;
+    }
     let done = api.engine.submit(ADMIN, None, Op::Unmap { volume, sdc }).await?;
     let state::Answer::Unmapped { index, .. } = done.answer else { return Err(unexpected()) };
     let end = Instant::now() + WAIT;
@@ -235,6 +265,28 @@ async fn unmap(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
         "sdc": s.sdcs.get(&sdc).map(|x| x.name.clone()), "sdc_id": sdc, "unmapped": true,
     }))
     .into_response())
+}
+
+/// Refuses to take a volume from under a file system or a client that writes. A client that cannot be asked stops nothing:
+/// what it has in flight is fenced all the same.
+async fn refuse_in_use(api: &Api, volume: VolumeId, sdc: SdcId) -> Result<(), ApiError> {
+    let (volume_name, sdc_name) = {
+        let s = api.state.read();
+        let v = s.volumes.get(&volume).filter(|v| v.mappings.iter().any(|m| m.sdc == sdc));
+        // Not mapped: the command says so.
+        let (Some(v), Some(x)) = (v, s.sdcs.get(&sdc)) else { return Ok(()) };
+        (v.name.clone(), x.name.clone())
+    };
+    let users = users_of(&api.hub, sdc, volume).await.unwrap_or_default();
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        409,
+        "in_use",
+        format!("volume {volume_name} is in use on {sdc_name}: {}", users.join(", ")),
+        "unmount it and end what uses it there; or force it (force in the request, scli --force): its users get I/O errors",
+    ))
 }
 
 fn waiting(api: &Api, volume: VolumeId, sdc: SdcId, index: ConfigIndex) -> Vec<String> {

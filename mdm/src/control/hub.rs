@@ -4,6 +4,7 @@
 //! lock is held from applying a command to queueing its changes. A session whose queue is full is closed; it
 //! comes back and gets a snapshot again.
 
+use super::questions::Questions;
 use super::{now, Detector};
 use crate::engine::SharedState;
 use crate::state::State;
@@ -118,6 +119,7 @@ pub struct HubInner {
     pub slow_sessions: u64,
     /// Memberships changed since the driver looked last.
     pub dirty: bool,
+    pub questions: Questions,
 }
 
 /// Shared by sessions, engine, driver and API.
@@ -148,6 +150,7 @@ impl Hub {
             started: at,
             slow_sessions: 0,
             dirty: true,
+            questions: Questions::default(),
         }))
     }
 

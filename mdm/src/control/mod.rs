@@ -3,6 +3,7 @@
 mod detector;
 mod driver;
 mod hub;
+mod questions;
 mod session;
 mod tasks;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod watch;
 pub use detector::{Detector, Failed};
 pub use driver::{degraded_bytes, run as drive};
 pub use hub::{Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
+pub use questions::users_of;
 pub use session::{serve, Access};
 pub use tasks::{attachment, left_of, unconfirmed, TaskLeft};
 

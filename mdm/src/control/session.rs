@@ -400,12 +400,16 @@ async fn message(a: &Access, peer: Peer, session: u64, m: FromNode) {
         (FromNode::MapHere { volume, device, read_only }, Peer::Sdc(sdc, _)) => {
             map_here(a, sdc, session, volume, device, read_only);
         }
+        (FromNode::Users { request, users }, Peer::Sdc(sdc, _)) => {
+            a.hub.lock().questions.answered(request, sdc, users);
+        }
         (
             FromNode::Hello(_)
             | FromNode::Attachments(_)
             | FromNode::Propose { .. }
             | FromNode::Unreachable { .. }
-            | FromNode::MapHere { .. },
+            | FromNode::MapHere { .. }
+            | FromNode::Users { .. },
             _,
         ) => {
             tracing::warn!(session, "a message that does not fit the session was dropped");

@@ -414,8 +414,9 @@ impl Reject {
         Reject::new(
             404,
             "not_found",
-            format!("there is no {kind} {id}"),
+            format!("there is no {} {id}", in_words(kind)),
             match kind {
+                "pg" => "GET /pg/list?pool_id=N lists those of a pool".to_string(),
                 "node" => "list what there is: GET /cluster/nodes".to_string(),
                 _ => format!("list what there is: GET /{kind}/list"),
             },
@@ -430,5 +431,17 @@ impl Reject {
     /// A proposal or election that no longer fits the configuration (R1).
     pub fn stale(message: impl Into<String>) -> Reject {
         Reject::new(409, "stale", message, "")
+    }
+}
+
+/// A kind of object, named as its routes are, in words.
+fn in_words(kind: &str) -> &str {
+    match kind {
+        "vol" => "volume",
+        "pd" => "protection domain",
+        "fault_set" => "fault set",
+        "tasks" => "task",
+        "pg" => "placement group",
+        other => other,
     }
 }

@@ -289,6 +289,7 @@ impl Volume {
             size_bytes: self.size_bytes,
             generation: self.generation,
             mappings: self.mappings.clone(),
+            thick: self.provisioning == Provisioning::Thick,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::nodes::check_name;
 use super::{Answer, Ctx, Provisioning, Reject, State, Volume, MAX_OBJECTS, MAX_VOLUME};
+use quarry_base::units::show_size;
 use quarry_base::{Generation, PoolId, SdcId, VolumeId, VtreeId, EXTENT};
 use quarry_wire::{Change, MapEntry};
 
@@ -71,7 +72,7 @@ impl State {
         if size_bytes < v.size_bytes {
             return Err(Reject::invalid(
                 "shrink",
-                format!("volume {} has {} bytes: it can only grow", v.name, v.size_bytes),
+                format!("volume {} has {}: it can only grow", v.name, show_size(v.size_bytes)),
                 "give a size above the present one",
             ));
         }

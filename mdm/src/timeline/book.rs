@@ -92,6 +92,23 @@ impl Book {
         self.objects.get(&(kind, id))?.newest()
     }
 
+    /// Objects with a history, sorted.
+    pub fn keys(&self) -> Vec<(Kind, u32)> {
+        self.objects.keys().copied().collect()
+    }
+
+    /// The rows of one object, to be written.
+    pub fn save(&self, kind: Kind, id: u32) -> Option<Vec<Vec<Vec<i64>>>> {
+        self.objects.get(&(kind, id)).map(Ring::save)
+    }
+
+    /// Puts an object's rows back.
+    pub fn restore(&mut self, kind: Kind, id: u32, ring: Ring) {
+        if self.objects.len() < MAX_OBJECTS {
+            self.objects.insert((kind, id), ring);
+        }
+    }
+
     /// (objects, rows) held.
     pub fn size(&self) -> (usize, usize) {
         (self.objects.len(), self.objects.values().map(Ring::rows).sum())

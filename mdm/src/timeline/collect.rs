@@ -6,6 +6,7 @@ use crate::control::{degraded_bytes, HubInner};
 use crate::health::{pg_health, Health};
 use crate::state::{Pool, State};
 use quarry_base::{Nanos, PoolId, SdcId, SdsId, VolumeId};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 /// Sums of counters since recording began.
@@ -14,7 +15,7 @@ const IO_N: usize = IO.len();
 const SDS_N: usize = SDS.len();
 
 /// What a daemon reported last.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Last {
     /// Its start number or instance.
     pub start: u64,
@@ -22,8 +23,10 @@ pub(super) struct Last {
 }
 
 /// Remembers what was reported, so that growth is counted once.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Collector {
     /// Starts and instances up to this one began before this MDM.
+    #[serde(skip)]
     before: u64,
     sdcs: HashMap<SdcId, Last>,
     sds: HashMap<SdsId, Last>,
@@ -45,6 +48,11 @@ impl Collector {
             by_pool: HashMap::new(),
             by_sds: HashMap::new(),
         }
+    }
+
+    /// The same after a restart of the MDM.
+    pub fn resumed(self, before: u64) -> Collector {
+        Collector { before, ..self }
     }
 
     /// The rows of this moment. Objects whose daemons are all silent have none.

@@ -57,6 +57,45 @@ impl Tier {
     }
 }
 
+impl Tier {
+    /// Each row as `[first, length, values...]`, less the row before it. All values are whole numbers below 2^53.
+    fn save(&self) -> Vec<Vec<i64>> {
+        let mut before: Vec<i64> = Vec::new();
+        let mut out = Vec::with_capacity(self.rows.len());
+        for r in &self.rows {
+            let values = r.values.iter().map(|v| *v as i64);
+            let row: Vec<i64> =
+                [r.first as i64, (r.last - r.first) as i64].into_iter().chain(values).collect();
+            let less = |(i, v): (usize, &i64)| v.wrapping_sub(before.get(i).copied().unwrap_or(0));
+            out.push(row.iter().enumerate().map(less).collect());
+            before = row;
+        }
+        out
+    }
+
+    fn restore(&mut self, rows: &[Vec<i64>], columns: usize, now: u64) -> Option<()> {
+        let mut before = vec![0i64; columns + 2];
+        for r in rows.iter().take(self.keep) {
+            if r.len() != before.len() {
+                return None;
+            }
+            before.iter_mut().zip(r).for_each(|(b, d)| *b = b.wrapping_add(*d));
+            let (first, length) =
+                (u64::try_from(*before.first()?).ok()?, u64::try_from(*before.get(1)?).ok()?);
+            let last = first.checked_add(length)?;
+            if self.rows.back().is_some_and(|b| b.last >= first) {
+                return None;
+            }
+            if last > now {
+                break;
+            }
+            let values = before.iter().skip(2).map(|v| *v as f64).collect();
+            self.rows.push_back(Row { first, last, values });
+        }
+        Some(())
+    }
+}
+
 /// All tiers of one object.
 #[derive(Clone, Debug)]
 pub struct Ring {
@@ -93,6 +132,23 @@ impl Ring {
     /// The newest values.
     pub fn newest(&self) -> Option<&[f64]> {
         Some(&*self.tiers.first()?.rows.back()?.values)
+    }
+
+    /// Its rows as [`super::saved`] writes them.
+    pub fn save(&self) -> Vec<Vec<Vec<i64>>> {
+        self.tiers.iter().map(|t| t.save()).collect()
+    }
+
+    /// From [`Ring::save`], without rows after `now`. `None`: these are no rows of `columns` values.
+    pub fn restore(tiers: &[Vec<Vec<i64>>], columns: usize, now: u64) -> Option<Ring> {
+        let mut ring = Ring::default();
+        if tiers.len() != ring.tiers.len() {
+            return None;
+        }
+        for (t, rows) in ring.tiers.iter_mut().zip(tiers) {
+            t.restore(rows, columns, now)?;
+        }
+        Some(ring)
     }
 
     /// Rows held, of all tiers.

@@ -40,8 +40,12 @@ pub fn run(cx: &Context<'_>, command: &Volume) -> Result<(), CliError> {
             cx.finish(answer, &format!("volume '{name}' made, {}", show_size(bytes)))
         }
         Volume::Map { which, sdc, device, read_only } => map(cx, which, sdc, *device, *read_only),
-        Volume::Unmap { which, sdc } => {
-            let answer = cx.client.post("/vol/unmap", &mapping(which, sdc)?.into())?;
+        Volume::Unmap { which, sdc, force } => {
+            let mut body = mapping(which, sdc)?;
+            if *force {
+                body.insert("force".to_string(), true.into());
+            }
+            let answer = cx.client.post("/vol/unmap", &body.into())?;
             cx.finish(answer, &format!("unmapped from '{sdc}'"))
         }
         Volume::Extend { which, size } => {

@@ -9,6 +9,7 @@ use super::mail::{FromShard, ShardHandle, ToShard};
 use super::meters::Meters;
 use super::settings::Config;
 use super::start::Start;
+use super::usage::Usage;
 use quarry_base::{ConfigIndex, Instance};
 use quarry_control::{
     host_identity, FromNode, Hello, Role, Session, SessionConfig, SessionEvent, ToNode,
@@ -48,6 +49,7 @@ pub struct Control {
     known: Arc<Known>,
     meters: Meters,
     devices: Devices,
+    usage: Usage,
     heartbeat: Interval,
     start: Start,
     up: bool,
@@ -101,6 +103,7 @@ impl Control {
         let session = Session::start(SessionConfig { mdms: config.node.mdm.clone() }, greet);
         Ok(Control {
             devices: Devices::new(shard.tx.clone(), shard.waker.clone()),
+            usage: Usage::new(meters.clone()),
             start: Start::new(config.sdctab.clone()),
             to_mdm: session.sender(),
             config,
@@ -199,6 +202,7 @@ impl Control {
         if !self.up {
             return;
         }
+        self.usage.beat();
         self.start.due(Instant::now()).into_iter().for_each(|m| self.to_mdm(m));
         let applied = ConfigIndex(self.shard.applied.load(Relaxed));
         self.to_mdm(FromNode::Heartbeat {
@@ -233,6 +237,7 @@ impl Control {
                 let sdc = sdc.ok_or(SdcError::NoId)?;
                 self.keep_cluster(&cluster)?;
                 self.devices.set_cluster(&cluster);
+                self.usage.set_cluster(&cluster);
                 self.known.instance.compare_exchange(0, start, Relaxed, Relaxed).ok();
                 tracing::info!(%sdc, instance = start, cluster, "registered");
                 self.tell(ToShard::Registered { cluster, sdc, instance: Instance(start) }).await;
@@ -254,6 +259,9 @@ impl Control {
             ToNode::HeartbeatAck { index } if index > self.index => {
                 self.index = index;
                 self.tell(ToShard::Changes { index, changes: Vec::new() }).await;
+            }
+            ToNode::WhoUses { request, volume } => {
+                self.usage.answer(request, volume, self.to_mdm.clone());
             }
             ToNode::MappedHere { volume, result } => self.start.mapped(&volume, result),
             ToNode::HeartbeatAck { .. }

@@ -77,6 +77,11 @@ struct Brought {
     again: bool,
 }
 
+/// The identifier of a volume's device; with an empty name how those of the volume begin.
+pub(super) fn backend(cluster: &str, volume: VolumeId, name: &str) -> String {
+    format!("quarry:{cluster}:{volume}:{name}")
+}
+
 /// One volume's device, in its worker.
 pub(super) struct Device {
     link: Link,
@@ -88,7 +93,7 @@ pub(super) struct Device {
 impl Device {
     /// The identifier is what the udev rule in deploy/ takes the volume's name from.
     pub fn new(link: Link, cluster: &str, name: &str) -> Device {
-        let backend = format!("quarry:{cluster}:{}:{name}", link.volume);
+        let backend = backend(cluster, link.volume, name);
         Device { link, backend, attached: None, told: DeviceState::Pending }
     }
 

@@ -4,6 +4,7 @@ use crate::engine::EngineStats;
 use quarry_base::VolumeId;
 use quarry_metrics::{Counter, Family, Gauge, Histo, Metrics};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 /// Kinds of request.
@@ -33,13 +34,34 @@ pub struct OpMeter {
 pub struct VolumeMeter {
     pub ops: [OpMeter; 6],
     pub in_flight: Gauge,
+    /// Connections of NBD clients; the kernel's own is none.
+    clients: AtomicU32,
 }
 
 impl VolumeMeter {
+    /// A client connected.
+    pub fn joined(&self) {
+        self.clients.fetch_add(1, Relaxed);
+    }
+    /// A client's connection has ended.
+    pub fn left(&self) {
+        self.clients.fetch_sub(1, Relaxed);
+    }
     /// The handles of an operation.
     pub fn op(&self, kind: OpKind) -> &OpMeter {
         &self.ops[kind as usize]
     }
+}
+
+/// What NBD clients do with a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Traffic {
+    /// Connections; the kernel's own is none.
+    pub clients: u32,
+    /// Requests so far that changed something.
+    pub changes: u64,
+    /// Some request waits for its answer.
+    pub in_flight: bool,
 }
 
 /// Name and handles of each volume.
@@ -123,7 +145,8 @@ impl Meters {
                 seconds: self.seconds.with(&[name, o]),
             };
             let in_flight = self.in_flight.with(&[name]);
-            (name.to_string(), Arc::new(VolumeMeter { ops: OPS.map(op), in_flight }))
+            let clients = AtomicU32::new(0);
+            (name.to_string(), Arc::new(VolumeMeter { ops: OPS.map(op), in_flight, clients }))
         };
         Arc::clone(&all.entry(id).or_insert_with(made).1)
     }
@@ -140,6 +163,18 @@ impl Meters {
             }
             self.in_flight.remove(&[&name]);
         }
+    }
+
+    /// What NBD clients do with each volume.
+    pub fn traffic(&self) -> Vec<(VolumeId, Traffic)> {
+        let all = self.volumes.lock().unwrap_or_else(|e| e.into_inner());
+        let changes = [OpKind::Write, OpKind::Trim, OpKind::Zero];
+        let traffic = |v: &VolumeMeter| Traffic {
+            clients: v.clients.load(Relaxed),
+            changes: changes.iter().map(|k| v.op(*k).requests.get()).sum(),
+            in_flight: v.in_flight.get() > 0.0,
+        };
+        all.iter().map(|(id, (_, v))| (*id, traffic(v))).collect()
     }
 
     /// Counters for the heartbeat: `volume.<id>.<op>_ops`, `volume.<id>.<op>_bytes`.

@@ -15,6 +15,7 @@ mod sessions;
 pub mod settings;
 mod shard;
 mod start;
+mod usage;
 
 pub use error::SdcError;
 

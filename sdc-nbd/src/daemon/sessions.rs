@@ -68,6 +68,10 @@ impl Shard {
         let mut old = Vec::new();
         for (id, c) in self.sessions.iter_mut().filter(|(_, c)| c.kernel && c.volume == volume) {
             c.kernel = false;
+            // Until it has ended, in a moment, it is a connection like any other.
+            if let Some(s) = self.exports.get_mut(volume) {
+                s.meter.joined();
+            }
             old.push(*id);
         }
         old.into_iter().for_each(|id| self.end_session(self.reactor.now(), id));
@@ -85,6 +89,9 @@ impl Shard {
         let c =
             NbdConn { conn, session, volume, kernel, armed: false, touched: false, starved: false };
         self.sessions.insert(id, c);
+        if let Some(s) = self.exports.get_mut(volume).filter(|_| !kernel) {
+            s.meter.joined();
+        }
         self.meters.connections.set_u64(self.sessions.len() as u64);
         self.touch(id);
     }
@@ -315,6 +322,9 @@ impl Shard {
         let dropped = before - self.in_flight.len();
         if let Some(s) = self.exports.get_mut(c.volume) {
             s.sessions -= 1;
+            if !c.kernel {
+                s.meter.left();
+            }
             s.meter.in_flight.add(-(dropped as f64));
         }
         self.meters.connections.set_u64(self.sessions.len() as u64);

@@ -39,6 +39,7 @@ pub fn volume(generation: u64, mapped: bool) -> VolumeInfo {
         size_bytes: SIZE,
         generation: Generation(generation),
         mappings: if mapped { vec![map] } else { vec![] },
+        thick: false,
     }
 }
 

@@ -3,7 +3,8 @@
 //! A process still inside `open` has no descriptor yet; the requests it waits for give it away, but
 //! not while all connections of the device are dead: the kernel does not count them then.
 
-use super::device::{numbers, Roots};
+use super::device::{all_attached, numbers, Roots};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,6 +29,24 @@ pub fn holders(roots: &Roots, index: u32) -> Vec<String> {
     found
 }
 
+/// What holds any device whose identifier begins with `backend`.
+pub fn held(roots: &Roots, backend: &str) -> Vec<String> {
+    let ours = all_attached(roots)
+        .into_iter()
+        .filter(|a| a.backend.as_deref().is_some_and(|b| b.starts_with(backend)));
+    let named = |a: super::Attached| {
+        let of = move |h| format!("/dev/nbd{} {h}", a.index);
+        holders(roots, a.index).into_iter().map(of)
+    };
+    let mut found: Vec<String> = ours.flat_map(named).collect();
+    if found.len() > MAX_NAMED {
+        let more = found.len() - MAX_NAMED;
+        found.truncate(MAX_NAMED);
+        found.push(format!("and {more} more"));
+    }
+    found
+}
+
 /// The holders in one line.
 pub fn describe(holders: &[String]) -> String {
     if holders.is_empty() {
@@ -40,16 +59,32 @@ pub fn describe(holders: &[String]) -> String {
     text
 }
 
+/// The mount table of every mount namespace that some process is in, the own one first.
+fn mount_tables(proc: &Path) -> Vec<String> {
+    let namespace = |dir: &Path| fs::read_link(dir.join("ns/mnt")).ok();
+    let own = proc.join("self");
+    let mut seen: BTreeSet<_> = namespace(&own).into_iter().collect();
+    let mut dirs = vec![own];
+    for process in fs::read_dir(proc).into_iter().flatten().flatten() {
+        let number = process.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok());
+        let dir = process.path();
+        if number && namespace(&dir).is_some_and(|n| seen.insert(n)) {
+            dirs.push(dir);
+        }
+    }
+    dirs.iter().filter_map(|d| fs::read_to_string(d.join("mountinfo")).ok()).collect()
+}
+
 /// Mounts of the device or a partition of it (`ID PARENT MAJOR:MINOR ROOT MOUNTPOINT ... - TYPE SOURCE`).
-fn mounts(proc: &Path, device: &str, index: u32) -> Vec<String> {
-    let text = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
+fn mounts(proc: &Path, device: &str, index: u32) -> BTreeSet<String> {
     let partition = format!("/dev/nbd{index}p");
     let hit = |line: &&str| {
         let source = line.split(" - ").nth(1).and_then(|s| s.split(' ').nth(1)).unwrap_or("");
         line.split(' ').nth(2) == Some(device) || source.starts_with(&partition)
     };
     let at = |line: &str| line.split(' ').nth(4).map(|p| format!("mounted at {p}"));
-    text.lines().filter(hit).filter_map(at).collect()
+    let of = |table: &String| -> Vec<String> { table.lines().filter(hit).filter_map(at).collect() };
+    mount_tables(proc).iter().flat_map(of).collect()
 }
 
 fn swaps(proc: &Path, index: u32) -> Option<String> {
@@ -159,6 +194,13 @@ mod tests {
         }
         show(&roots, 1, "inflight", "1 2\n");
         assert_eq!(holders(&roots, 1), ["1 reads and 2 writes are in flight"]);
+        // Of a volume: by the identifier of its connected device.
+        assert!(held(&roots, "quarry:c:7:").is_empty(), "not connected");
+        show(&roots, 1, "size", "8\n");
+        show(&roots, 1, "pid", "1\n");
+        show(&roots, 1, "backend", "quarry:c:7:db\n");
+        assert_eq!(held(&roots, "quarry:c:7:"), ["/dev/nbd1 1 reads and 2 writes are in flight"]);
+        assert!(held(&roots, "quarry:c:70:").is_empty(), "another volume's");
         fs::remove_dir_all(dir).unwrap();
     }
 

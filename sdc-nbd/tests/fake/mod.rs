@@ -56,6 +56,7 @@ pub fn volume(id: u32, name: &str, size: u64, generation: u64, mapped: bool) -> 
         size_bytes: size,
         generation: Generation(generation),
         mappings: if mapped { vec![map] } else { vec![] },
+        thick: false,
     }
 }
 

@@ -139,6 +139,7 @@ impl Shard {
                     label: d.path.to_string_lossy().into_owned(),
                     capacity_bytes: d.capacity_bytes,
                     used_bytes: d.used_bytes,
+                    promised_bytes: stats.promised_bytes,
                     log_bytes: stats.log_bytes,
                     log_used_bytes: stats.log_used_bytes,
                     checksum_errors: stats.crc_errors,

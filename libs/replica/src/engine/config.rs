@@ -43,6 +43,7 @@ impl Engine {
             self.hold(pg, dev, device, meta);
         }
         self.meet_configs(now, out);
+        self.promise();
     }
 
     fn hold(&mut self, pg: PgId, dev: usize, device: DeviceId, meta: PgMeta) -> usize {
@@ -65,6 +66,7 @@ impl Engine {
         self.barrier();
         self.meet_configs(now, out);
         self.forget_instances();
+        self.promise();
     }
 
     pub(super) fn on_changes(
@@ -78,6 +80,7 @@ impl Engine {
         let mut sdcs = false;
         let mut fences = false;
         let mut gone = false;
+        let promises = changes.iter().any(super::promise::concerns);
         for c in changes {
             match &c {
                 Change::Pg(cfg) => configs.push(cfg.clone()),
@@ -101,6 +104,9 @@ impl Engine {
         }
         if sdcs {
             self.forget_instances();
+        }
+        if promises {
+            self.promise();
         }
         // A role may have waited for this index (R3).
         for g in 0..self.groups.len() {

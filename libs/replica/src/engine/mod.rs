@@ -4,6 +4,7 @@ mod config;
 mod flush;
 mod frames;
 mod lease;
+mod promise;
 
 use crate::config::EngineConfig;
 use crate::cx::{Cx, Me, Waiting};
@@ -37,6 +38,7 @@ pub struct Engine {
     /// When this process began, as far as the engine knows.
     pub(crate) born: Option<Nanos>,
     pub(crate) view: View,
+    pub(crate) spreads: promise::Spreads,
     pub(crate) devices: Vec<Device>,
     pub(crate) groups: Vec<Pg>,
     /// Look-up only, never iterated: the engine is deterministic.
@@ -61,6 +63,7 @@ impl Engine {
             me: Me::default(),
             born: None,
             view: View::default(),
+            spreads: Default::default(),
             devices: Vec::new(),
             groups: Vec::new(),
             index: HashMap::new(),

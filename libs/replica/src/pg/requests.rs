@@ -11,7 +11,7 @@ use super::request::Request;
 use crate::cx::Cx;
 use crate::planted::Bug;
 use bytes::Bytes;
-use quarry_base::{crc32c, Seq, Version, PAGE};
+use quarry_base::{crc32c, Seq, Version, VtreeId, PAGE};
 use quarry_store::{Record, RecordKind};
 use quarry_wire::{flags, Op, Status};
 use smallvec::SmallVec;
@@ -149,7 +149,7 @@ impl Primary {
         cx: &mut Cx,
     ) -> Tried {
         let offset = r.h.offset - r.h.offset % PAGE as u32;
-        if self.is_full(&r.pages(), cx) {
+        if self.is_full(r.h.vtree, &r.pages(), cx) {
             self.answer(r, Status::Full, cx);
             return Tried::Done;
         }
@@ -178,9 +178,10 @@ impl Primary {
         self.sequence(r, kind, meta, cx)
     }
 
-    /// Below the reserve only blocks that exist are written.
-    fn is_full(&self, pages: &PageRange, cx: &Cx) -> bool {
-        cx.store.headroom().full
+    /// Below the reserve only blocks that exist are written, and what is promised to thick volumes is theirs.
+    fn is_full(&self, vtree: VtreeId, pages: &PageRange, cx: &Cx) -> bool {
+        let room = cx.store.headroom();
+        (room.full || room.full_thin && !cx.view.is_thick(vtree))
             && pages.blocks().any(|k| {
                 let rows = cx.store.scan(self.pg, k, 1, None);
                 !rows.first().is_some_and(|b| b.key == k && b.valid != 0)

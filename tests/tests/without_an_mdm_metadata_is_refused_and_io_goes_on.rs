@@ -1,0 +1,116 @@
+//! The MDM's disk fills up: changes of the metadata are refused with 503 `no_mdm` and never half done, reads of it still answer for a
+//! moment, `scli` ends with status 5, and volumes are read and written all the while. With room again everything goes on.
+
+use quarry_tests::*;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const NAME: &str = "without_an_mdm_metadata_is_refused_and_io_goes_on";
+
+#[test]
+fn without_an_mdm_metadata_is_refused_and_io_goes_on() -> Res<()> {
+    let root = rustix::process::geteuid().is_root();
+    let why =
+        if root { need_programs(&["mount"]) } else { Some("mounting needs root".to_string()) };
+    if let Some(why) = why {
+        skip(NAME, &why);
+        return Ok(());
+    }
+    with_cluster(ClusterOptions::default(), |c| {
+        let uri = c.new_volume("v", "64MiB", "sdc1")?;
+        let mut io = nbd::Connection::open(&uri)?;
+        io.write_at(0, &[1; 4096])?;
+        c.stop("mdm1")?;
+        let disk = SmallDisk::under(&c.member("mdm1")?.data)?;
+        c.start("mdm1")?;
+        c.wait_health("ok", Duration::from_secs(30))?;
+        let (status, made) = create(c, "before")?;
+        ensure!(status == 201, "{status} {made}");
+
+        disk.fill()?;
+        let mut tried = 0;
+        let refused = wait_until("a refusal", Duration::from_secs(20), || {
+            tried += 1;
+            let (status, answer) = create(c, &format!("p{tried}"))?;
+            Ok((status != 201).then_some((status, answer)))
+        })?;
+        let (status, answer) = refused;
+        ensure!(status == 503 && answer["code"] == "no_mdm", "{status} {answer}");
+        ensure!(answer["hint"].as_str().is_some_and(|h| !h.is_empty()), "no hint: {answer}");
+        ensure!(answer.get("leader").is_some(), "503 names the leader, null here: {answer}");
+        let out = c.scli(["pd", "create", "--name", "other"])?;
+        ensure!(out.status == Some(5), "scli: {}", out.told());
+        io.write_at(4096, &[2; 4096])?;
+
+        // It ends, and says what is wrong.
+        wait_until("the end of the MDM", Duration::from_secs(20), || {
+            Ok((c.expect_all_running().is_err()).then_some(()))
+        })?;
+        let out = c.scli(["pd", "create", "--name", "other", "--json"])?;
+        let told: Value = serde_json::from_str(&out.stderr).doing(|| out.told())?;
+        ensure!(out.status == Some(5) && told["code"] == "no_mdm", "{}", out.told());
+        ensure!(io.read_at(0, 8192)? == [[1; 4096], [2; 4096]].concat(), "what was written");
+
+        disk.empty()?;
+        c.start("mdm1")?;
+        c.wait_health("ok", Duration::from_secs(30))?;
+        let list = c.scli_json(["pd", "list"])?;
+        for name in ["default".to_string(), "before".to_string()]
+            .into_iter()
+            .chain((1..tried).map(|n| format!("p{n}")))
+        {
+            let there = list.as_array().into_iter().flatten().any(|p| p["name"] == name.as_str());
+            ensure!(there, "{name} was made and is gone: {list}");
+        }
+        let (status, made) = create(c, "after")?;
+        ensure!(status == 201, "{status} {made}");
+        io.write_at(8192, &[3; 4096])?;
+        c.stop("mdm1")
+    })
+}
+
+fn create(c: &Cluster, name: &str) -> Res<(u16, Value)> {
+    let headers = vec![format!("Authorization: Bearer {}", c.info("token")?)];
+    let url = format!("{}/pd/create", c.info("api")?);
+    let body = format!(r#"{{"name":"{name}"}}"#);
+    let r = http::request("POST", &url, &headers, Some(&body))?;
+    Ok((r.status, r.json().unwrap_or(Value::String(r.body))))
+}
+
+/// A directory that has become a file system of 64 MiB, with the content it had.
+struct SmallDisk {
+    dir: PathBuf,
+}
+
+impl SmallDisk {
+    fn under(dir: &str) -> Res<SmallDisk> {
+        let before = format!("{dir}.before");
+        Command::new("cp").args(["-a", dir, &before]).ok()?;
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "none", dir]).ok()?;
+        let disk = SmallDisk { dir: Path::new(dir).to_path_buf() };
+        Command::new("cp").args(["-a", &format!("{before}/."), dir]).ok()?;
+        std::fs::remove_dir_all(&before)?;
+        Ok(disk)
+    }
+    fn ballast(&self) -> PathBuf {
+        self.dir.join("ballast")
+    }
+    fn fill(&self) -> Res<()> {
+        let mut file = std::fs::File::create(self.ballast())?;
+        let piece = vec![1; 4096];
+        while std::io::Write::write_all(&mut file, &piece).is_ok() {}
+        Ok(())
+    }
+    fn empty(&self) -> Res<()> {
+        Ok(std::fs::remove_file(self.ballast())?)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if let Err(e) = Command::new("umount").args(["-l", &self.dir.to_string_lossy()]).run() {
+            eprintln!("{e}");
+        }
+    }
+}
