@@ -1,6 +1,7 @@
 //! The MDM's disk fills up: changes of the metadata are refused with 503 `no_mdm` and never half done, reads of it still answer for a
 //! moment, `scli` ends with status 5, and volumes are read and written all the while. With room again everything goes on.
 
+use quarry_tests::failure::While;
 use quarry_tests::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ fn without_an_mdm_metadata_is_refused_and_io_goes_on() -> Res<()> {
 
         // It ends, and says what is wrong.
         wait_until("the end of the MDM", Duration::from_secs(20), || {
-            Ok((c.expect_all_running().is_err()).then_some(()))
+            Ok(c.expect_all_running().is_err().then_some(()))
         })?;
         let out = c.scli(["pd", "create", "--name", "other", "--json"])?;
         let told: Value = serde_json::from_str(&out.stderr).doing(|| out.told())?;
