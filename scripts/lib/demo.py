@@ -215,7 +215,7 @@ class Demo:
         tell("to end it:")
         tell(f"  umount {self.mount}" + (f" && losetup -d {self.device} && fusermount3 -u "
                                          f"{self.fuse.directory}" if self.fuse else ""))
-        tell(f"  scripts/cluster down --dir {self.dir} --purge && rm -r {self.work}")
+        tell(f"  scripts/cluster down --dir {self.dir} --purge && rm -r --one-file-system {self.work}")
 
     def close(self):
         """Removes everything, as far as it came. Signals are ignored meanwhile."""
