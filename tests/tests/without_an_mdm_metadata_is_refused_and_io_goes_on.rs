@@ -30,12 +30,16 @@ fn without_an_mdm_metadata_is_refused_and_io_goes_on() -> Res<()> {
         ensure!(status == 201, "{status} {made}");
 
         disk.fill()?;
+        // The store writes into space that it has for a while.
         let mut tried = 0;
-        let refused = wait_until("a refusal", Duration::from_secs(20), || {
+        let refused = loop {
             tried += 1;
-            let (status, answer) = create(c, &format!("p{tried}"))?;
-            Ok((status != 201).then_some((status, answer)))
-        })?;
+            let (status, answer) = create(c, &name(tried))?;
+            if status != 201 {
+                break (status, answer);
+            }
+            ensure!(tried < 20_000, "everything is taken on a full disk");
+        };
         let (status, answer) = refused;
         ensure!(status == 503 && answer["code"] == "no_mdm", "{status} {answer}");
         ensure!(answer["hint"].as_str().is_some_and(|h| !h.is_empty()), "no hint: {answer}");
@@ -57,12 +61,10 @@ fn without_an_mdm_metadata_is_refused_and_io_goes_on() -> Res<()> {
         c.start("mdm1")?;
         c.wait_health("ok", Duration::from_secs(30))?;
         let list = c.scli_json(["pd", "list"])?;
-        for name in ["default".to_string(), "before".to_string()]
-            .into_iter()
-            .chain((1..tried).map(|n| format!("p{n}")))
-        {
-            let there = list.as_array().into_iter().flatten().any(|p| p["name"] == name.as_str());
-            ensure!(there, "{name} was made and is gone: {list}");
+        let there: std::collections::BTreeSet<&str> =
+            list.as_array().into_iter().flatten().filter_map(|p| p["name"].as_str()).collect();
+        for made in ["before".to_string()].into_iter().chain((1..tried).map(name)) {
+            ensure!(there.contains(made.as_str()), "{made} was made and is gone");
         }
         let (status, made) = create(c, "after")?;
         ensure!(status == 201, "{status} {made}");
@@ -71,8 +73,17 @@ fn without_an_mdm_metadata_is_refused_and_io_goes_on() -> Res<()> {
     })
 }
 
+/// Long, so that the disk is soon full.
+fn name(n: u32) -> String {
+    format!("p{n}-{}", "x".repeat(50))
+}
+
 fn create(c: &Cluster, name: &str) -> Res<(u16, Value)> {
-    let headers = vec![format!("Authorization: Bearer {}", c.info("token")?)];
+    let key = format!("{name}-{}", "k".repeat(120));
+    let headers = vec![
+        format!("Authorization: Bearer {}", c.info("token")?),
+        format!("Idempotency-Key: {key}"),
+    ];
     let url = format!("{}/pd/create", c.info("api")?);
     let body = format!(r#"{{"name":"{name}"}}"#);
     let r = http::request("POST", &url, &headers, Some(&body))?;
