@@ -91,8 +91,9 @@ impl Cx<'_> {
         }
     }
 
+    /// A record whose data was compared with its checksums on arrival, or whose checksums were made here.
     pub fn append(&mut self, pg: PgId, rec: Record) -> Result<AppendId, AppendError> {
-        let r = self.store.append(pg, rec);
+        let r = self.store.append_verified(pg, rec);
         self.appended(r)
     }
 

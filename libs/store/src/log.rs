@@ -260,12 +260,17 @@ impl Store {
         }
     }
 
-    /// Tells what became stable since the last time.
-    pub(crate) fn report_stable(&mut self, events: &mut Vec<StoreEvent>) {
-        let upto = match self.cfg.ack {
+    /// What the next `StoreEvent::Stable` will say at least: known here as soon as the completion is taken.
+    pub fn stable_upto(&self) -> AppendId {
+        match self.cfg.ack {
             AckMode::Durable if !planted(Bug::StableBeforeSync) => self.log.synced_id,
             _ => self.log.written_id,
-        };
+        }
+    }
+
+    /// Tells what became stable since the last time.
+    pub(crate) fn report_stable(&mut self, events: &mut Vec<StoreEvent>) {
+        let upto = self.stable_upto();
         if upto > self.log.stable_told {
             self.log.stable_told = upto;
             events.push(StoreEvent::Stable { upto });

@@ -35,8 +35,15 @@ pub(crate) fn dirty_of(pg: &Pg, b: &Block) -> u16 {
     }
 }
 
+/// Whether a record's data was compared with its CRCs in this process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Crcs {
+    ToCompare,
+    Compared,
+}
+
 /// Is this a valid record? The checks of its pages.
-fn check(key: DeviceKey, pg: PgId, rec: &Record) -> Result<Checks, AppendError> {
+fn check(key: DeviceKey, pg: PgId, rec: &Record, given: Crcs) -> Result<Checks, AppendError> {
     let page = PAGE as u32;
     let mut checks = Checks::new();
     match &rec.kind {
@@ -49,7 +56,9 @@ fn check(key: DeviceKey, pg: PgId, rec: &Record) -> Result<Checks, AppendError> 
                 return Err(AppendError::Invalid("a write stays inside its extent"));
             }
             let ext = ExtKey(*vtree, *layer, *extent);
-            if crcs.len() != len / PAGE || !seal(key, pg, ext, *offset, crcs, data, &mut checks) {
+            let good = crcs.len() == len / PAGE
+                && seal(key, pg, ext, *offset, (crcs, given), data, &mut checks);
+            if !good {
                 return Err(AppendError::Invalid("the checksums are not the data's"));
             }
         }
@@ -73,7 +82,7 @@ fn seal(
     pg: PgId,
     ext: ExtKey,
     offset: u32,
-    crcs: &[u32],
+    (crcs, given): (&[u32], Crcs),
     data: &[u8],
     out: &mut Checks,
 ) -> bool {
@@ -81,6 +90,10 @@ fn seal(
     for (b, from, to) in apply::blocks_of(offset, data.len() as u32) {
         let seal = key.block(pg, ext.block(b));
         for (p, (d, want)) in (from..to).zip(&mut pages) {
+            if given == Crcs::Compared {
+                out.push(seal.check(p, d, *want));
+                continue;
+            }
             let (crc, check) = seal.both(p, d);
             if crc != *want {
                 return false;
@@ -124,11 +137,28 @@ impl Store {
         self.sp.alloc.alloc()
     }
 
-    /// Appends a record of a group's sequence to the log. It is durable when `Stable` covers the id.
+    /// Appends a record of a group's sequence to the log, its data compared with its checksums first.
+    /// It is durable when `Stable` covers the id.
     ///
     /// Errors: `LogFull` (try again after `StoreEvent::LogSpace`), `Failed`, `TooLarge`, `Invalid`.
-    pub fn append(&mut self, pg: PgId, mut rec: Record) -> Result<AppendId, AppendError> {
-        let checks = check(self.sp.key, pg, &rec)?;
+    pub fn append(&mut self, pg: PgId, rec: Record) -> Result<AppendId, AppendError> {
+        self.append_given(pg, rec, Crcs::ToCompare)
+    }
+
+    /// As [`append`](Store::append) for data that this process has compared with its checksums already, or
+    /// made them from: once on arrival is enough. They are in the checks at rest as they came, so that data
+    /// which changed in memory since does not fit them.
+    pub fn append_verified(&mut self, pg: PgId, rec: Record) -> Result<AppendId, AppendError> {
+        self.append_given(pg, rec, Crcs::Compared)
+    }
+
+    fn append_given(
+        &mut self,
+        pg: PgId,
+        mut rec: Record,
+        given: Crcs,
+    ) -> Result<AppendId, AppendError> {
+        let checks = check(self.sp.key, pg, &rec, given)?;
         if let Some(p) = self.pg(pg) {
             let next = rec.version.seq.0 == p.last.seq.0 + 1;
             let jump = rec.version.seq > p.last.seq && p.commit >= p.last.seq;

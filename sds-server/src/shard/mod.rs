@@ -1,7 +1,7 @@
 //! The shard: one thread, one ring, the engine with its stores, all connections and devices.
 //!
-//! A turn: wait for events; hand each to the engine; flush the engine once; carry its actions out; lend
-//! receive buffers again. Nothing here blocks, and nothing is logged per I/O.
+//! A turn: wait for events; hand each to the engine; send what that called for; flush the engine once; carry
+//! its actions out; lend receive buffers again. Nothing here blocks, and nothing is logged per I/O.
 
 mod actions;
 mod control;
@@ -202,6 +202,12 @@ impl Shard {
                 self.ring_event(now, e);
             }
             self.due_timers(now);
+            if !self.actions.is_empty() {
+                // Answers, reports and records for others first: they work on them while this shard does
+                // the rest of its turn.
+                self.carry_out();
+                self.reactor.send_now();
+            }
             if self.registered.is_some() {
                 self.engine.flush(now, &mut self.actions);
             }

@@ -4,7 +4,7 @@ use super::Engine;
 use crate::event::{Action, Note};
 use crate::pg::{Pg, Purpose};
 use quarry_base::Nanos;
-use quarry_store::{BlockCopy, DiskOp, ReadData, ReadError, StoreEvent};
+use quarry_store::{AppendId, BlockCopy, DiskOp, ReadData, ReadError, StoreEvent};
 
 /// What a store read ended with.
 enum Done {
@@ -85,17 +85,7 @@ impl Engine {
 
     fn on_store(&mut self, d: usize, e: StoreEvent, now: Nanos, out: &mut Vec<Action>) {
         match e {
-            StoreEvent::Stable { upto } => {
-                let dev = &mut self.devices[d];
-                dev.durable = dev.durable.max(upto);
-                while let Some(&(id, g)) = self.devices[d].appends.front() {
-                    if id > upto {
-                        break;
-                    }
-                    self.devices[d].appends.pop_front();
-                    self.touch(g);
-                }
-            }
+            StoreEvent::Stable { upto } => self.durable(d, upto, now, out),
             StoreEvent::LogSpace => {
                 for g in 0..self.groups.len() {
                     if self.groups[g].dev == d {
@@ -130,6 +120,19 @@ impl Engine {
                 out.push(Action::Note(Note::TableDamaged { device, group }));
             }
             StoreEvent::Opened | StoreEvent::Synced { .. } => {}
+        }
+    }
+
+    /// Everything appended to device `d` up to `upto` is durable: the groups whose it is are told.
+    pub(super) fn durable(&mut self, d: usize, upto: AppendId, now: Nanos, out: &mut Vec<Action>) {
+        let Some(dev) = self.devices.get_mut(d).filter(|dev| upto > dev.durable) else { return };
+        dev.durable = upto;
+        while let Some(&(id, g)) = self.devices[d].appends.front() {
+            if id > upto {
+                break;
+            }
+            self.devices[d].appends.pop_front();
+            self.with(g, now, out, Pg::tell_durable);
         }
     }
 

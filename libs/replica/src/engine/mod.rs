@@ -106,8 +106,11 @@ impl Engine {
             Event::Registered { sds, start } => self.on_registered(sds, start, now, out),
             Event::DeviceOpened { device, store } => self.on_device(device, store, now, out),
             Event::Disk { device, id, result } => {
-                if let Some(d) = self.devices.iter_mut().find(|d| d.id == device) {
-                    d.store.complete(now, id, result);
+                if let Some(d) = self.devices.iter().position(|d| d.id == device) {
+                    let store = &mut self.devices[d].store;
+                    store.complete(now, id, result);
+                    let upto = store.stable_upto();
+                    self.durable(d, upto, now, out);
                 }
             }
             Event::Accepted { link } => self.on_accepted(link, out),

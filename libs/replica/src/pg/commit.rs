@@ -18,8 +18,8 @@ pub(crate) struct Sequenced {
 }
 
 impl Primary {
-    /// Smallest durable number of the primary and of everybody who counts; never moves back.
-    pub fn advance_commit(&mut self, cx: &mut Cx) {
+    /// Smallest durable number of the primary and of everybody who counts: where the commit point may go.
+    fn durable_everywhere(&self, cx: &Cx) -> Seq {
         let mut to = cx.stable(self.pg).seq;
         if cx.limits.planted(Bug::AckBeforeOwnSync) {
             to = self.last;
@@ -28,6 +28,12 @@ impl Primary {
         for f in self.followers.iter().filter(|f| all && f.counts()) {
             to = to.min(f.report());
         }
+        to
+    }
+
+    /// Moves the commit point on; never back.
+    pub fn advance_commit(&mut self, cx: &mut Cx) {
+        let to = self.durable_everywhere(cx);
         if to <= self.commit {
             return;
         }
@@ -48,10 +54,19 @@ impl Primary {
         }
     }
 
-    /// Answers what is committed, in order. Only an active primary does (R18).
+    /// Answers what is durable everywhere, in order. Only an active primary does (R18). The commit point
+    /// itself moves in the turn that follows: an answer is not held up by the work that comes of it.
     pub fn acknowledge(&mut self, cx: &mut Cx) {
-        while self.sequenced.front().is_some_and(|s| s.seq <= self.commit) {
+        if !self.active || self.sequenced.is_empty() {
+            return;
+        }
+        let upto = self.commit.max(self.durable_everywhere(cx));
+        while self.sequenced.front().is_some_and(|s| s.seq <= upto) {
             let Some(s) = self.sequenced.pop_front() else { break };
+            if s.counts {
+                self.window_bytes -= s.bytes;
+                self.window_records -= 1;
+            }
             cx.stats.acks += 1;
             self.answer_to(&s.h, s.link, Status::Ok, cx);
         }

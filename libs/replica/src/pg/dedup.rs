@@ -49,8 +49,6 @@ impl Primary {
         let s = Sequenced { seq, link: r.link, h: r.h, bytes: 0, counts: false };
         let at = self.sequenced.partition_point(|s| s.seq <= seq);
         self.sequenced.insert(at, s);
-        if self.active {
-            self.acknowledge(cx);
-        }
+        self.acknowledge(cx);
     }
 }

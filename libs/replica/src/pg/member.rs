@@ -15,6 +15,9 @@ use quarry_store::{AppendError, AppendId, BlockCopy, BlockKey, ReadError};
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 use std::collections::VecDeque;
 
+/// So many committed records are followed though records behind them are not durable yet.
+const FOLLOW_AT: u64 = 16;
+
 /// A block that the primary wants for a repair.
 pub(crate) struct Fetch {
     pub link: LinkId,
@@ -33,6 +36,8 @@ struct InStream {
     items: VecDeque<AppendId>,
     items_done: u64,
     reported: Option<(Seq, u64)>,
+    /// Highest commit point that came with a record.
+    heard: Seq,
     /// Frames that wait for log space.
     stalled: VecDeque<Frame>,
 }
@@ -134,6 +139,7 @@ impl Pg {
                 items: VecDeque::new(),
                 items_done: 0,
                 reported: None,
+                heard: Seq::ZERO,
                 stalled: VecDeque::new(),
             });
         }
@@ -278,8 +284,8 @@ impl Pg {
         cx.stats.records_received += 1;
         if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
             s.next = Seq(next.0 + 1);
+            s.heard = s.heard.max(h.commit);
         }
-        self.follow_commit(h.commit, cx);
         Took::Yes
     }
 
@@ -377,9 +383,6 @@ impl Pg {
 
     /// Takes what waited for log space, and reports.
     pub fn member_turn(&mut self, cx: &mut Cx) {
-        if let Some(m) = self.member() {
-            m.stable(cx.durable);
-        }
         if let Some((link, number)) = self.pending_open.take() {
             self.open_stream(link, number, cx);
         }
@@ -392,13 +395,30 @@ impl Pg {
         }
         self.turn_mends(cx);
         self.report(cx);
+        self.follow_heard(cx);
+    }
+
+    /// Follows the commit point that came with records. What it commits is applied when nothing here is
+    /// waited for any more: a record's way to the disk does not lead over the work for those before it.
+    fn follow_heard(&mut self, cx: &mut Cx) {
+        let Some(heard) = self.member().and_then(|m| m.stream.as_ref()).map(|s| s.heard) else {
+            return;
+        };
+        let state = cx.store.pg_state(self.id);
+        let waited_for = state.stable.min(state.last) < state.last;
+        if waited_for && heard.0 < state.commit.0 + FOLLOW_AT {
+            return;
+        }
+        self.follow_commit(heard, cx);
     }
 
     /// One report a turn, if there is news (R5).
-    fn report(&mut self, cx: &mut Cx) {
+    pub fn report(&mut self, cx: &mut Cx) {
+        let durable = cx.durable;
         let stable = cx.stable(self.id).seq;
         let (pg, epoch) = (self.id, self.epoch());
         let Role::Member(m) = &mut self.role else { return };
+        m.stable(durable);
         let in_sync = m.in_sync;
         let Some(s) = &mut m.stream else { return };
         let Some(first) = s.first else { return };

@@ -245,6 +245,16 @@ impl Pg {
         }
     }
 
+    /// Something of this group became durable here: whoever waits for that hears it first, the rest of
+    /// what comes of it is for the turn.
+    pub fn tell_durable(&mut self, cx: &mut Cx) {
+        match &mut self.role {
+            Role::None => {}
+            Role::Primary(p) => p.acknowledge(cx),
+            Role::Member(_) => self.report(cx),
+        }
+    }
+
     /// A read that was under way when the role ended.
     pub fn send_back_read(&self, r: &Request, cx: &mut Cx) {
         cx.stats.stale_epoch += 1;

@@ -195,8 +195,8 @@ impl Primary {
         }
         self.advance_commit(cx);
         self.maybe_activate(cx);
+        self.acknowledge(cx);
         if self.active {
-            self.acknowledge(cx);
             self.start_early_reads(cx);
             self.serve_leased(cx);
             self.drop_deleted(cx);

@@ -1,8 +1,9 @@
 //! Reads: the last committed content, served only while every other member that counts grants it (R17).
 //!
 //! An active primary has committed everything it inherited, so what is uncommitted was sequenced by itself
-//! and is acknowledged by nobody: the last committed content is the right answer (R6), no read waits for a
-//! write. The lease is checked after the data has been read.
+//! and is acknowledged by nobody (or in this very turn, and then the read came before anybody knew): the last
+//! committed content is the right answer (R6), no read waits for a write. The lease is checked after the data
+//! has been read.
 
 use super::primary::Primary;
 use super::request::Request;

@@ -351,7 +351,8 @@ impl Primary {
         if seq > last {
             return;
         }
-        if seq > f.report {
+        let news = seq > f.report;
+        if news {
             f.report = seq;
             f.heard = cx.now;
         }
@@ -368,6 +369,9 @@ impl Primary {
                 s.progress = cx.now;
                 f.heard = cx.now;
             }
+        }
+        if news {
+            self.acknowledge(cx);
         }
     }
 
