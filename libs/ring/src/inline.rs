@@ -10,7 +10,7 @@
 
 use crate::config::{MAX_DISK_BYTES, MAX_WRITE_PIECES};
 use crate::op::{OpKind, ReadOp, Stage, WriteOp};
-use crate::Reactor;
+use crate::{Event, Reactor};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::io::IoSlice;
@@ -26,6 +26,15 @@ pub(crate) fn lies_in_memory(file: impl AsFd) -> bool {
 }
 
 impl Reactor {
+    /// Carries out now what the next turn would, and adds what came of it to `out`. Operations on other files
+    /// are not touched: they begin with the next turn.
+    pub fn finish_in_memory(&mut self, out: &mut Vec<Event>) {
+        if !self.inline_due.is_empty() {
+            self.run_inline();
+            out.append(&mut self.ready);
+        }
+    }
+
     /// Carries out what waits for this turn, continuations included.
     pub(crate) fn run_inline(&mut self) {
         while let Some(slot) = self.inline_due.pop_front() {

@@ -36,6 +36,8 @@ impl World {
         let local = n.local(self.now);
         let Some(engine) = &mut n.engine else { return };
         let mut out = Vec::new();
+        // As the daemon does.
+        engine.write_logs(local, &mut out);
         engine.flush(local, &mut out);
         let next = engine.next_deadline();
         let next = next.map(|d| n.global(d).max(self.now + 1000));

@@ -151,10 +151,7 @@ impl Store {
         } else if self.cfg.read_only {
             self.poll_read_only(now, ops);
         } else if self.sb.is_some() {
-            if self.sp.last_lsn != self.seen_lsn {
-                self.seen_lsn = self.sp.last_lsn;
-                self.last_append = now;
-            }
+            self.note_appends(now);
             self.poll_reads(ops);
             self.poll_scrub(now, ops);
             self.poll_log(ops);
@@ -168,6 +165,22 @@ impl Store {
             self.report_space(events);
         }
         events.append(&mut self.events);
+    }
+
+    /// The part of [`poll`](Store::poll) that what was appended waits for: its way to the log, and syncs. For
+    /// whoever wants these under way before everything else is looked after.
+    pub fn poll_appends(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {
+        if self.recovery.is_none() && !self.cfg.read_only && self.sb.is_some() {
+            self.note_appends(now);
+            self.poll_log(ops);
+        }
+    }
+
+    fn note_appends(&mut self, now: Nanos) {
+        if self.sp.last_lsn != self.seen_lsn {
+            self.seen_lsn = self.sp.last_lsn;
+            self.last_append = now;
+        }
     }
 
     /// Takes the completion of an operation, in any order. Unknown ids are ignored.

@@ -21,7 +21,7 @@ use crate::state::StateFile;
 use quarry_base::{DeviceId, Nanos, SdsId, StartNo};
 use quarry_control::Proposal;
 use quarry_replica::{Action, Engine, EngineConfig, Event};
-use quarry_ring::{Reactor, RingConfig, TimerHeap};
+use quarry_ring::{Event as RingEvent, Reactor, RingConfig, TimerHeap};
 use quarry_wire::{Endpoint, Frame, SdsInfo};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::SyncSender;
@@ -202,13 +202,8 @@ impl Shard {
                 self.ring_event(now, e);
             }
             self.due_timers(now);
-            if !self.actions.is_empty() {
-                // Answers, reports and records for others first: they work on them while this shard does
-                // the rest of its turn.
-                self.carry_out();
-                self.reactor.send_now();
-            }
             if self.registered.is_some() {
+                self.first_things(now, &mut events);
                 self.engine.flush(now, &mut self.actions);
             }
             self.carry_out();
@@ -218,6 +213,30 @@ impl Shard {
                 self.publish(now);
                 return Ok(());
             }
+        }
+    }
+
+    /// What somebody else waits for, before the rest of the turn: answers, reports and records go out and
+    /// what was appended goes to the log. Where that is in memory it is there at once, and is told at once.
+    fn first_things(&mut self, now: Nanos, events: &mut Vec<RingEvent>) {
+        self.send_ahead();
+        self.engine.write_logs(now, &mut self.actions);
+        if self.actions.is_empty() {
+            return;
+        }
+        self.carry_out();
+        self.reactor.finish_in_memory(events);
+        if !events.is_empty() {
+            let now = quarry_ring::now_boottime();
+            events.drain(..).for_each(|e| self.ring_event(now, e));
+        }
+        self.send_ahead();
+    }
+
+    fn send_ahead(&mut self) {
+        if !self.actions.is_empty() {
+            self.carry_out();
+            self.reactor.send_now();
         }
     }
 

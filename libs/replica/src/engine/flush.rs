@@ -43,6 +43,17 @@ impl Engine {
         self.settle_barriers();
     }
 
+    /// Gets what the last events appended on its way to the logs, ahead of the rest of [`Engine::flush`], which
+    /// has to follow all the same.
+    pub fn write_logs(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let mut ops: Vec<DiskOp> = Vec::new();
+        for dev in &mut self.devices {
+            dev.store.poll_appends(now, &mut ops);
+            let device = dev.id;
+            out.extend(ops.drain(..).map(|op| Action::Disk { device, op }));
+        }
+    }
+
     /// When [`Engine::flush`] has something to do next by itself.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let stores = self.devices.iter().filter_map(|d| d.store.next_deadline()).min();
