@@ -202,6 +202,22 @@ impl Ack {
     }
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Reads {
+    /// Grants that run by the clocks of the hosts
+    Lease,
+    /// An answer of every copy for each batch of reads: for machines whose clock may stand still
+    Confirm,
+}
+impl Reads {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reads::Lease => "lease",
+            Reads::Confirm => "confirm",
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Volume {
     /// All volumes
@@ -233,6 +249,9 @@ pub enum Volume {
         /// Refuse writes of this client
         #[arg(long)]
         read_only: bool,
+        /// Fail a request that has waited for so many seconds; 0: let it wait until it can be served
+        #[arg(long)]
+        io_timeout: Option<u64>,
     },
     /// Take a volume away from a data client
     Unmap {
@@ -277,6 +296,9 @@ pub enum Pool {
         copies: u8,
         #[arg(long, value_enum, default_value = "durable")]
         ack: Ack,
+        /// What is trusted before a read is served
+        #[arg(long, value_enum, default_value = "lease")]
+        reads: Reads,
         #[command(flatten)]
         more: PoolMore,
     },

@@ -44,7 +44,12 @@ fn volume() -> VolumeInfo {
         pool: PoolId(1),
         size_bytes: 1 << 30,
         generation: Generation(1),
-        mappings: vec![MapEntry { sdc: SdcId(1), read_only: false, device: false }],
+        mappings: vec![MapEntry {
+            sdc: SdcId(1),
+            read_only: false,
+            io_timeout_ms: 0,
+            device: false,
+        }],
         thick: false,
     }
 }
@@ -57,6 +62,7 @@ fn view(pg: PgConfig, servers: &[SdsInfo]) -> ToNode {
         name: "default".into(),
         pg_count: 1,
         cached: false,
+        confirm: false,
         rebuild_bytes_per_second: 0,
     }));
     v.apply(Change::Sdc(SdcInfo {

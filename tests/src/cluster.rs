@@ -21,11 +21,13 @@ pub struct ClusterOptions {
     pub copies: u32,
     /// For `--device-size`.
     pub device_size: &'static str,
+    /// For `--ack`: `durable` or `cached`.
+    pub ack: &'static str,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { mdm: 1, sds: 3, sdc: 1, copies: 2, device_size: "1GiB" }
+        ClusterOptions { mdm: 1, sds: 3, sdc: 1, copies: 2, device_size: "1GiB", ack: "durable" }
     }
 }
 
@@ -120,6 +122,7 @@ impl Cluster {
             [("--mdm", o.mdm), ("--sds", o.sds), ("--sdc", o.sdc), ("--copies", o.copies)];
         let mut args: Vec<String> = vec!["--backing".to_string(), self.backing.clone()];
         args.extend(["--device-size".to_string(), o.device_size.to_string()]);
+        args.extend(["--ack".to_string(), o.ack.to_string()]);
         for (flag, n) in numbers {
             args.extend([flag.to_string(), n.to_string()]);
         }

@@ -40,8 +40,11 @@ pub(crate) struct Cx<'a> {
     pub tokens: &'a mut Slab<Waiting>,
     /// Appends of the device that are not durable yet, with their groups, in order.
     pub appends: &'a mut VecDeque<(AppendId, usize)>,
-    /// Everything up to here is durable on the device.
+    /// Everything up to here is durable on the device (`ack = cached`: written).
     pub durable: AppendId,
+    /// `ack = cached`: everything up to here is on the medium; groups that wait for it to move.
+    pub synced: AppendId,
+    pub sync_waits: &'a mut Vec<(AppendId, usize)>,
     pub proposals: &'a mut u64,
     pub handing_over: bool,
     /// Index of the group in the engine.
@@ -76,6 +79,25 @@ impl Cx<'_> {
         h.start = self.me.start;
         h.config_index = self.view.index();
         h
+    }
+
+    /// The group's pool acknowledges what is written and not synced (R29).
+    pub fn is_cached(&self, pg: PgId) -> bool {
+        self.view.pool(pg).is_some_and(|p| p.cached)
+    }
+
+    /// Reads of the group's pool are confirmed by the members (R18).
+    pub fn confirms(&self, pg: PgId) -> bool {
+        self.view.pool(pg).is_some_and(|p| p.confirm)
+    }
+
+    /// Asks the device to sync what is written; the group has a turn when that is done.
+    pub fn sync_written(&mut self) -> AppendId {
+        let upto = self.store.sync_written();
+        if upto > self.synced {
+            self.sync_waits.push((upto, self.group));
+        }
+        upto
     }
 
     fn appended(&mut self, r: Result<AppendId, AppendError>) -> Result<AppendId, AppendError> {

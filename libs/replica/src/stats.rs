@@ -12,6 +12,10 @@ pub struct EngineStats {
     pub merges: u64,
     /// Writes and zeroes answered Ok.
     pub acks: u64,
+    /// FLUSH and FUA that asked for syncs (`ack = cached`).
+    pub flushes: u64,
+    /// Rounds of questions before reads (`reads = confirm`).
+    pub confirms: u64,
     /// Repeated requests that were recognised (R19).
     pub repeats: u64,
     pub stale_epoch: u64,
@@ -57,6 +61,8 @@ impl EngineStats {
             ("zero_ops", self.zeroes),
             ("merges", self.merges),
             ("acks", self.acks),
+            ("flushes", self.flushes),
+            ("confirms", self.confirms),
             ("repeats", self.repeats),
             ("stale_epoch", self.stale_epoch),
             ("try_again", self.try_again),

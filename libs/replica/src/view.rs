@@ -1,8 +1,8 @@
 //! The cluster view as the engine uses it, and the check of a request's rights (R19, R21).
 
 use crate::pg::request::Request;
-use quarry_base::{pg_of, ConfigIndex, VolumeId, VtreeId, EXTENT};
-use quarry_wire::{Change, ClusterView, Status, VolumeInfo};
+use quarry_base::{pg_of, ConfigIndex, PgId, VolumeId, VtreeId, EXTENT};
+use quarry_wire::{Change, ClusterView, PoolInfo, Status, VolumeInfo};
 use std::collections::HashMap;
 
 /// The view, with the volumes' vTrees for quick look-up.
@@ -47,8 +47,28 @@ impl View {
         self.cluster.volumes.get(self.vtrees.get(&vtree)?)
     }
 
+    /// The pool's options, as far as they are known.
+    pub fn pool(&self, pg: PgId) -> Option<&PoolInfo> {
+        self.cluster.pools.get(&pg.pool())
+    }
+
     /// May this request be carried out now? Checked on receipt and again when a number is given.
     pub fn check(&self, r: &Request) -> Result<(), Status> {
+        let h = &r.h;
+        let v = self.check_mapping(r)?;
+        let pg_count = self.cluster.pools.get(&v.pool).map_or(0, |p| p.pg_count);
+        let end = u64::from(h.extent.0) * u64::from(EXTENT) + u64::from(h.offset) + r.len() as u64;
+        let size = v.size_bytes.next_multiple_of(quarry_base::PAGE as u64);
+        if end > size || pg_of(v.pool, pg_count, h.vtree, h.extent) != h.pg {
+            // The client may know of a change that has not come here yet.
+            let ahead = h.config_index > self.cluster.index;
+            return Err(if ahead { Status::TryAgain } else { Status::Invalid });
+        }
+        Ok(())
+    }
+
+    /// Instance and mapping of a request, whatever its range.
+    pub fn check_mapping(&self, r: &Request) -> Result<&VolumeInfo, Status> {
         let h = &r.h;
         let newest = self.cluster.sdcs.get(&r.sdc).map(|s| s.instance);
         match newest {
@@ -70,14 +90,6 @@ impl View {
             Some(m) if h.generation == v.generation && m.read_only => return Err(Status::Invalid),
             _ => return Err(Status::StaleMapping),
         }
-        let pg_count = self.cluster.pools.get(&v.pool).map_or(0, |p| p.pg_count);
-        let end = u64::from(h.extent.0) * u64::from(EXTENT) + u64::from(h.offset) + r.len() as u64;
-        let size = v.size_bytes.next_multiple_of(quarry_base::PAGE as u64);
-        if end > size || pg_of(v.pool, pg_count, h.vtree, h.extent) != h.pg {
-            // The client may know of a change that has not come here yet.
-            let ahead = h.config_index > self.cluster.index;
-            return Err(if ahead { Status::TryAgain } else { Status::Invalid });
-        }
-        Ok(())
+        Ok(v)
     }
 }

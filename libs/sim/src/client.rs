@@ -22,7 +22,11 @@ pub enum Want {
 pub(crate) enum Kind {
     Read,
     Write,
-    Zero { flags: u16 },
+    Zero {
+        flags: u16,
+    },
+    /// Of one group.
+    Flush,
 }
 
 struct Request {
@@ -35,6 +39,7 @@ struct Request {
     offset: u32,
     len: u32,
     value: u64,
+    fua: bool,
     begin: u64,
     sent: Option<(LinkId, Epoch)>,
     /// Of the mapping it was sent with last.
@@ -72,6 +77,7 @@ pub struct Client {
     configs: BTreeMap<PgId, PgConfig>,
     vols: BTreeMap<VolumeId, Vol>,
     pg_count: u32,
+    cached: bool,
     index: ConfigIndex,
     /// Writes of earlier instances that may not take effect once this one has written to their group.
     orphans: Vec<Unknown>,
@@ -93,6 +99,7 @@ pub struct Client {
 fn overlap(a: &Request, v: VolumeId, e: u32, o: u32, l: u32) -> bool {
     let page = |x: u32| x / PAGE as u32;
     a.vol == v
+        && a.kind != Kind::Flush
         && a.extent == e
         && page(a.offset) <= page(o + l - 1)
         && page(o) <= page(a.offset + a.len - 1)
@@ -107,6 +114,7 @@ impl Client {
             configs: BTreeMap::new(),
             vols: BTreeMap::new(),
             pg_count: 1,
+            cached: false,
             index: ConfigIndex::ZERO,
             orphans: Vec::new(),
             sessions: BTreeMap::new(),
@@ -126,6 +134,7 @@ impl Client {
 
     fn on_view(&mut self, view: &ClusterView) {
         self.pg_count = view.pools.values().next().map_or(1, |p| p.pg_count);
+        self.cached = view.pools.values().any(|p| p.cached);
         self.configs = view.pgs.clone();
         self.index = view.index;
         self.vols.clear();
@@ -212,9 +221,10 @@ impl Client {
     /// Enters a write into the history; returns its sectors if its outcome is not known.
     fn record(&self, r: &Request, end: u64, h: &mut History) -> Vec<Unknown> {
         let mut unknown = Vec::new();
-        if r.kind == Kind::Read {
+        if matches!(r.kind, Kind::Read | Kind::Flush) {
             return unknown;
         }
+        h.falls.place(sector(r.vtree, r.extent, 0), r.pg);
         let (from, to) = match r.kind {
             // A trim may leave partial pages alone: only whole pages count.
             Kind::Zero { flags } if flags & flags::TRIM != 0 => (
@@ -226,6 +236,9 @@ impl Client {
         for s in (from / SECTOR)..(to.max(from) / SECTOR) {
             let at = sector(r.vtree, r.extent, s * SECTOR);
             h.write(at, r.value, r.begin, end);
+            if r.fua && end != NEVER {
+                h.make_solid(at, r.value);
+            }
             if end == NEVER && r.value != 0 {
                 unknown.push((r.pg, at, r.value));
             }
@@ -298,10 +311,10 @@ impl Client {
                 let r = self.open.remove(i);
                 self.finished += 1;
                 self.longest = self.longest.max(now - r.begin);
-                if r.kind == Kind::Read {
-                    self.seen(&r, f, now, h);
-                } else {
-                    self.record(&r, now, h);
+                match r.kind {
+                    Kind::Read => self.seen(&r, f, now, h),
+                    Kind::Flush => h.falls.flush(r.pg, r.begin, now),
+                    _ => drop(self.record(&r, now, h)),
                 }
                 if r.kind == Kind::Write {
                     self.acks.push((r.vol, r.generation, r.begin));
@@ -380,24 +393,29 @@ impl Client {
 
     /// Reads every page, for the end of a run.
     pub fn read_all(&mut self, vol: VolumeId, extent: u32, offset: u32, len: u32, now: u64) {
-        self.push(Kind::Read, vol, (extent, offset, len), 0, now);
+        self.push(Kind::Read, vol, (extent, offset, len), (0, false), now);
     }
 
     fn begin(&mut self, now: u64, load: &Load, rng: &mut Rng) {
         let ids: Vec<VolumeId> = self.vols.keys().copied().collect();
         let Some(&vol) = rng.pick(&ids) else { return };
-        self.started += 1;
         let extent = rng.below(u64::from(self.vols[&vol].extents)) as u32;
+        if self.cached && rng.chance(5) {
+            self.started += 1;
+            return self.push(Kind::Flush, vol, (extent, 0, 0), (0, false), now);
+        }
         let (kind, (offset, len)) = choose(load, rng);
         let crosses = self.open.iter().any(|r| overlap(r, vol, extent, offset, len));
         if crosses && kind != Kind::Read {
             return;
         }
+        let fua = self.cached && kind == Kind::Write && rng.chance(8);
+        self.started += 1;
         let value = match kind {
             Kind::Write => self.instance.0 << 32 | self.started,
             _ => 0,
         };
-        self.push(kind, vol, (extent, offset, len), value, now);
+        self.push(kind, vol, (extent, offset, len), (value, fua), now);
     }
 
     fn push(
@@ -405,7 +423,7 @@ impl Client {
         kind: Kind,
         vol: VolumeId,
         (extent, offset, len): (u32, u32, u32),
-        value: u64,
+        (value, fua): (u64, bool),
         begin: u64,
     ) {
         let Some(v) = self.vols.get(&vol).copied() else { return };
@@ -423,6 +441,7 @@ impl Client {
             offset,
             len,
             value,
+            fua,
             begin,
             sent: None,
             generation: v.generation,
@@ -462,6 +481,7 @@ impl Client {
             Kind::Read => Op::Read,
             Kind::Write => Op::Write,
             Kind::Zero { .. } => Op::Zero,
+            Kind::Flush => Op::Flush,
         });
         h.pg = r.pg;
         h.epoch = epoch;
@@ -475,12 +495,13 @@ impl Client {
         h.offset = r.offset;
         h.length = r.len;
         match r.kind {
-            Kind::Read => Frame::bare(h),
+            Kind::Read | Kind::Flush => Frame::bare(h),
             Kind::Zero { flags } => {
                 h.flags = flags;
                 Frame::bare(h)
             }
             Kind::Write => {
+                h.flags = if r.fua { flags::FUA } else { 0 };
                 let data = content(r.vtree, r.extent, r.offset, r.len, r.value);
                 let crcs = crc_pieces(r.offset, &data);
                 Frame::with_data(h, data, &crcs)

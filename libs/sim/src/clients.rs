@@ -41,7 +41,7 @@ impl World {
         let sdc = self.clients[c].id;
         let now = self.now;
         let op = if on {
-            Op::Map { volume, sdc, read_only: false, device: false }
+            Op::Map { volume, sdc, read_only: false, device: false, io_timeout_ms: None }
         } else {
             Op::Unmap { volume, sdc }
         };

@@ -1,7 +1,7 @@
 //! The shape of a run, made from its seed.
 
 use crate::disk::Lie;
-use crate::faults::{everything, Mix};
+use crate::faults::{everything, Fault, Mix};
 use crate::load::Load;
 use crate::mdm::{Shape, Wrong};
 use crate::node::store_config;
@@ -9,8 +9,10 @@ use crate::rng::Rng;
 use quarry_replica::Limits;
 use quarry_store::StoreConfig;
 
-/// Operations of all clients of a run together.
+/// Operations of all clients of a run together, at least.
 pub const OPERATIONS: u64 = 2_000;
+/// Faults of a run at least, where there are any.
+pub const FAULTS: u64 = 3;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Config {
     /// In so many of a hundred cases a primary is killed right after a member was added at its request, and a
     /// member right after its sync began.
     pub strike: u64,
+    /// So many of a hundred reads of a disk take long.
+    pub slow_reads: u64,
     pub limits: Limits,
     pub lie: Lie,
     pub wrong: Wrong,
@@ -46,6 +50,14 @@ impl Config {
         let faults_ms = 14_000;
         let operations = OPERATIONS.div_ceil(u64::from(clients));
         let min_copies = if copies == 3 && r.chance(50) { 2 } else { 1 };
+        let (cached, confirm) = (r.chance(25), r.chance(15));
+        let mut mix = everything();
+        if confirm {
+            mix.push((Fault::Freeze, 12));
+        }
+        if cached {
+            mix.push((Fault::CrashMany, 10));
+        }
         Config {
             shape: Shape {
                 servers,
@@ -55,7 +67,8 @@ impl Config {
                 min_copies,
                 grace_seconds: if r.chance(30) { r.within(0, 4) } else { 60 },
                 device_bytes: store_config().device_bytes,
-                cached: false,
+                cached,
+                confirm,
             },
             clients,
             load: Load {
@@ -63,13 +76,15 @@ impl Config {
                 blocks: r.within(1, 3) as u32,
                 pages: [2, 4, 16, 16][r.below(4) as usize],
                 depth: r.within(2, 8) as usize,
+                trims: if r.chance(10) { 20 } else { 1 },
                 think_ms: faults_ms / operations,
                 operations,
             },
             faults_ms,
             fault_every_ms: r.within(200, 2500),
-            mix: everything(),
+            mix,
             strike: r.within(0, 20),
+            slow_reads: 1,
             limits: Limits::default(),
             lie: Lie::None,
             wrong: Wrong::None,

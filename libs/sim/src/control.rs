@@ -76,9 +76,10 @@ impl World {
             haves: n.engine.as_ref().map(|e| e.haves(n.device)).unwrap_or_default(),
             devices: vec![n.report()],
         };
-        let before = n.start;
+        let (before, boot) = (n.start, n.boot);
         match self.mdm.register_sds(joining, self.now) {
             Some(start) => {
+                self.boots.insert(start, boot);
                 if start == before {
                     self.count("session resumed");
                 }
@@ -210,6 +211,14 @@ impl World {
         let Some(o) = old else { return };
         if c.epoch.0 != o.epoch.0 + 1 {
             self.fail(format!("{} goes from epoch {} to {}", c.pg, o.epoch, c.epoch));
+        }
+        let lost = |m: &quarry_wire::Member| {
+            self.boots.get(&m.start) != Some(&self.nodes[m.sds.0 as usize - 1].boot)
+        };
+        if self.cfg.shape.cached && o.in_sync.iter().all(lost) {
+            // Nobody has served since the last of them lost power.
+            self.history.falls.cut(c.pg, self.now);
+            self.count("fell back");
         }
         let known = |d: DeviceId| o.is_in_sync(d) || o.syncing.iter().any(|m| m.device == d);
         if c.in_sync.is_empty() || !c.in_sync.iter().all(|m| known(m.device)) {

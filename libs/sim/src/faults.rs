@@ -13,6 +13,8 @@ pub enum Fault {
     PowerLoss,
     CrashMany,
     Pause,
+    /// As a pause, and the host's clock stands still with it: breaks leases, not confirmed reads (R18).
+    Freeze,
     Partition,
     OneWay,
     LinkCut,
@@ -81,6 +83,11 @@ impl World {
         }
         let next = self.now + self.rng.within(1, 2 * self.cfg.fault_every_ms) * MS;
         self.at(next, Ev::Fault);
+        self.fault_now();
+    }
+
+    /// One fault of the mix; some do not apply at this moment.
+    pub(crate) fn fault_now(&mut self) {
         let total: u32 = self.cfg.mix.iter().map(|m| m.1).sum();
         let mut at = self.rng.below(u64::from(total)) as u32;
         let chosen = self.cfg.mix.iter().find(|(_, w)| match at.checked_sub(*w) {
@@ -106,6 +113,7 @@ impl World {
             Fault::PowerLoss => self.crash_one(node, true),
             Fault::CrashMany => self.crash_many(),
             Fault::Pause => running && self.pause(node),
+            Fault::Freeze => running && self.freeze(node),
             Fault::Partition => self.partition(node, true),
             Fault::OneWay => self.partition(node, false),
             Fault::LinkCut => self.cut_link(node),
@@ -182,6 +190,31 @@ impl World {
         self.trace(|| format!("--- sds{} stops for {ms} ms", node + 1));
         self.nodes[node].paused_until = self.now + ms * MS;
         true
+    }
+
+    fn freeze(&mut self, node: usize) -> bool {
+        if self.nodes[node].paused_until > self.now {
+            return false;
+        }
+        let now = self.now;
+        let done = self.pause(node);
+        let until = self.nodes[node].paused_until;
+        self.nodes[node].freeze(now, until);
+        // When it goes on, nobody has told it or some of its clients yet what happened meanwhile.
+        self.hear_late(Addr::Sds(node), until - now, 300);
+        for c in 0..self.clients.len() {
+            if self.rng.chance(50) {
+                self.hear_late(Addr::Sdc(c), until - now, 300);
+            }
+        }
+        done
+    }
+
+    /// The MDM's news come so much later, nanoseconds, and up to so many milliseconds more.
+    fn hear_late(&mut self, to: Addr, by: u64, more_ms: u64) {
+        self.net.cut(Addr::Mdm, to);
+        let heal = self.now + by + self.rng.within(0, more_ms) * MS;
+        self.at(heal, Ev::Heal { a: Addr::Mdm, b: to });
     }
 
     fn partition(&mut self, node: usize, both: bool) -> bool {
@@ -350,9 +383,7 @@ impl World {
         // Some clients do not hear of it either.
         for c in 0..self.clients.len() {
             if self.rng.chance(50) {
-                self.net.cut(Addr::Mdm, Addr::Sdc(c));
-                let heal = apart + self.rng.within(0, 800);
-                self.at(self.now + heal * MS, Ev::Heal { a: Addr::Mdm, b: Addr::Sdc(c) });
+                self.hear_late(Addr::Sdc(c), apart * MS, 800);
             }
         }
         self.net.cut(old, Addr::Mdm);

@@ -1,6 +1,7 @@
 //! The end of a run: faults stop, everything must heal, every replica must hold the same, and what clients
 //! were told must still be there.
 
+use crate::config::{FAULTS, OPERATIONS};
 use crate::coverage::Seen;
 use crate::disk::Failing;
 use crate::faults::Fault;
@@ -36,14 +37,23 @@ impl World {
 
     /// Faults stop now; everything has to heal.
     pub fn finish(mut self) -> Result<Report, String> {
-        self.end_faults();
-        // The rest of the load runs while everything heals.
-        let most = self.now + 5_000 * MS;
-        while self.failure.is_none() && self.now < most && !self.is_done() {
-            let next = self.now + 50 * MS;
+        // Some do not apply at all moments, some mixes at none.
+        let tries = if self.cfg.fault_every_ms > 0 { 100 } else { 0 };
+        for _ in 0..tries {
+            if self.failure.is_some() || self.faults >= FAULTS {
+                break;
+            }
+            self.fault_now();
+            let next = self.now + 200 * MS;
             self.run_until(next);
         }
+        self.end_faults();
         self.wait_until_whole();
+        // The rest of the load, by whoever has something mapped still.
+        self.cfg.load.operations = u64::MAX;
+        self.cfg.load.think_ms = self.cfg.load.think_ms.min(10);
+        (0..self.clients.len()).for_each(|c| self.pump(c));
+        self.wait_until(HEALED_WITHIN, "operations that do not end", World::is_done);
         self.quiet = true;
         self.wait_until(HEALED_WITHIN, "requests without an answer", |w| {
             w.clients.iter().all(|c| c.is_idle())
@@ -71,8 +81,7 @@ impl World {
     }
 
     fn is_done(&self) -> bool {
-        let wanted = self.cfg.load.operations.min(crate::config::OPERATIONS);
-        self.clients.iter().all(|c| c.started >= wanted)
+        self.clients.iter().map(|c| c.started).sum::<u64>() >= OPERATIONS
     }
 
     fn end_faults(&mut self) {
@@ -82,6 +91,7 @@ impl World {
         for n in 0..self.nodes.len() {
             let node = &mut self.nodes[n];
             node.paused_until = 0;
+            node.frozen.1 = node.frozen.1.min(now).max(node.frozen.0);
             node.hung_until = 0;
             node.slow = (0, 0);
             let failed = std::mem::take(&mut node.disk.failing) != Failing::Nothing;
@@ -176,7 +186,9 @@ impl World {
             n.disk.kill(&mut self.rng);
             stores.push(recover(&mut n.disk).map_err(|e| format!("at the end: {}: {e}", n.sds))?);
         }
-        let moved = self.seen.get("mdm rebuild") + self.seen.get("mdm rebuild_start") > 0;
+        // A server that is taken out is replaced at once, too.
+        let moves = ["mdm rebuild", "mdm rebuild_start", "mdm sds_fail"];
+        let moved = moves.iter().any(|m| self.seen.get(m) > 0);
         if let Some(bad) = self.mdm.misplaced(!moved) {
             return Err(bad);
         }

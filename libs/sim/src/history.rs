@@ -4,6 +4,7 @@
 //! each value's operations span a zone; two zones that must follow each other may not overlap. Zeroes
 //! are not unique; reads of zero, and reads that a zero should have hidden, are checked pair by pair.
 
+use crate::falls::Falls;
 use std::collections::{BTreeMap, HashMap};
 
 /// Forever: the answer never came.
@@ -11,43 +12,57 @@ pub const NEVER: u64 = u64::MAX;
 
 /// A finished or unfinished operation on one sector.
 #[derive(Clone, Copy, Debug)]
-struct Op {
-    begin: u64,
-    end: u64,
+pub(crate) struct Op {
+    pub begin: u64,
+    pub end: u64,
     /// It took effect before this time, or never does.
-    by: u64,
+    pub by: u64,
+    /// It was answered as durable by itself (FUA).
+    pub solid: bool,
 }
 
 impl Op {
     /// Latest time at which it took effect, if it did.
-    fn latest(&self) -> u64 {
+    pub fn latest(&self) -> u64 {
         self.end.min(self.by)
     }
 }
 
 #[derive(Default)]
-struct Register {
+pub(crate) struct Register {
     /// value -> its write
-    writes: HashMap<u64, Op>,
-    zeroes: Vec<Op>,
-    reads: Vec<(u64, Op)>,
+    pub(crate) writes: HashMap<u64, Op>,
+    pub(crate) zeroes: Vec<Op>,
+    pub(crate) reads: Vec<(u64, Op)>,
+    /// It began with one of its writes, not with zeroes.
+    pub(crate) restored: bool,
 }
 
 /// Everything that happened.
 #[derive(Default)]
 pub struct History {
     sectors: BTreeMap<u64, Register>,
+    /// `ack = cached`: what may fall back, when, and what was flushed.
+    pub falls: Falls,
 }
 
 impl History {
     /// A write of `value` (0: zeroes) to a sector; `end` is [`NEVER`] if its outcome is not known.
     pub fn write(&mut self, sector: u64, value: u64, begin: u64, end: u64) {
         let r = self.sectors.entry(sector).or_default();
-        let op = Op { begin, end, by: NEVER };
+        let op = Op { begin, end, by: NEVER, solid: false };
         if value == 0 {
             r.zeroes.push(op);
         } else {
             r.writes.insert(value, op);
+        }
+    }
+
+    /// The write of `value` was answered as durable.
+    pub fn make_solid(&mut self, sector: u64, value: u64) {
+        let w = self.sectors.get_mut(&sector).and_then(|r| r.writes.get_mut(&value));
+        if let Some(w) = w {
+            w.solid = true;
         }
     }
 
@@ -61,7 +76,11 @@ impl History {
 
     /// A read that returned `value`.
     pub fn read(&mut self, sector: u64, value: u64, begin: u64, end: u64) {
-        self.sectors.entry(sector).or_default().reads.push((value, Op { begin, end, by: NEVER }));
+        self.sectors
+            .entry(sector)
+            .or_default()
+            .reads
+            .push((value, Op { begin, end, by: NEVER, solid: false }));
     }
 
     /// Reads recorded.
@@ -72,7 +91,11 @@ impl History {
     /// Is there one order that explains it all? The error names the sector and what contradicts.
     pub fn check(&self) -> Result<(), String> {
         for (s, r) in &self.sectors {
-            r.check().map_err(|e| format!("sector {s} (page {}): {e}", s / 8))?;
+            let name = |e| format!("sector {s} (page {}): {e}", s / 8);
+            match self.falls.of(*s) {
+                None => r.check().map_err(name)?,
+                Some(f) => f.check(r).map_err(name)?,
+            }
         }
         Ok(())
     }
@@ -86,7 +109,7 @@ struct Zone {
 }
 
 impl Register {
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let mut zones: BTreeMap<u64, Zone> = BTreeMap::new();
         for (value, r) in &self.reads {
             if *value == 0 {
@@ -127,11 +150,12 @@ impl Register {
     }
 
     fn check_zero(&self, r: &Op) -> Result<(), String> {
-        let initial = Op { begin: 0, end: 0, by: 0 };
+        let initial = Op { begin: 0, end: 0, by: 0, solid: true };
         let before: Vec<(&u64, &Op)> =
             self.writes.iter().filter(|(_, w)| w.end < r.begin).collect();
         let hidden = |z: &Op| before.iter().find(|(_, w)| z.end < w.begin);
-        let mut zeroes = std::iter::once(&initial).chain(&self.zeroes).filter(|z| z.begin <= r.end);
+        let first = std::iter::once(&initial).filter(|_| !self.restored);
+        let mut zeroes = first.chain(&self.zeroes).filter(|z| z.begin <= r.end);
         if zeroes.any(|z| hidden(z).is_none()) {
             return Ok(());
         }

@@ -14,6 +14,7 @@ pub mod config;
 mod control;
 pub mod coverage;
 pub mod disk;
+pub mod falls;
 pub mod faults;
 pub mod finish;
 pub mod history;

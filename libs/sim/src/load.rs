@@ -18,6 +18,8 @@ pub struct Load {
     pub blocks: u32,
     pub pages: u32,
     pub depth: usize,
+    /// Trims of whole blocks, of a hundred operations.
+    pub trims: u64,
     /// Time between two operations of a client, milliseconds at most.
     pub think_ms: u64,
     pub operations: u64,
@@ -31,7 +33,10 @@ pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
     let first = block + rng.below(u64::from(load.pages.clamp(1, 16))) as u32 * page;
     let pages = rng.within(1, 4) as u32;
     let whole = (first, (pages * page).min(EXTENT - first));
-    match rng.below(100) {
+    if rng.chance(load.trims) {
+        return (Kind::Zero { flags: flags::TRIM }, (block, BLOCK));
+    }
+    match rng.below(99) {
         0..=37 => (Kind::Read, whole),
         38..=73 => (Kind::Write, whole),
         74..=78 => (Kind::Write, (block.min(EXTENT - 2 * BLOCK), BLOCK * rng.within(1, 2) as u32)),
@@ -42,8 +47,7 @@ pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
         81..=90 => (Kind::Write, partial(block, rng)),
         91..=93 => (Kind::Zero { flags: 0 }, whole),
         94..=95 => (Kind::Zero { flags: flags::TRIM }, whole),
-        96 => (Kind::Zero { flags: flags::TRIM }, (block, BLOCK)),
-        97..=98 => (Kind::Zero { flags: 0 }, partial(block, rng)),
+        96..=97 => (Kind::Zero { flags: 0 }, partial(block, rng)),
         _ => (Kind::Zero { flags: flags::TRIM }, (block, 3 * page / 2)),
     }
 }

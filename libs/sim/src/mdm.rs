@@ -5,7 +5,7 @@
 
 use mdm::control::Detector;
 use mdm::state::{
-    Ack, AddPool, Answer, Command, ElectPg, Op, Position, Provisioning, RegDevice, Register,
+    Ack, AddPool, Answer, Command, ElectPg, Op, Position, Provisioning, Reads, RegDevice, Register,
     Reject, State,
 };
 use quarry_base::*;
@@ -47,6 +47,8 @@ pub struct Shape {
     pub grace_seconds: u64,
     pub device_bytes: u64,
     pub cached: bool,
+    /// `reads = confirm`.
+    pub confirm: bool,
 }
 
 pub struct Mdm {
@@ -110,6 +112,7 @@ impl Mdm {
             copies: shape.copies,
             min_copies: Some(shape.min_copies),
             ack: if shape.cached { Ack::Cached } else { Ack::Durable },
+            reads: if shape.confirm { Reads::Confirm } else { Reads::Lease },
             pg_count: Some(shape.pgs),
             devices: None,
             over_commit: None,
@@ -322,7 +325,8 @@ impl Mdm {
                 p.config.in_sync.iter().filter_map(|m| self.position(m.device, pg)).collect();
             let all = present.len() == p.config.in_sync.len();
             if !present.is_empty() && (all || now - first >= DETECTION) {
-                out.push(ElectPg { pg, epoch: p.config.epoch, present });
+                let e = ElectPg { pg, epoch: p.config.epoch, present };
+                out.extend(s.can_elect(&e).then_some(e));
             }
         }
         out

@@ -35,6 +35,9 @@ pub struct Node {
     pub slow: (u64, u64),
     /// Nothing its disk was asked for ends before.
     pub hung_until: u64,
+    /// Its clock stands still between these (a machine that is paused), and stood still before for so long.
+    pub frozen: (u64, u64),
+    frozen_before: u64,
     offset: u64,
     /// Clock speed, parts per million off.
     drift: i64,
@@ -71,6 +74,8 @@ impl Node {
             hand_over: None,
             slow: (0, 0),
             hung_until: 0,
+            frozen: (0, 0),
+            frozen_before: 0,
             offset,
             drift,
         }
@@ -78,7 +83,16 @@ impl Node {
 
     /// This host's clock.
     pub fn local(&self, now: u64) -> Nanos {
+        let (from, until) = self.frozen;
+        let now = now - self.frozen_before - now.min(until).saturating_sub(from);
         Nanos(self.offset + (now as i64 + now as i64 / 1_000_000 * self.drift) as u64)
+    }
+
+    /// The host stops from now until then, and its clock with it.
+    pub fn freeze(&mut self, now: u64, until: u64) {
+        let (from, to) = self.frozen;
+        self.frozen_before += to - from;
+        self.frozen = (now, until);
     }
 
     /// When this host's clock shows `at`, not before.

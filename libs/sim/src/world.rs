@@ -136,6 +136,8 @@ pub struct World {
     pub(crate) unmaps: Vec<Unmap>,
     /// Newest configuration published of each group.
     pub(crate) configs: BTreeMap<PgId, PgConfig>,
+    /// Start of a server's host in which a process start was given.
+    pub(crate) boots: BTreeMap<StartNo, u64>,
     pub mdm: Mdm,
     pub net: Net,
     pub history: History,
@@ -171,6 +173,7 @@ impl World {
             client_news: Vec::new(),
             unmaps: Vec::new(),
             configs: BTreeMap::new(),
+            boots: BTreeMap::new(),
             mdm,
             net: Net::default(),
             history: History::default(),
@@ -198,7 +201,9 @@ impl World {
             let (sds, device) = (n.sds, n.device);
             let devices = vec![n.report()];
             let j = Joining { sds, device, resume: None, boot: 1, haves: Vec::new(), devices };
-            starts.push(self.mdm.register_sds(j, now).ok_or("a server was refused")?);
+            let start = self.mdm.register_sds(j, now).ok_or("a server was refused")?;
+            self.boots.insert(start, 1);
+            starts.push(start);
         }
         self.mdm.lay_out(&self.cfg.shape, self.cfg.load.extents, now)?;
         for c in 0..self.cfg.clients {
@@ -208,6 +213,7 @@ impl World {
                 sdc: SdcId(c + 1),
                 read_only: false,
                 device: false,
+                io_timeout_ms: None,
             };
             self.mdm.submit(map, now).map_err(|e| e.to_string())?;
         }

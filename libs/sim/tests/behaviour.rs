@@ -1,8 +1,9 @@
 //! Single behaviours, each in a small cluster of its own, with one fault placed by hand.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use quarry_sim::faults::Fault;
 use quarry_sim::world::MS;
-use quarry_sim::{Config, World};
+use quarry_sim::{run, Config, World};
 
 /// A quiet cluster: no faults but those that the test brings about, load until the end.
 fn quiet(seed: u64, servers: u32, copies: u8, min_copies: u8) -> Config {
@@ -124,4 +125,65 @@ fn an_older_copy_alone_serves_nothing() {
     after(&mut w, 4000);
     assert!(answered(&w) > before);
     w.finish().unwrap();
+}
+
+#[test]
+fn a_clock_that_stands_still_breaks_leases_and_not_confirmed_reads() {
+    let frozen = |seed, confirm| {
+        let mut c = Config::of_seed(seed);
+        (c.shape.confirm, c.shape.cached, c.shape.pgs) = (confirm, false, 1);
+        (c.load.extents, c.load.blocks, c.load.pages, c.clients) = (1, 1, 2, 3);
+        (c.mix, c.fault_every_ms, c.strike) = (vec![(Fault::Freeze, 1)], 300, 0);
+        run(seed, c)
+    };
+    let stale = (1..=20).find(|seed| frozen(*seed, false).is_err());
+    assert!(stale.is_some(), "the fault has to break leases");
+    for seed in 1..=6 {
+        frozen(seed, true).unwrap();
+    }
+}
+
+/// A cluster with `ack = cached` whose two copies of everything have been written to for a while.
+fn cached(seed: u64) -> World {
+    let mut c = quiet(seed, 2, 2, 1);
+    c.shape.cached = true;
+    let mut w = World::new(seed, c).unwrap();
+    after(&mut w, 4000);
+    w
+}
+
+#[test]
+fn a_cached_copy_whose_host_booted_comes_back_as_syncing() {
+    for seed in 1..=4 {
+        let mut w = cached(seed);
+        // Both processes end at once; the power of one host fails too.
+        w.crash(0, true);
+        w.crash(1, false);
+        w.restart(0);
+        after(&mut w, 3000);
+        let before = stat(&w, "acks");
+        after(&mut w, 1000);
+        assert_eq!(stat(&w, "acks"), before, "the other one may have more: nobody leads");
+        w.restart(1);
+        after(&mut w, 4000);
+        assert!(stat(&w, "acks") > before);
+        assert_eq!(w.seen.get("fell back"), 0);
+        w.finish().unwrap();
+    }
+}
+
+#[test]
+fn after_the_power_loss_of_all_cached_copies_nothing_flushed_is_missing() {
+    let mut fell = 0;
+    for seed in 1..=6 {
+        let mut w = cached(seed);
+        w.crash(0, true);
+        w.crash(1, true);
+        w.restart(0);
+        w.restart(1);
+        after(&mut w, 4000);
+        fell += w.seen.get("fell back");
+        w.finish().unwrap();
+    }
+    assert!(fell > 0);
 }

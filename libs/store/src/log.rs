@@ -69,7 +69,9 @@ pub(crate) struct Log {
     pub sync: Option<u64>,
     /// Someone waits for a sync of what is written.
     pub want_sync: bool,
+    /// Newest append that a sync was asked for; 0: none.
     pub sync_asked: AppendId,
+    pub synced_told: AppendId,
     pub refused: bool,
     pub stable_told: AppendId,
     /// Descriptor bytes while a batch is built; kept for its capacity.
@@ -109,9 +111,14 @@ impl Store {
         {}
         let due = match self.cfg.ack {
             AckMode::Durable => self.log.written_no > self.log.synced_no,
-            AckMode::Cached => self.log.want_sync && self.log.written_no > self.log.synced_no,
+            AckMode::Cached => {
+                let asked = self.log.want_sync || self.log.synced_id < self.log.sync_asked;
+                asked && self.log.written_no > self.log.synced_no
+            }
         };
         if due && self.log.sync.is_none() && !self.linked_in_flight() {
+            // Whoever needs another one asks again: one question does not make syncs follow each other.
+            self.log.want_sync = false;
             self.issue_sync(ops);
         }
         if self.log.flights.is_empty() && self.log.queue.is_empty() {
@@ -275,9 +282,52 @@ impl Store {
             self.log.stable_told = upto;
             events.push(StoreEvent::Stable { upto });
         }
-        if self.log.sync_asked > 0 && self.log.synced_id >= self.log.sync_asked {
-            self.log.sync_asked = 0;
+        let asked = self.log.sync_asked > 0 && self.log.synced_id >= self.log.sync_asked;
+        let news = self.cfg.ack == AckMode::Cached && self.log.synced_id > self.log.synced_told;
+        if asked || news {
+            // A later question does not hold the answer to an earlier one back.
+            self.log.sync_asked = if asked { 0 } else { self.log.sync_asked };
+            self.log.synced_told = self.log.synced_id;
             events.push(StoreEvent::Synced { upto: self.log.synced_id });
         }
+    }
+
+    /// Asks for a sync of everything appended so far, also in `Cached` mode (FLUSH):
+    /// `StoreEvent::Synced` covers the id returned.
+    pub fn sync(&mut self) -> AppendId {
+        self.ask_sync(self.log.last_id)
+    }
+
+    /// As [`sync`](Store::sync), of what is written to the device already: it waits for no append that
+    /// is still on its way (FLUSH never waits for pending writes).
+    pub fn sync_written(&mut self) -> AppendId {
+        self.ask_sync(self.log.written_id)
+    }
+
+    fn ask_sync(&mut self, upto: AppendId) -> AppendId {
+        if self.log.synced_id >= upto {
+            self.events.push(StoreEvent::Synced { upto });
+        } else {
+            self.log.want_sync = true;
+            self.log.sync_asked = self.log.sync_asked.max(upto);
+        }
+        upto
+    }
+
+    /// What "stable" means from now on: the pool of the device became known, or another's. With
+    /// `Cached`, what is written counts at once.
+    pub fn set_ack(&mut self, ack: AckMode) {
+        if std::mem::replace(&mut self.cfg.ack, ack) == ack || ack == AckMode::Durable {
+            return;
+        }
+        let written = self.log.written_no;
+        let flights = self.log.flights.iter_mut().filter(|f| f.no <= written);
+        let recs: Vec<_> = flights.flat_map(|f| std::mem::take(&mut f.recs)).collect();
+        self.note_stable(&recs);
+    }
+
+    /// The present meaning of "stable".
+    pub fn ack(&self) -> AckMode {
+        self.cfg.ack
     }
 }

@@ -516,18 +516,6 @@ impl Store {
         self.unpark();
         Ok(self.push(u32::MAX, pg, Body::Bare(Kind::DropPg), true))
     }
-
-    /// Asks for a sync of everything appended so far, also in `Cached` mode (FLUSH):
-    /// `StoreEvent::Synced` covers the id returned.
-    pub fn sync(&mut self) -> AppendId {
-        self.log.want_sync = true;
-        self.log.sync_asked = self.log.last_id;
-        if self.log.synced_id >= self.log.last_id {
-            self.log.sync_asked = 0;
-            self.events.push(StoreEvent::Synced { upto: self.log.last_id });
-        }
-        self.log.last_id
-    }
 }
 
 /// Drops tail records from `from` on; see [`Store::truncate`].

@@ -78,6 +78,15 @@ codes! {
         FetchBlock = 41,
         /// Answer to FetchBlock, laid out as SyncCopy; `status` Corrupt or Invalid without data.
         BlockData = 42,
+        /// Primary to member (`ack = cached`, R29): put on the medium what you have reported; `request_id` = number
+        /// of the question.
+        SyncAsk = 43,
+        /// Answer to SyncAsk: it is.
+        SyncDone = 44,
+        /// Primary to member (`reads = confirm`, R18): is this still your epoch? `request_id` = number of the question.
+        Confirm = 45,
+        /// Answer to Confirm: it was when this was sent.
+        Confirmed = 46,
         /// Receiver of an older epoch: here is the newer configuration; meta is a PgConfig.
         ConfigPush = 48,
         /// Receiver of a newer epoch: send me the configuration of `pg`.

@@ -124,6 +124,9 @@ pub struct PoolInfo {
     pub pg_count: u32,
     /// False: `ack = durable`. True: `ack = cached`.
     pub cached: bool,
+    /// `reads = confirm`: a primary asks the members before it serves, and trusts no clock (R18).
+    #[serde(default)]
+    pub confirm: bool,
     /// Bytes a second of sync traffic a primary may send (0: no limit).
     #[serde(default)]
     pub rebuild_bytes_per_second: u64,
@@ -134,6 +137,9 @@ pub struct PoolInfo {
 pub struct MapEntry {
     pub sdc: SdcId,
     pub read_only: bool,
+    /// A request that has waited for so long fails (R25); 0: none does.
+    #[serde(default)]
+    pub io_timeout_ms: u64,
     /// The client should attach a kernel device.
     pub device: bool,
 }

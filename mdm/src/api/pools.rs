@@ -7,7 +7,7 @@ use super::spec::{body, Empty, Route};
 use super::{render, Answer, Api, ApiError, ADMIN};
 use crate::control::now;
 use crate::health;
-use crate::state::{self, Ack, AddPool, Op, Pacing, Policy};
+use crate::state::{self, Ack, AddPool, Op, Pacing, Policy, Reads};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
@@ -135,6 +135,8 @@ body! {
         /// Fewest copies that take new writes.
         min_copies: Option<u8>,
         ack: Option<Ack>,
+        /// What a primary trusts before it serves a read: grants that run by clocks, or an answer of every copy.
+        reads: Option<Reads>,
         /// A power of two; left out: by the number of devices.
         pg_count: Option<u32>,
         /// Left out: every unassigned device of the domain.
@@ -166,6 +168,7 @@ async fn pool_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PoolBody>) 
         copies: b.copies.unwrap_or(2),
         min_copies: b.min_copies,
         ack: b.ack.unwrap_or_default(),
+        reads: b.reads.unwrap_or_default(),
         pg_count: b.pg_count,
         devices,
         over_commit: b.over_commit,

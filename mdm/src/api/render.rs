@@ -72,7 +72,7 @@ pub fn pool(s: &State, hub: &HubInner, p: &Pool, now: Nanos) -> Value {
     json!({
         "id": p.id, "name": p.name, "protection_domain_id": p.domain,
         "protection_domain": s.domains.get(&p.domain).map(|d| &d.name), "copies": p.copies,
-        "min_copies": p.min_copies, "ack": p.ack, "pg_count": p.pg_count,
+        "min_copies": p.min_copies, "ack": p.ack, "reads": p.reads, "pg_count": p.pg_count,
         "health": health::pool_health(s, hub, p, now).health,
         "device_ids": devices, "total_capacity_gb": gib(c.raw), "capacity_bytes": c.raw,
         "usable_bytes": c.usable, "used_bytes": used, "free_bytes": c.raw.saturating_sub(used),
@@ -168,7 +168,7 @@ pub fn volume(s: &State, hub: &HubInner, v: &Volume) -> Value {
             let a = hub.sdcs.get(&m.sdc).and_then(|l| l.attachments.as_ref());
             let a = a.and_then(|a| a.iter().find(|a| a.volume == v.id));
             let uri = a.and_then(|a| a.socket.as_ref()).map(|p| uri(&v.name, p));
-            json!({ "sdc_id": m.sdc, "sdc": name, "read_only": m.read_only, "device_wanted": m.device,
+            json!({ "sdc_id": m.sdc, "sdc": name, "read_only": m.read_only, "io_timeout_seconds": m.io_timeout_ms as f64 / 1000.0, "device_wanted": m.device,
                 "uri": uri, "device": a.and_then(|a| a.device.as_ref()) })
         })
         .collect();

@@ -147,6 +147,7 @@ typed! {
     bool => "boolean";
     super::input::Ref => "ref";
     crate::state::Ack => "durable|cached";
+    crate::state::Reads => "lease|confirm";
     crate::state::Provisioning => "thin|thick";
     crate::state::Pacing => "unlimited|limit|favour_application|dynamic";
     quarry_control::Capability => "MDM|SDS|SDC";

@@ -158,6 +158,9 @@ body! {
         /// Attach it to the client's kernel too.
         device: Option<bool>,
         read_only: Option<bool>,
+        /// A request of this mapping that has waited for so long fails with an I/O error; 0 or left out: it waits
+        /// until it can be served.
+        io_timeout_seconds: Option<u64>,
     }
 }
 
@@ -192,7 +195,9 @@ fn resolve(
 async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
     let (volume, sdc) = resolve(&api, [&b.volume, &b.volume_id, &b.name], [&b.sdc, &b.sdc_id])?;
     let device = b.device.unwrap_or(false);
-    let op = Op::Map { volume, sdc, read_only: b.read_only.unwrap_or(false), device };
+    let io_timeout_ms = b.io_timeout_seconds.map(|s| s.saturating_mul(1000));
+    let op =
+        Op::Map { volume, sdc, read_only: b.read_only.unwrap_or(false), device, io_timeout_ms };
     let done = api.engine.submit(ADMIN, None, op).await?;
     let state::Answer::Mapped { generation, new, .. } = done.answer else {
         return Err(unexpected());

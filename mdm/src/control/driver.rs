@@ -128,7 +128,8 @@ impl Driver {
                 .collect();
             let all = present.len() == p.config.in_sync.len();
             if !present.is_empty() && (all || at.since(first) >= DETECTION) {
-                out.push(ElectPg { pg, epoch: p.config.epoch, present });
+                let e = ElectPg { pg, epoch: p.config.epoch, present };
+                out.extend(s.can_elect(&e).then_some(e));
             }
         }
         out

@@ -1,6 +1,6 @@
 //! Commands of the log, and what applying one answers.
 
-use super::objects::{Ack, Level, Pacing, Provisioning, TaskKind};
+use super::objects::{Ack, Level, Pacing, Provisioning, Reads, TaskKind};
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, Epoch, Generation, Instance, NodeId, PgId, PoolId, SdcId,
     SdsId, Seq, StartNo, Version, VolumeId,
@@ -172,6 +172,9 @@ pub enum Op {
         sdc: SdcId,
         read_only: bool,
         device: bool,
+        /// A request of this mapping that waited for so long fails (R25); 0: none does. `None`: as it is.
+        #[serde(default)]
+        io_timeout_ms: Option<u64>,
     },
     Unmap {
         volume: VolumeId,
@@ -333,6 +336,8 @@ pub struct AddPool {
     pub copies: u8,
     pub min_copies: Option<u8>,
     pub ack: Ack,
+    #[serde(default)]
+    pub reads: Reads,
     pub pg_count: Option<u32>,
     /// `None`: every unassigned device of the domain.
     pub devices: Option<Vec<DeviceId>>,

@@ -24,6 +24,8 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_cached;
+#[cfg(test)]
 mod tests_ops;
 #[cfg(test)]
 mod tests_prop;

@@ -173,8 +173,13 @@ impl State {
             && r.resume == Some(s.start.get())
             && s.boot_id == r.boot_id
             && s.host == r.host;
+        // Not knowing whether the host booted counts as that it did.
+        let same_boot = !r.boot_id.is_empty() && s.boot_id == r.boot_id;
         let start = if kept { s.start } else { self.new_start() };
         if let Some(s) = self.sds.get_mut(&id) {
+            if !same_boot {
+                s.booted = start;
+            }
             s.node = Some(node);
             s.start = start;
             s.up = true;
@@ -302,6 +307,7 @@ impl State {
             down_since_ms: None,
             host: String::new(),
             boot_id: String::new(),
+            booted: StartNo::ZERO,
             endpoints: Vec::new(),
             metrics: None,
         };

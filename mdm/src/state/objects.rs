@@ -105,6 +105,17 @@ pub enum Ack {
     Cached,
 }
 
+/// What a primary trusts before it serves a read (R17, R18).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reads {
+    /// The grants of the members, which run by the clocks of the hosts.
+    #[default]
+    Lease,
+    /// An answer of every member for each batch of reads: no clock.
+    Confirm,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Pool {
     pub id: PoolId,
@@ -126,6 +137,8 @@ pub struct Pool {
     pub rebuild_now: bool,
     /// The rate that `pacing` speaks of; 0: none given.
     pub rebuild_bytes_per_second: u64,
+    #[serde(default)]
+    pub reads: Reads,
     #[serde(default)]
     pub pacing: Pacing,
     /// The rate in force now, bytes a second for each placement group; 0: no limit.
@@ -159,6 +172,7 @@ impl Pool {
             name: self.name.clone(),
             pg_count: self.pg_count,
             cached: self.ack == Ack::Cached,
+            confirm: self.reads == Reads::Confirm,
             rebuild_bytes_per_second: self.rate_now,
         }
     }
@@ -185,6 +199,9 @@ pub struct Sds {
     pub down_since_ms: Option<u64>,
     pub host: String,
     pub boot_id: String,
+    /// First start since its host booted: what an earlier one had in a device's cache may be gone (R29).
+    #[serde(default)]
+    pub booted: StartNo,
     pub endpoints: Vec<Endpoint>,
     pub metrics: Option<String>,
 }

@@ -164,18 +164,69 @@ impl State {
 
     pub(crate) fn elect(&mut self, ctx: &mut Ctx, pgs: &[ElectPg]) -> Result<Answer, Reject> {
         let mut n = Primaries::None;
-        let mut done = 0;
+        let (mut done, mut fell_back) = (0, 0);
         for e in pgs {
             let counts = n.get_or_insert_with(|| self.primaries());
             if let Some(c) = self.elected(e, counts) {
+                fell_back += u64::from(self.all_caches_lost(e.pg));
                 self.finish(ctx, c, &mut n);
                 done += 1;
             }
+        }
+        if fell_back > 0 {
+            let why =
+                "the hosts of all copies booted: what was written and not flushed may be gone";
+            ctx.event("pg_fell_back", format!("{fell_back} placement groups"), why);
         }
         if done > 0 {
             ctx.event("pg_elect", format!("{done} placement groups"), "in-sync members restarted");
         }
         Ok(Answer::Done)
+    }
+
+    /// Would [`super::Op::Elect`] choose somebody now?
+    pub fn can_elect(&self, e: &ElectPg) -> bool {
+        self.elected(e, &HashMap::new()).is_some()
+    }
+
+    /// The host of this in-sync member booted since it was named: with `ack = cached` the newest of what it had
+    /// acknowledged may be gone (R29).
+    fn has_booted(&self, m: &Member) -> bool {
+        let Some(now) = self.present(m.device) else { return true };
+        now.sds != m.sds || self.sds.get(&m.sds).is_none_or(|s| s.booted > m.start)
+    }
+
+    fn is_cached(&self, pg: PgId) -> bool {
+        self.pools.get(&pg.pool()).is_some_and(|p| p.ack == super::Ack::Cached)
+    }
+
+    fn all_caches_lost(&self, pg: PgId) -> bool {
+        let c = self.pgs.get(&pg).map(|p| &p.config);
+        self.is_cached(pg) && c.is_some_and(|c| c.in_sync.iter().all(|m| self.has_booted(m)))
+    }
+
+    /// R29: members whose host did not boot have everything; the others come back as syncing. Only if all are here
+    /// and all their hosts booted, the longest leads alone and the others get what they lack from it. `None`: whoever
+    /// may have more is awaited.
+    fn without_lost_caches(
+        &self,
+        c: &PgConfig,
+        mut present: Vec<Position>,
+    ) -> Option<Vec<Position>> {
+        let booted = |p: &Position| c.member(p.device).is_none_or(|m| self.has_booted(m));
+        if !self.is_cached(c.pg) || !present.iter().any(booted) {
+            return Some(present);
+        }
+        if present.iter().all(booted) {
+            if present.len() < c.in_sync.len() {
+                return None;
+            }
+            let longest = present.iter().map(|p| p.last).max()?;
+            let at = present.iter().position(|p| p.last == longest)?;
+            return Some(vec![present.swap_remove(at)]);
+        }
+        present.retain(|p| !booted(p));
+        Some(present)
     }
 
     /// The configuration after an election, if the positions allow one.
@@ -188,7 +239,9 @@ impl State {
             c.is_in_sync(p.device) && self.present(p.device).is_some_and(|m| m.start == p.start)
         };
         let present: Vec<Position> = e.present.iter().filter(fits).copied().collect();
-        let winners = eligible(&present, c.in_sync.len());
+        let all = present.len() == c.in_sync.len();
+        let present = self.without_lost_caches(&c, present)?;
+        let winners = eligible(&present, if all { present.len() } else { c.in_sync.len() });
         let rank = |p: &&Position| {
             (
                 p.last,

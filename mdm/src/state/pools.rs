@@ -73,6 +73,7 @@ impl State {
             copies: p.copies,
             min_copies: p.min_copies.unwrap_or(if p.copies >= 3 { 2 } else { 1 }),
             ack: p.ack,
+            reads: p.reads,
             pg_count: p.pg_count.unwrap_or_else(|| default_pgs(devices.len())),
             over_commit: p.over_commit.unwrap_or(DEFAULT_OVER_COMMIT),
             reserve_percent: p.reserve_percent.unwrap_or(DEFAULT_RESERVE_PERCENT),

@@ -124,6 +124,12 @@ impl Lab {
     }
 
     pub fn elect(&mut self, last: &[(u32, (u64, u64), u64)]) {
+        let pgs = self.election(last);
+        self.ok(Op::Elect { pgs });
+    }
+
+    /// What the driver would ask for: server, its newest record, its commit point.
+    pub fn election(&self, last: &[(u32, (u64, u64), u64)]) -> Vec<ElectPg> {
         let pgs = self.all().into_iter().filter(|c| self.s.electable(c.pg)).map(|c| ElectPg {
             pg: c.pg,
             epoch: c.epoch,
@@ -142,12 +148,11 @@ impl Lab {
                 })
                 .collect(),
         });
-        let pgs = pgs.collect();
-        self.ok(Op::Elect { pgs });
+        pgs.collect()
     }
 }
 
-fn registration(i: u32, resume: Option<u64>, heard: &[u32]) -> Op {
+pub fn registration(i: u32, resume: Option<u64>, heard: &[u32]) -> Op {
     let dev = RegDevice {
         uuid: format!("u{i}"),
         path: "/d".into(),
@@ -178,6 +183,7 @@ pub fn pool(name: &str, copies: u8) -> Op {
         copies,
         min_copies: None,
         ack: Ack::Durable,
+        reads: Reads::Lease,
         pg_count: Some(32),
         devices: None,
         over_commit: None,
@@ -489,7 +495,13 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
         provisioning: Provisioning::Thin,
         used_bytes: 0,
     });
-    let map = Op::Map { volume: VolumeId(1), sdc: SdcId(1), read_only: false, device: false };
+    let map = Op::Map {
+        volume: VolumeId(1),
+        sdc: SdcId(1),
+        read_only: false,
+        device: false,
+        io_timeout_ms: None,
+    };
     l.ok(map.clone());
     let g = l.view.volumes[&VolumeId(1)].generation;
     l.ok(map);

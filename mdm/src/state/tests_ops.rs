@@ -249,7 +249,13 @@ fn a_client_with_volumes_is_not_removed() {
     let mut l = Lab::cluster(2, 2);
     l.ok(Op::AddSdc { name: "c".into() });
     volume(&mut l, "v", 1 << 20).unwrap();
-    l.ok(Op::Map { volume: VolumeId(1), sdc: SdcId(1), read_only: false, device: false });
+    l.ok(Op::Map {
+        volume: VolumeId(1),
+        sdc: SdcId(1),
+        read_only: false,
+        device: false,
+        io_timeout_ms: None,
+    });
     let e = l.run(Op::DeleteSdc { id: SdcId(1) }).unwrap_err();
     assert!(e.code == "mapped" && e.message.contains('v'), "{e:?}");
     l.ok(Op::Unmap { volume: VolumeId(1), sdc: SdcId(1) });

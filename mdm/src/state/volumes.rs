@@ -110,8 +110,8 @@ impl State {
         ctx: &mut Ctx,
         volume: VolumeId,
         sdc: SdcId,
-        read_only: bool,
-        device: bool,
+        (read_only, device): (bool, bool),
+        io_timeout_ms: Option<u64>,
     ) -> Result<Answer, Reject> {
         let x = self.sdcs.get(&sdc).ok_or_else(|| Reject::not_found("sdc", sdc))?;
         let name = x.name.clone();
@@ -137,6 +137,19 @@ impl State {
                     "unmap it first",
                 ));
             }
+            let timeout = io_timeout_ms.unwrap_or(m.io_timeout_ms);
+            if timeout != m.io_timeout_ms {
+                m.io_timeout_ms = timeout;
+                ctx.change(Change::Volume(v.info()));
+                ctx.event(
+                    "vol_io_timeout",
+                    format!("volume {} sdc {name}", v.name),
+                    format!("requests fail after {timeout} ms (0: never)"),
+                );
+            }
+            let Some(m) = v.mappings.iter_mut().find(|m| m.sdc == sdc) else {
+                return Err(Reject::not_found("sdc", sdc));
+            };
             if m.device || !device {
                 return Ok(Answer::Mapped { volume, generation: v.generation, index, new: false });
             }
@@ -149,7 +162,8 @@ impl State {
                     "unmap it somewhere",
                 ));
             }
-            v.mappings.push(MapEntry { sdc, read_only, device });
+            let io_timeout_ms = io_timeout_ms.unwrap_or(0);
+            v.mappings.push(MapEntry { sdc, read_only, io_timeout_ms, device });
         }
         v.generation = Generation(v.generation.0 + 1);
         let generation = v.generation;

@@ -77,12 +77,13 @@ pub fn pool(cx: &Context<'_>, command: &Pool) -> Result<(), CliError> {
             let id = select::id(&cx.client, POOL, which)?;
             cx.out.object(&cx.client.get(&format!("/pool/{id}/health"))?)
         }
-        Pool::Create { name, pd, copies, ack, more } => {
+        Pool::Create { name, pd, copies, ack, reads, more } => {
             let mut body = json!({
                 "name": select::check_name(name)?,
                 "protection_domain_id": select::id_by_name(&cx.client, PD, pd)?,
                 "copies": copies,
                 "ack": ack.as_str(),
+                "reads": reads.as_str(),
             });
             let rare = [
                 ("min_copies", json!(more.min_copies)),

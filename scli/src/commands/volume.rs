@@ -39,7 +39,17 @@ pub fn run(cx: &Context<'_>, command: &Volume) -> Result<(), CliError> {
             let answer = cx.client.post("/vol/create", &body)?;
             cx.finish(answer, &format!("volume '{name}' made, {}", show_size(bytes)))
         }
-        Volume::Map { which, sdc, device, read_only } => map(cx, which, sdc, *device, *read_only),
+        Volume::Map { which, sdc, device, read_only, io_timeout } => {
+            let mut body = mapping(which, sdc)?;
+            let flags = [("device", *device), ("read_only", *read_only)];
+            for (key, _) in flags.into_iter().filter(|f| f.1) {
+                body.insert(key.to_string(), true.into());
+            }
+            if let Some(seconds) = io_timeout {
+                body.insert("io_timeout_seconds".to_string(), (*seconds).into());
+            }
+            map(cx, body.into())
+        }
         Volume::Unmap { which, sdc, force } => {
             let mut body = mapping(which, sdc)?;
             if *force {
@@ -89,21 +99,7 @@ fn mapping(which: &Which, sdc: &str) -> Result<Map<String, Value>, CliError> {
 
 /// Maps and prints the address. The address is what this command is for, so it waits for it even
 /// without `--wait`, as long as one request may take.
-fn map(
-    cx: &Context<'_>,
-    which: &Which,
-    sdc: &str,
-    device: bool,
-    read_only: bool,
-) -> Result<(), CliError> {
-    let mut body = mapping(which, sdc)?;
-    if device {
-        body.insert("device".to_string(), true.into());
-    }
-    if read_only {
-        body.insert("read_only".to_string(), true.into());
-    }
-    let body = Value::from(body);
+fn map(cx: &Context<'_>, body: Value) -> Result<(), CliError> {
     let mut answer = cx.client.post("/vol/map", &body)?;
     if let Some(id) = wait::task_id(&answer) {
         let limit = Duration::from_secs(cx.global.wait.unwrap_or(cx.global.timeout));

@@ -30,7 +30,7 @@ pub fn config(pg: u32, epoch: u64, primary: u32) -> PgConfig {
 }
 
 pub fn volume(generation: u64, mapped: bool) -> VolumeInfo {
-    let map = MapEntry { sdc: SdcId(9), read_only: false, device: false };
+    let map = MapEntry { sdc: SdcId(9), read_only: false, io_timeout_ms: 0, device: false };
     VolumeInfo {
         id: VOLUME,
         name: "vol1".into(),
@@ -66,6 +66,7 @@ pub fn view(cached: bool) -> quarry_wire::ClusterView {
         name: "default".into(),
         pg_count: PGS,
         cached,
+        confirm: false,
         rebuild_bytes_per_second: 0,
     }));
     (0..PGS).for_each(|pg| v.apply(Change::Pg(config(pg, 1, 1 + pg % 2))));

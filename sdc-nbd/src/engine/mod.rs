@@ -7,13 +7,15 @@
 //! Invariants (rules of the design in brackets):
 //! - A part keeps its id for ever; within one epoch and one link it is sent once, unless the server
 //!   itself said "again" (R19, R20).
-//! - Writes of a volume that share a 4 KiB page are on the wire one at a time, in order of arrival (R20).
+//! - Writes of a volume that share a 4 KiB page are on the wire one at a time, in order of arrival (R20);
+//!   one that `io_timeout` gave up holds no other back.
 //! - At most `pg_in_flight` parts of a PG, and ids within `pg_id_window` of the lowest unanswered one.
 //! - Data handed to a client matched the checksums that came with it.
 //! - A fenced engine (a newer instance exists) sends nothing any more.
 //!
 //! Everything is driven by events and deadlines; `flush` runs what is due and sends what may go.
 
+mod expiry;
 mod links;
 mod overlap;
 mod pgs;
@@ -31,6 +33,8 @@ mod tests;
 mod tests_map;
 #[cfg(test)]
 mod tests_random;
+#[cfg(test)]
+mod tests_wait;
 
 pub use types::*;
 
@@ -56,6 +60,10 @@ enum Timer {
     Silence(LinkId),
     /// Parts of a volume waited long enough for a newer mapping.
     Mapping(VolumeId),
+    /// Requests of a volume may have waited for too long.
+    Expiry(VolumeId),
+    /// What is still out on a volume that was taken away fails.
+    Unmapped(VolumeId),
 }
 
 /// The engine of one client.
@@ -197,6 +205,8 @@ impl Engine {
             Timer::Hello(link) => self.hello_due(link),
             Timer::Silence(link) => self.check_silence(link),
             Timer::Mapping(volume) => self.retry_mapping(volume),
+            Timer::Expiry(volume) => self.expire(volume),
+            Timer::Unmapped(volume) => self.end_unmapped(volume),
         }
     }
 

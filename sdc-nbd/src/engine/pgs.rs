@@ -115,6 +115,16 @@ impl Pg {
         self.ready.retain(|(v, _)| *v != volume);
     }
 
+    /// Forgets one part that was never sent.
+    pub(super) fn unready(&mut self, volume: VolumeId, key: usize) {
+        if let Some(i) = self.ready.iter().position(|(v, _)| *v == volume) {
+            self.ready[i].1.retain(|k| *k != key);
+            if self.ready[i].1.is_empty() {
+                self.ready.remove(i);
+            }
+        }
+    }
+
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }

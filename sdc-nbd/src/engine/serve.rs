@@ -45,6 +45,7 @@ impl Engine {
             handle,
             volume: id,
             op,
+            begun: self.now,
             cursor,
             end,
             made: 0,
@@ -62,13 +63,19 @@ impl Engine {
             v.queue.push_back(key);
         }
         self.mark_volume(id);
+        self.watch_expiry(id);
     }
 
     /// With `ack = durable` what is answered is durable. Else every group written since its last
     /// flush is asked (R29).
     fn flush_request(&mut self, client: ClientId, handle: u64, id: VolumeId) {
-        let groups: Vec<(PgId, u64)> = match self.volumes.get(&id) {
-            Some(v) if v.cached => v.touched.iter().map(|(p, m)| (*p, *m)).collect(),
+        let groups: Vec<(PgId, u64)> = match self.volumes.get_mut(&id) {
+            Some(v) if v.cached => {
+                if v.shared {
+                    v.touch_all();
+                }
+                v.touched.iter().map(|(p, m)| (*p, *m)).collect()
+            }
             _ => Vec::new(),
         };
         if groups.is_empty() {
@@ -79,6 +86,7 @@ impl Engine {
             handle,
             volume: id,
             op: IoOp::Flush,
+            begun: self.now,
             cursor: 0,
             end: 0,
             made: groups.len() as u32,
@@ -108,6 +116,7 @@ impl Engine {
             });
             self.make_ready(key);
         }
+        self.watch_expiry(id);
     }
 
     /// Forgets a client: what was not begun is dropped, the rest runs to its end unanswered.
@@ -393,7 +402,7 @@ impl Engine {
     }
 
     /// Answers a request that is wholly split and has no part left.
-    fn finish_if_done(&mut self, key: usize) {
+    pub(super) fn finish_if_done(&mut self, key: usize) {
         let Some(r) = self.requests.get(key) else { return };
         if r.left > 0 || r.queued && r.cursor < r.end {
             return;

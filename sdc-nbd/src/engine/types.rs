@@ -95,6 +95,8 @@ pub enum IoError {
     ReadOnly,
     #[error("refused by the data server")]
     Refused,
+    #[error("not answered within the mapping's io_timeout")]
+    TimedOut,
 }
 
 impl IoError {
@@ -106,6 +108,7 @@ impl IoError {
             IoError::Shutdown => 108,
             IoError::Invalid => 22,
             IoError::ReadOnly => 1,
+            IoError::TimedOut => 110,
         }
     }
 }
@@ -275,6 +278,8 @@ pub struct EngineStats {
     /// Read data that did not match its checksums here.
     pub bad_data: u64,
     pub stale_request: u64,
+    /// Requests that failed after the mapping's `io_timeout`.
+    pub timed_out: u64,
     /// Times a limit held something back.
     pub limit_pg_in_flight: u64,
     pub limit_id_window: u64,

@@ -5,6 +5,7 @@ use super::volume::{PartState, Volume};
 use super::Engine;
 use quarry_base::{ConfigIndex, DeviceId, Generation, Instance, SdcId, StartNo, VolumeId};
 use quarry_wire::{Change, ClusterView, VolumeInfo};
+use std::time::Duration;
 
 impl Engine {
     pub(super) fn registered(&mut self, sdc: SdcId, instance: Instance) {
@@ -141,7 +142,14 @@ impl Engine {
             return self.unmap(info.id);
         };
         (v.vtree, v.pool, v.pg_count, v.cached) = (info.vtree, info.pool, pg_count, cached);
+        let (was, size) = (v.mapped, v.size);
         (v.size, v.read_only, v.mapped) = (info.size_bytes, map.read_only, true);
+        v.shared = info.mappings.len() > 1;
+        v.io_timeout = Duration::from_millis(map.io_timeout_ms);
+        // Whoever wrote here before has perhaps not flushed: an earlier start of this client, another client.
+        if cached && pg_count > 0 && (!was || info.generation > older || info.size_bytes > size) {
+            v.touch_all();
+        }
         let state = MappedVolume {
             id: info.id,
             name: info.name.clone(),
@@ -155,6 +163,7 @@ impl Engine {
             self.out.push(Action::VolumeChanged { volume: info.id, state: Some(state) });
         }
         self.mark_volume(info.id);
+        self.watch_expiry(info.id);
         if info.generation > older {
             self.retry_mapping(info.id);
         }
@@ -169,6 +178,7 @@ impl Engine {
             self.out.push(Action::VolumeChanged { volume: id, state: None });
         }
         self.fail_waiting(id, false);
+        self.watch_unmapped(id);
         if self.volumes.get(&id).is_some_and(|v| v.load == 0 && v.parts == 0) {
             self.volumes.remove(&id);
         }

@@ -3,8 +3,9 @@
 use super::overlap::Overlaps;
 use super::types::{ClientId, IoError, IoOp, LinkId, MappedVolume, ReadData};
 use bytes::Bytes;
-use quarry_base::{Epoch, Generation, PgId, PoolId, VtreeId};
+use quarry_base::{pg_of, Epoch, Extent, Generation, Nanos, PgId, PoolId, VtreeId, EXTENT};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// What the engine keeps of a volume.
 pub(super) struct Volume {
@@ -13,6 +14,12 @@ pub(super) struct Volume {
     /// 0: the pool is not known yet; requests wait.
     pub pg_count: u32,
     pub cached: bool,
+    /// Others have it mapped too: their writes are not known here.
+    pub shared: bool,
+    /// A request that has waited for so long fails (R25); zero: none does.
+    pub io_timeout: Duration,
+    /// The timer for that is running.
+    pub expiry_armed: bool,
     pub size: u64,
     pub generation: Generation,
     pub read_only: bool,
@@ -31,7 +38,8 @@ pub(super) struct Volume {
     pub load: usize,
     pub load_bytes: u64,
     pub overlaps: Overlaps,
-    /// `ack = cached`: groups written since their last flush, with the number of the newest write.
+    /// `ack = cached`: groups written since their last flush, with the number of the newest write; also those
+    /// that an earlier start of this client, or another client, may have written to, with 0.
     pub touched: BTreeMap<PgId, u64>,
     pub writes_done: u64,
     /// (group number, id) of parts that wait for a newer generation.
@@ -45,6 +53,9 @@ impl Volume {
             pool,
             pg_count: 0,
             cached: false,
+            shared: false,
+            io_timeout: Duration::ZERO,
+            expiry_armed: false,
             size: 0,
             generation: Generation::ZERO,
             read_only: false,
@@ -60,6 +71,21 @@ impl Volume {
             touched: BTreeMap::new(),
             writes_done: 0,
             mapping_waiters: Vec::new(),
+        }
+    }
+
+    /// Every group that the volume has data in counts as written to.
+    pub(super) fn touch_all(&mut self) {
+        let extents = self.size.div_ceil(u64::from(EXTENT));
+        let (pool, count) = (self.pool, self.pg_count);
+        let mut touch = |pg| {
+            self.touched.entry(pg).or_insert(0);
+        };
+        if extents > 4 * u64::from(count) {
+            (0..count).for_each(|i| touch(PgId::new(pool, i)));
+        } else {
+            let of = |e: u64| pg_of(pool, count, self.vtree, Extent(e as u32));
+            (0..extents).for_each(|e| touch(of(e)));
         }
     }
 
@@ -89,6 +115,7 @@ pub(super) struct Request {
     pub handle: u64,
     pub volume: quarry_base::VolumeId,
     pub op: IoOp,
+    pub begun: Nanos,
     /// First byte not yet split off, and the end.
     pub cursor: u64,
     pub end: u64,

@@ -47,7 +47,7 @@ pub fn config(pg: u32, epoch: u64, sds: u32) -> PgConfig {
 }
 
 pub fn volume(id: u32, name: &str, size: u64, generation: u64, mapped: bool) -> VolumeInfo {
-    let map = MapEntry { sdc: SdcId(9), read_only: false, device: false };
+    let map = MapEntry { sdc: SdcId(9), read_only: false, io_timeout_ms: 0, device: false };
     VolumeInfo {
         id: VolumeId(id),
         name: name.into(),
@@ -84,6 +84,7 @@ pub fn view(sockets: &[PathBuf], primary: u32) -> ClusterView {
         name: "default".into(),
         pg_count: PGS,
         cached: false,
+        confirm: false,
         rebuild_bytes_per_second: 0,
     }));
     (0..PGS).for_each(|pg| v.apply(Change::Pg(config(pg, 1, primary))));

@@ -6,7 +6,7 @@ use crate::meta::PgMeta;
 use crate::pg::Pg;
 use crate::reports::Barrier;
 use quarry_base::{ConfigIndex, DeviceId, Nanos, PgId, StartNo};
-use quarry_store::Store;
+use quarry_store::{AckMode, Store};
 use quarry_wire::{Change, ClusterView, PgConfig};
 
 impl Engine {
@@ -29,6 +29,8 @@ impl Engine {
             store,
             appends: Default::default(),
             durable: 0,
+            synced: 0,
+            sync_waits: Vec::new(),
             failed: None,
         });
         for (pg, blob) in held {
@@ -42,8 +44,18 @@ impl Engine {
             };
             self.hold(pg, dev, device, meta);
         }
+        self.set_acks();
         self.meet_configs(now, out);
         self.promise();
+    }
+
+    /// A device acknowledges as its pool does (R29); until its pool is known, only what is durable.
+    fn set_acks(&mut self) {
+        for d in &mut self.devices {
+            let pool = self.view.cluster.devices.get(&d.id).map(|i| i.pool);
+            let Some(p) = pool.and_then(|p| self.view.cluster.pools.get(&p)) else { continue };
+            d.store.set_ack(if p.cached { AckMode::Cached } else { AckMode::Durable });
+        }
     }
 
     fn hold(&mut self, pg: PgId, dev: usize, device: DeviceId, meta: PgMeta) -> usize {
@@ -63,6 +75,7 @@ impl Engine {
 
     pub(super) fn on_view(&mut self, v: ClusterView, now: Nanos, out: &mut Vec<Action>) {
         self.view.replace(v);
+        self.set_acks();
         self.barrier();
         self.meet_configs(now, out);
         self.forget_instances();
@@ -81,6 +94,7 @@ impl Engine {
         let mut fences = false;
         let mut gone = false;
         let promises = changes.iter().any(super::promise::concerns);
+        let mut acks = false;
         for c in changes {
             match &c {
                 Change::Pg(cfg) => configs.push(cfg.clone()),
@@ -88,11 +102,15 @@ impl Engine {
                 Change::Volume(_) => fences = true,
                 Change::VolumeGone { .. } => (fences, gone) = (true, true),
                 Change::PgGone(_) | Change::PoolGone(_) => gone = true,
+                Change::Pool(_) | Change::Device(_) => acks = true,
                 _ => {}
             }
             self.view.apply(c);
         }
         self.view.cluster.index = self.view.cluster.index.max(index);
+        if acks {
+            self.set_acks();
+        }
         if fences {
             self.barrier();
         }

@@ -130,7 +130,15 @@ impl Engine {
                 let device = self.devices[d].id;
                 out.push(Action::Note(Note::TableDamaged { device, group }));
             }
-            StoreEvent::Opened | StoreEvent::Synced { .. } => {}
+            StoreEvent::Synced { upto } => {
+                let dev = &mut self.devices[d];
+                dev.synced = dev.synced.max(upto);
+                let waits = std::mem::take(&mut dev.sync_waits);
+                let (done, left): (Vec<_>, Vec<_>) = waits.into_iter().partition(|w| w.0 <= upto);
+                dev.sync_waits = left;
+                done.into_iter().for_each(|(_, g)| self.touch(g));
+            }
+            StoreEvent::Opened => {}
         }
     }
 

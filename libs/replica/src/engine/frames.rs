@@ -136,8 +136,7 @@ fn on_request(pg: &mut Pg, r: Request, cx: &mut Cx) {
     if let Some(p) = pg.primary() {
         if p.epoch == h.epoch {
             if h.op == Op::Flush {
-                // What was acknowledged is durable already (`ack = durable`).
-                return p.answer(&r, Status::Ok, cx);
+                return p.on_flush(r, cx);
             }
             return p.on_request(r, cx);
         }
@@ -179,13 +178,15 @@ fn on_stream(pg: &mut Pg, link: LinkId, from: (SdsId, StartNo), frame: Frame, cx
         | Op::SyncCopy
         | Op::SyncDrop
         | Op::SyncIds
+        | Op::SyncAsk
+        | Op::Confirm
         | Op::FetchBlock => {
             if h.op == Op::FetchBlock && pg.primary().is_some() {
                 return pg.on_member_fetch(link, h, cx);
             }
             pg.on_stream_frame(link, frame, cx);
         }
-        Op::StreamPos | Op::ReplAck | Op::BlockData => {
+        Op::StreamPos | Op::ReplAck | Op::SyncDone | Op::Confirmed | Op::BlockData => {
             if h.op == Op::BlockData && pg.primary().is_none() {
                 return pg.on_mend_data(link, &frame, cx);
             }
@@ -193,6 +194,8 @@ fn on_stream(pg: &mut Pg, link: LinkId, from: (SdsId, StartNo), frame: Frame, cx
             match h.op {
                 Op::StreamPos => p.on_stream_pos(link, &frame, cx),
                 Op::ReplAck => p.on_ack(link, &h, cx),
+                Op::SyncDone => p.on_sync_done(link, &h, cx),
+                Op::Confirmed => p.on_confirmed(link, &h, cx),
                 _ => p.on_block_data(link, &frame, cx),
             }
         }

@@ -28,6 +28,9 @@ pub(crate) struct Device {
     /// Not durable yet, in order, with the group each is for.
     pub appends: VecDeque<(AppendId, usize)>,
     pub durable: AppendId,
+    /// `ack = cached`: on the medium up to here, and the groups that wait for it to move.
+    pub synced: AppendId,
+    pub sync_waits: Vec<(AppendId, usize)>,
     pub failed: Option<StoreError>,
 }
 
@@ -155,6 +158,8 @@ impl Engine {
             tokens: &mut self.tokens,
             appends: &mut dev.appends,
             durable: dev.durable,
+            synced: dev.synced,
+            sync_waits: &mut dev.sync_waits,
             proposals: &mut self.proposals,
             handing_over: self.hand_over.is_on(),
             group,

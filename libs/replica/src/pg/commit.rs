@@ -68,6 +68,11 @@ impl Primary {
                 self.window_records -= 1;
             }
             cx.stats.acks += 1;
+            if self.needs_flush(&s.h, cx) {
+                cx.stats.flushes += 1;
+                self.flush_later(s.h, s.link);
+                continue;
+            }
             self.answer_to(&s.h, s.link, Status::Ok, cx);
         }
     }
@@ -105,7 +110,7 @@ impl Primary {
     /// R10, R27: asks the MDM to take silent members out; connections that stay silent are made anew.
     pub fn watch_followers(&mut self, cx: &mut Cx) {
         let own = cx.stable(self.pg).seq;
-        let waits = self.last > self.commit || !self.leaseless.is_empty();
+        let waits = self.last > self.commit || !self.leaseless.is_empty() || self.flushes.waits();
         for i in 0..self.followers.len() {
             self.watch_follower(i, own, waits, cx);
         }
@@ -121,7 +126,12 @@ impl Primary {
             ("no stream", since + after)
         } else if f.report() < self.last && (f.report() < own || f.report() < self.last) {
             ("reports nothing", f.heard + lim.silent_after)
-        } else if !self.leaseless.is_empty() && f.counts() {
+        } else if self.flushes.rounds.open && f.counts() && f.syncs.got < self.flushes.rounds.round
+        {
+            ("syncs nothing", self.flushes.rounds.since + lim.sync_patience)
+        } else if self.confirms.open && f.counts() && f.confirms.got < self.confirms.round {
+            ("confirms no read", self.confirms.since + lim.silent_after)
+        } else if !self.leaseless.is_empty() && f.counts() && !cx.confirms(self.pg) {
             ("grants no lease", self.leaseless_since + lim.silent_after)
         } else {
             return;

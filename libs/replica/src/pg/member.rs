@@ -47,6 +47,8 @@ pub(crate) struct Member {
     primary: (SdsId, StartNo),
     in_sync: bool,
     stream: Option<InStream>,
+    /// The primary's questions for a sync (R29): number, and what has to be synced.
+    pub sync_asks: Vec<(u64, AppendId)>,
 }
 
 /// What became of a frame of the stream.
@@ -60,7 +62,8 @@ enum Took {
 impl Member {
     pub fn new(cfg: &PgConfig, device: DeviceId) -> Member {
         let primary = cfg.primary_member().map_or((SdsId(0), StartNo(0)), |m| (m.sds, m.start));
-        Member { epoch: cfg.epoch, primary, in_sync: cfg.is_in_sync(device), stream: None }
+        let in_sync = cfg.is_in_sync(device);
+        Member { epoch: cfg.epoch, primary, in_sync, stream: None, sync_asks: Vec::new() }
     }
 
     pub fn is_in_sync(&self) -> bool {
@@ -116,6 +119,10 @@ impl Pg {
     }
 
     fn open_stream(&mut self, link: LinkId, number: u64, cx: &mut Cx) {
+        if self.has_foreign_copies(cx) && !self.start_empty(cx) {
+            self.pending_open = Some((link, number));
+            return;
+        }
         let state = cx.store.pg_state(self.id);
         let pos = StreamPos {
             complete_through: match cx.limits.planted(Bug::CompleteMovesInSync) {
@@ -131,6 +138,7 @@ impl Pg {
         h.request_id = RequestId(number);
         cx.send(link, Frame::with_meta(h, encode(&pos)));
         if let Some(m) = self.member() {
+            m.sync_asks.clear();
             m.stream = Some(InStream {
                 link,
                 first: None,
@@ -143,6 +151,26 @@ impl Pg {
                 stalled: VecDeque::new(),
             });
         }
+    }
+
+    /// R29: a group with `ack = cached` may have fallen back behind copies that another start of a primary sent. Their
+    /// versions would keep out what is right now; only a primary that never stopped since cannot have fallen back.
+    fn has_foreign_copies(&mut self, cx: &Cx) -> bool {
+        let by = self.copied_by;
+        let start = self.member().filter(|m| !m.in_sync).map(|m| m.primary.1);
+        cx.is_cached(self.id) && start.is_some_and(|s| by.is_some_and(|b| b != s))
+    }
+
+    /// Forgets everything of the group, to be sent all of it. False: no log space now.
+    fn start_empty(&mut self, cx: &mut Cx) -> bool {
+        let Ok(id) = cx.store.drop_pg(self.id) else { return false };
+        cx.appends.push_back((id, cx.group));
+        self.copied_by = None;
+        self.meta.frozen = Some(Version::ZERO);
+        self.meta.all_through = Version::ZERO;
+        cx.note(Note::StartedEmpty { pg: self.id, device: self.device });
+        self.store_meta(cx);
+        true
     }
 
     pub fn member_link_closed(&mut self, link: LinkId) {
@@ -162,6 +190,12 @@ impl Pg {
         if s.link != link {
             return;
         }
+        match frame.header.op {
+            Op::SyncAsk if s.first.is_some() => return self.on_sync_ask(&frame.header, cx),
+            Op::Confirm if s.first.is_some() => return self.on_confirm(link, &frame.header, cx),
+            _ => {}
+        }
+        let Some(s) = self.member().and_then(|m| m.stream.as_mut()) else { return };
         if !s.stalled.is_empty() {
             s.stalled.push_back(frame);
             if s.stalled.len() > cx.limits.stalled_frames {
@@ -231,11 +265,9 @@ impl Pg {
                 return Took::Broken("the primary lacks what is committed here");
             }
             // Diverged for good: begin again from nothing.
-            let Ok(id) = cx.store.drop_pg(self.id) else { return Took::Full };
-            cx.appends.push_back((id, cx.group));
-            self.meta.frozen = Some(Version::ZERO);
-            self.meta.all_through = Version::ZERO;
-            cx.note(Note::StartedEmpty { pg: self.id, device: self.device });
+            if !self.start_empty(cx) {
+                return Took::Full;
+            }
         } else if start.truncate <= state.last.seq.0 {
             cx.store.truncate(self.id, Seq(start.truncate));
         }
@@ -331,6 +363,7 @@ impl Pg {
                 let Some(copy) = frame_copy(frame) else {
                     return Took::Broken("a damaged copy");
                 };
+                self.copied_by = self.member().map(|m| m.primary.1);
                 cx.append_copy(self.id, copy)
             }
         };
@@ -395,6 +428,7 @@ impl Pg {
         }
         self.turn_mends(cx);
         self.report(cx);
+        self.answer_syncs(cx);
         self.follow_heard(cx);
     }
 

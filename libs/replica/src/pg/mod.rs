@@ -5,7 +5,9 @@
 //! configuration's index has come from the MDM (R3).
 
 pub(crate) mod commit;
+pub(crate) mod confirm;
 pub(crate) mod dedup;
+pub(crate) mod flush;
 pub(crate) mod locks;
 pub(crate) mod member;
 pub(crate) mod mend;
@@ -16,6 +18,7 @@ pub(crate) mod repair;
 pub(crate) mod request;
 pub(crate) mod requests;
 pub(crate) mod role;
+pub(crate) mod rounds;
 pub(crate) mod stream;
 pub(crate) mod sync;
 
@@ -26,7 +29,7 @@ use crate::meta::PgMeta;
 use crate::planted::Bug;
 use member::Member;
 use primary::Primary;
-use quarry_base::{DeviceId, Epoch, Nanos, PgId, SdsId, Seq, Version};
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, SdsId, Seq, StartNo, Version};
 use quarry_store::{AppendId, BlockKey};
 use quarry_wire::{PgConfig, Status};
 use request::Request;
@@ -67,6 +70,8 @@ pub(crate) struct Pg {
     /// An earlier primary's server said that it serves nothing below this epoch any more.
     pub gave_up: Option<(SdsId, Epoch)>,
     pub role: Role,
+    /// Not in sync, and copies were taken from this start of a primary; zero: from some start, before we started.
+    pub copied_by: Option<StartNo>,
     /// A stream that was opened before the member's role had begun.
     pub pending_open: Option<(LinkId, u64)>,
     pub dirty: bool,
@@ -77,23 +82,29 @@ pub(crate) struct Pg {
     pub mends: Vec<mend::Mend>,
 }
 
+/// A member that stopped in the middle of a sync may have copies of anybody.
+fn meta_copies(meta: &PgMeta) -> Option<StartNo> {
+    meta.frozen.map(|_| StartNo::ZERO)
+}
+
 impl Pg {
     pub fn new(id: PgId, dev: usize, device: DeviceId, meta: PgMeta) -> Pg {
         Pg {
             id,
             dev,
             device,
-            meta,
             meta_wait: None,
             meta_failed: false,
             granted: SmallVec::new(),
             gave_up: None,
             role: Role::None,
+            copied_by: meta_copies(&meta),
             pending_open: None,
             dirty: false,
             wake: Nanos::MAX,
             dropped: false,
             mends: Vec::new(),
+            meta,
         }
     }
 
@@ -126,12 +137,14 @@ impl Pg {
         let was = old.as_ref().is_some_and(|c| c.is_in_sync(self.device));
         if cfg.is_in_sync(self.device) {
             self.meta.frozen = None;
+            self.copied_by = None;
         } else if was {
             self.meta.frozen = Some(state.stable.min(state.last));
         } else if self.meta.frozen.is_none() {
             self.meta.frozen = Some(Version::ZERO);
         }
-        if was && old.is_some_and(|c| c.is_complete()) {
+        // With `ack = cached` only what a flush covered is certain to be everywhere.
+        if was && old.is_some_and(|c| c.is_complete()) && !cx.is_cached(self.id) {
             // All listed were in sync, so all of them have everything up to here: masks begin anew, and whoever is leaving now
             // gets what changes from now on when it returns, not whole blocks that were written long before.
             self.meta.all_through = self.meta.all_through.max(state.commit_version);

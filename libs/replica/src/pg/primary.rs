@@ -5,10 +5,12 @@
 //! lease time has passed since this process began (it cannot remember what it granted before; R18).
 
 use super::commit::Sequenced;
+use super::flush::Flushes;
 use super::locks::Locks;
 use super::merge::Merge;
 use super::repair::Repair;
 use super::request::{answer, Request, Standing};
+use super::rounds::Rounds;
 use super::stream::Follower;
 use super::Pg;
 use crate::cx::Cx;
@@ -50,6 +52,10 @@ pub(crate) struct Primary {
     /// Reads whose data is there and whose lease is not.
     pub leaseless: Vec<super::reads::Held>,
     pub leaseless_since: Nanos,
+    /// `reads = confirm`: how many of `leaseless`, from the front, the open round of questions covers.
+    pub confirms: Rounds,
+    pub confirmable: usize,
+    pub flushes: Flushes,
     pub repairs: Vec<Repair>,
     pub log_full: bool,
     pub all_through_at: Seq,
@@ -88,6 +94,9 @@ impl Primary {
             early_reads: VecDeque::new(),
             leaseless: Vec::new(),
             leaseless_since: Nanos::MAX,
+            confirms: Rounds::default(),
+            confirmable: 0,
+            flushes: Flushes::default(),
             repairs: Vec::new(),
             log_full: false,
             all_through_at: state.commit,
@@ -134,7 +143,8 @@ impl Primary {
         let writes = self.waiting.iter().map(|r| (&r.h, r.link));
         let writes = writes.chain(self.merges.iter().map(|m| (&m.req.h, m.req.link)));
         let writes = writes.chain(self.sequenced.iter().map(|s| (&s.h, s.link)));
-        for (h, link) in reads.chain(writes) {
+        let flushes = self.flushes.requests().map(|r| (&r.0, r.1));
+        for (h, link) in reads.chain(writes).chain(flushes) {
             cx.stats.stale_epoch += 1;
             answer(h, link, status, &standing, cx.links, cx.out);
         }
@@ -144,7 +154,10 @@ impl Primary {
     pub fn link_closed(&mut self, link: LinkId) {
         self.waiting.retain(|r| r.link != link);
         self.early_reads.retain(|r| r.link != link);
+        let gone = |h: &&super::reads::Held| h.req.link == link;
+        self.confirmable -= self.leaseless.iter().take(self.confirmable).filter(gone).count();
         self.leaseless.retain(|h| h.req.link != link);
+        self.flushes.link_closed(link);
     }
 
     /// Writes the epoch-start record (R8); everything else follows it.
@@ -199,6 +212,7 @@ impl Primary {
         if self.active {
             self.start_early_reads(cx);
             self.serve_leased(cx);
+            self.turn_flushes(cx);
             self.drop_deleted(cx);
         }
         self.turn_repairs(cx);
@@ -248,7 +262,15 @@ impl Primary {
     }
 
     /// While every listed device is in sync, tombstones and masks below the commit point are of no use to anybody.
+    /// With `ack = cached` that holds only for what a flush has put on every medium.
     pub fn take_all_through(&mut self, cx: &Cx) -> Option<Version> {
+        if cx.is_cached(self.pg) {
+            if self.active && self.commit.0 >= self.all_through_at.0 + cx.limits.all_through_every {
+                self.all_through_at = self.commit;
+                self.flushes.wanted = true;
+            }
+            return self.flushes.through.take();
+        }
         if !self.active || self.commit.0 < self.all_through_at.0 + cx.limits.all_through_every {
             return None;
         }

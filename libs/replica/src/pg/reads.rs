@@ -60,7 +60,7 @@ impl Primary {
         match result {
             Ok(data) => {
                 let data = self.with_uncommitted(&req, data, cx);
-                if self.is_leased(cx) {
+                if self.is_alone() || (!cx.confirms(self.pg) && self.is_leased(cx)) {
                     self.serve(Held { req, data }, cx);
                 } else {
                     cx.stats.lease_waits += 1;
@@ -115,7 +115,15 @@ impl Primary {
         out
     }
 
+    /// Nobody else counts: nothing has to be granted.
+    fn is_alone(&self) -> bool {
+        self.active && !self.followers.iter().any(|f| f.counts())
+    }
+
     pub fn serve_leased(&mut self, cx: &mut Cx) {
+        if cx.confirms(self.pg) {
+            return self.turn_confirms(cx);
+        }
         if self.leaseless.is_empty() || !self.is_leased(cx) {
             return;
         }
@@ -125,7 +133,7 @@ impl Primary {
         self.leaseless_since = Nanos::MAX;
     }
 
-    fn serve(&mut self, held: Held, cx: &mut Cx) {
+    pub fn serve(&mut self, held: Held, cx: &mut Cx) {
         let Held { req, data } = held;
         cx.stats.reads += 1;
         cx.stats.read_bytes += data.segments.iter().map(|s| s.len() as u64).sum::<u64>();

@@ -25,13 +25,9 @@ impl Request {
         Request { link, sdc, h: f.header, meta: f.meta, data: f.data, rounds: 0 }
     }
 
-    /// A question about the content, in whole pages.
-    pub fn is_read(&self) -> bool {
-        matches!(self.h.op, Op::Read | Op::Map)
-    }
-
+    /// Changes content; everything else is a question, or a flush.
     pub fn is_write(&self) -> bool {
-        !self.is_read()
+        matches!(self.h.op, Op::Write | Op::Zero)
     }
 
     /// Bytes of its range.

@@ -4,6 +4,7 @@
 //! opens another on the next one, and sends again what the member lacks.
 
 use super::primary::Primary;
+use super::rounds::Answers;
 use super::sync::Sync;
 use crate::codec::{decode, encode, StreamPos, StreamStart};
 use crate::cx::Cx;
@@ -56,6 +57,11 @@ pub(crate) struct Follower {
     pub complained_at: Nanos,
     /// Where a sync may begin from: complete up to here.
     pub complete_through: Version,
+    /// What it said to questions for a sync (`ack = cached`) and about the epoch (`reads = confirm`).
+    pub syncs: Answers,
+    pub confirms: Answers,
+    /// Candidate, `ack = cached`: the round of syncs that it has to have answered before it is proposed.
+    pub sync_needed: Option<u64>,
     pub sync: Option<Sync>,
     /// Records sent to a member that does not count, not reported yet.
     unacked: VecDeque<(Seq, usize)>,
@@ -78,6 +84,9 @@ impl Follower {
             down_since: now,
             complained_at: Nanos::ZERO,
             complete_through: Version::ZERO,
+            syncs: Answers::default(),
+            confirms: Answers::default(),
+            sync_needed: None,
             sync: None,
             unacked: VecDeque::new(),
             unacked_bytes: 0,
@@ -123,6 +132,8 @@ impl Follower {
         self.down_since = now;
         self.unacked.clear();
         self.unacked_bytes = 0;
+        self.syncs.broke();
+        self.confirms.broke();
     }
 }
 
@@ -180,6 +191,7 @@ impl Primary {
         // A candidate that the MDM was not asked about is a syncing member again.
         if f.candidate && f.add_asked.is_none() {
             f.candidate = false;
+            f.sync_needed = None;
         }
         let device = f.member.device;
         if let Some(s) = f.sync.take() {

@@ -416,9 +416,11 @@ impl Primary {
     fn ask_add(&mut self, i: usize, cx: &mut Cx) {
         let (commit, pg, epoch) = (self.commit, self.pg, self.epoch);
         let f = &mut self.followers[i];
-        if f.add_asked.is_none() && (f.report() < commit || !f.is_running()) {
+        let asked = f.add_asked.is_some();
+        if !asked && (f.report() < commit || !f.is_running() || !self.is_candidate_synced(i, cx)) {
             return;
         }
+        let f = &mut self.followers[i];
         let due = f.add_asked.map_or(cx.now, |at| at + cx.limits.propose_every);
         if cx.now < due {
             return self.wake_by(due);

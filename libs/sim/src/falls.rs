@@ -1,0 +1,218 @@
+//! `ack = cached`: after the power loss of all copies of a group at once its blocks may fall back, never behind their
+//! last flush; otherwise the rules are those of every register.
+//!
+//! A *cut* is a moment at which nobody served the group, after the last of its hosts had lost power. It divides the
+//! history of each sector into lives, and each life is checked for itself. A life begins with one content out of those
+//! that the sector had before and that no flushed write has replaced; an operation under way at the cut may have taken
+//! effect on either side of it.
+
+use crate::history::{Op, Register, NEVER};
+use quarry_base::PgId;
+use std::collections::{BTreeMap, HashMap};
+
+/// Cuts and flushes of every group, and where sectors are.
+#[derive(Default)]
+pub struct Falls {
+    groups: BTreeMap<PgId, Group>,
+    /// Extent (sectors of it) -> its group.
+    places: HashMap<u64, PgId>,
+}
+
+/// Sectors of an extent.
+const SECTORS: u64 = quarry_base::EXTENT as u64 / crate::load::SECTOR as u64;
+
+#[derive(Default)]
+pub(crate) struct Group {
+    cuts: Vec<u64>,
+    /// Begin and end of each flush that was answered.
+    flushes: Vec<(u64, u64)>,
+}
+
+impl Falls {
+    pub fn place(&mut self, sector: u64, pg: PgId) {
+        self.places.insert(sector / SECTORS, pg);
+    }
+    pub fn flush(&mut self, pg: PgId, begin: u64, end: u64) {
+        self.groups.entry(pg).or_default().flushes.push((begin, end));
+    }
+    /// All copies have lost what was in their caches; nobody serves now.
+    pub fn cut(&mut self, pg: PgId, at: u64) {
+        self.groups.entry(pg).or_default().cuts.push(at);
+    }
+    pub(crate) fn of(&self, sector: u64) -> Option<&Group> {
+        let g = self.groups.get(self.places.get(&(sector / SECTORS))?)?;
+        (!g.cuts.is_empty()).then_some(g)
+    }
+}
+
+impl Group {
+    pub(crate) fn check(&self, r: &Register) -> Result<(), String> {
+        let mut from = 0;
+        for to in self.cuts.iter().copied().chain([NEVER]) {
+            self.life(r, from, to)
+                .check()
+                .map_err(|e| format!("{e} (life {from}..{to} of {} cuts)", self.cuts.len()))?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// What of the register's history belongs to the life between two cuts.
+    fn life(&self, r: &Register, from: u64, to: u64) -> Register {
+        let mut life = Register { restored: from > 0, ..Register::default() };
+        for (value, w) in &r.writes {
+            if let Some(op) = self.in_life(r, w, from, to) {
+                // Of an earlier life: it need not have come back.
+                let end = if w.latest() < from { NEVER } else { op.end };
+                life.writes.insert(*value, Op { end, ..op });
+            }
+        }
+        life.zeroes.extend(r.zeroes.iter().filter_map(|z| self.in_life(r, z, from, to)));
+        let never_written = Op { begin: 0, end: 0, by: 0, solid: true };
+        if from > 0 {
+            life.zeroes.extend(self.in_life(r, &never_written, from, to));
+        }
+        // A read under way at a cut may have been served on either side.
+        life.reads.extend(r.reads.iter().filter(|(_, o)| o.begin >= from && o.end < to));
+        life
+    }
+
+    /// A write as this life sees it; `None` if it cannot have its content.
+    fn in_life(&self, r: &Register, w: &Op, from: u64, to: u64) -> Option<Op> {
+        if w.begin >= to {
+            return None;
+        }
+        let end = if w.end >= to { NEVER } else { w.end };
+        if w.latest() < from {
+            // From an earlier life: what this one began with, perhaps.
+            let restored = Op { begin: from, end: from, by: from, solid: false };
+            return self.may_return(r, w, from).then_some(restored);
+        }
+        Some(Op { begin: w.begin.max(from), end, ..*w })
+    }
+
+    /// May the sector have the content of `w` when a life begins at `from`? Not if a later write was flushed.
+    fn may_return(&self, r: &Register, w: &Op, from: u64) -> bool {
+        let replaces = |x: &&Op| x.begin > w.latest() && x.end < from && self.is_kept(x);
+        !r.writes.values().chain(&r.zeroes).any(|x| replaces(&x))
+    }
+
+    /// It was answered, and flushed before the next cut.
+    fn is_kept(&self, x: &Op) -> bool {
+        let lost = self.cuts.iter().copied().find(|c| *c > x.end).unwrap_or(NEVER);
+        x.end != NEVER && (x.solid || self.flushes.iter().any(|f| f.0 > x.end && f.1 < lost))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::History;
+    use quarry_base::PoolId;
+
+    fn run(f: impl Fn(&mut History)) -> Result<(), String> {
+        let mut h = History::default();
+        let pg = PgId::new(PoolId(1), 0);
+        h.falls.place(0, pg);
+        h.falls.cut(pg, 100);
+        f(&mut h);
+        h.check()
+    }
+    fn flush(h: &mut History, begin: u64, end: u64) {
+        h.falls.flush(PgId::new(PoolId(1), 0), begin, end);
+    }
+    fn two_writes(h: &mut History) {
+        h.write(0, 1, 10, 20);
+        h.write(0, 2, 30, 40);
+    }
+
+    #[test]
+    fn an_unflushed_write_may_fall_back_to_any_earlier_one_or_to_nothing() {
+        for seen in [0, 1, 2] {
+            assert_eq!(
+                run(|h| {
+                    two_writes(h);
+                    h.read(0, 2, 50, 60);
+                    h.read(0, seen, 110, 120);
+                }),
+                Ok(())
+            );
+        }
+    }
+
+    #[test]
+    fn a_flushed_write_never_falls_back() {
+        for (seen, good) in [(0, false), (1, true), (2, true)] {
+            let got = run(|h| {
+                two_writes(h);
+                flush(h, 21, 29);
+                h.read(0, seen, 110, 120);
+            });
+            assert_eq!(got.is_ok(), good, "read {seen}: {got:?}");
+        }
+        let fua = run(|h| {
+            two_writes(h);
+            h.make_solid(0, 2);
+            h.read(0, 1, 110, 120);
+        });
+        assert!(fua.is_err());
+    }
+
+    #[test]
+    fn a_flush_that_is_answered_after_the_loss_promises_nothing() {
+        assert_eq!(
+            run(|h| {
+                two_writes(h);
+                flush(h, 50, 105);
+                h.read(0, 1, 110, 120);
+            }),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn one_content_comes_back_and_stays() {
+        assert!(run(|h| {
+            two_writes(h);
+            h.read(0, 1, 110, 120);
+            h.read(0, 2, 130, 140);
+        })
+        .is_err());
+        assert!(run(|h| {
+            two_writes(h);
+            h.write(0, 3, 110, 120);
+            h.read(0, 2, 130, 140);
+        })
+        .is_err());
+    }
+
+    #[test]
+    fn within_a_life_nothing_is_forgiven() {
+        assert!(run(|h| {
+            two_writes(h);
+            h.read(0, 1, 50, 60);
+        })
+        .is_err());
+        assert!(run(|h| {
+            h.write(0, 1, 110, 120);
+            h.write(0, 2, 130, 140);
+            h.read(0, 1, 150, 160);
+        })
+        .is_err());
+    }
+
+    #[test]
+    fn a_write_under_way_at_the_loss_may_be_on_either_side() {
+        for seen in [1, 2] {
+            assert_eq!(
+                run(|h| {
+                    h.write(0, 1, 10, 20);
+                    h.write(0, 2, 90, 110);
+                    h.read(0, seen, 105, 108);
+                }),
+                Ok(()),
+                "read {seen}"
+            );
+        }
+    }
+}

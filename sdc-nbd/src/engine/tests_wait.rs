@@ -1,0 +1,142 @@
+//! What waits for long: `io_timeout`, a volume that is taken away, a stuck volume beside others, flushes of many.
+
+use super::fake::*;
+use super::*;
+use bytes::Bytes;
+use quarry_base::*;
+use quarry_wire::{Change, Status, VolumeInfo};
+
+fn tell(w: &mut World, index: u64, v: quarry_wire::VolumeInfo) {
+    w.step(Event::Changes { index: ConfigIndex(index), changes: vec![Change::Volume(v)] });
+}
+
+fn with_timeout(ms: u64) -> World {
+    let mut w = World::ready();
+    let mut v = volume(1, true);
+    v.mappings[0].io_timeout_ms = ms;
+    tell(&mut w, 7, v);
+    w
+}
+
+#[test]
+fn without_a_timeout_a_request_waits_for_ever() {
+    let mut w = with_timeout(0);
+    w.write(1, 0, 4096, 1);
+    w.requests();
+    for _ in 0..100 {
+        w.tick(1900);
+        w.requests();
+    }
+    assert_eq!((w.done.len(), w.e.load(VOLUME)), (0, 1));
+}
+
+#[test]
+fn with_a_timeout_what_waits_too_long_fails_and_its_late_answer_means_nothing() {
+    let mut w = with_timeout(3000);
+    // One is out, one waits behind it, one comes later.
+    w.write(1, 0, 4096, 1);
+    w.write(2, 0, 4096, 2);
+    let (l, f) = w.requests().pop().unwrap();
+    w.tick(1000);
+    w.read(3, 1 << 20, 4096);
+    w.tick(1900);
+    assert!(w.done.is_empty());
+    w.tick(500);
+    let failed: Vec<_> = w.done.drain(..).collect();
+    assert_eq!(failed, [(1, Err(IoError::TimedOut)), (2, Err(IoError::TimedOut))]);
+    assert_eq!(IoError::TimedOut.errno(), 110);
+    if w.links.contains_key(&l) {
+        w.reply(l, &f.header, Status::Ok, Bytes::new());
+    }
+    w.settle();
+    assert_eq!(w.oks(), [3], "answered once each");
+    // The first one may lie unread at a server still.
+    w.writes_out.clear();
+    // The next write says that the ones before are answered: whoever holds them refuses them now.
+    w.write(4, 0, 4096, 4);
+    let sent = w.requests();
+    assert!(sent.iter().any(|(_, s)| s.header.lowest_unanswered > f.header.request_id));
+    for (l, f) in sent {
+        w.reply(l, &f.header, Status::Ok, Bytes::new());
+    }
+    assert_eq!((w.oks(), w.e.requests.len(), w.e.parts.len()), (vec![4], 0, 0));
+}
+
+#[test]
+fn a_request_that_was_not_even_begun_fails_in_time_too() {
+    let mut w = World::with(Limits { volume_parts: 1, ..Limits::default() }, false);
+    let mut v = volume(1, true);
+    v.mappings[0].io_timeout_ms = 500;
+    tell(&mut w, 7, v);
+    (1..=3).for_each(|i| w.write(i, (i - 1) << 20, 4096, 1));
+    assert_eq!(w.requests().len(), 1);
+    w.tick(600);
+    let failed: Vec<u64> = w.done.drain(..).map(|(h, _)| h).collect();
+    assert_eq!((failed, w.e.load(VOLUME)), (vec![1, 2, 3], 0));
+    assert_eq!((w.e.requests.len(), w.e.parts.len()), (0, 0));
+}
+
+#[test]
+fn what_is_out_on_a_volume_that_is_taken_away_fails_soon() {
+    let mut w = World::ready();
+    w.write(1, 0, 4096, 1);
+    w.requests();
+    tell(&mut w, 7, volume(2, false));
+    assert!(w.done.is_empty(), "it may be answered still");
+    w.tick(1100);
+    assert_eq!(w.done.drain(..).collect::<Vec<_>>(), [(1, Err(IoError::Shutdown))]);
+    assert!(w.e.requests.is_empty() && w.e.parts.is_empty());
+}
+
+#[test]
+fn a_stuck_volume_starves_no_other() {
+    let mut w = World::ready();
+    let other = VolumeInfo { id: VolumeId(77), vtree: VtreeId(4), ..volume(1, true) };
+    tell(&mut w, 7, other);
+    // Everything of the first volume goes to one group, and that one does not answer.
+    let stuck = pg(0);
+    let mut handle = 0;
+    while w.e.has_room(VOLUME) {
+        handle += 1;
+        w.read(handle, 0, 4096);
+    }
+    let out = w.requests().len();
+    assert!(out <= Limits::default().pg_in_flight && w.e.stats().limit_pg_in_flight > 0);
+    let free = (0..3).find(|e| pg_of(PoolId(1), PGS, VtreeId(4), Extent(*e)) != stuck).unwrap();
+    assert!(w.e.has_room(VolumeId(77)), "its buffers are its own");
+    for i in 1..=100 {
+        let op = IoOp::Read { offset: u64::from(free) << 20, len: 4096 };
+        w.step(Event::Request {
+            client: ClientId(2),
+            handle: 1_000_000 + i,
+            volume: VolumeId(77),
+            op,
+        });
+        let (l, f) = w.requests().pop().expect("sent at once");
+        assert_eq!(f.header.vtree, VtreeId(4));
+        let data = Bytes::from(vec![0; 4096]);
+        w.reply(l, &f.header, Status::Ok, data);
+    }
+    assert_eq!(w.oks().len(), 100);
+    assert_eq!(w.e.load(VOLUME) as u64, handle, "all of the stuck one's still wait");
+}
+
+#[test]
+fn a_flush_of_a_volume_that_others_write_to_asks_every_group() {
+    let mut w = World::with(Limits::default(), true);
+    w.ask(1, IoOp::Flush);
+    w.settle();
+    let mut shared = volume(2, true);
+    shared.mappings.push(quarry_wire::MapEntry { sdc: SdcId(8), ..shared.mappings[0] });
+    w.step(Event::Changes { index: ConfigIndex(9), changes: vec![Change::Volume(shared)] });
+    let groups: std::collections::BTreeSet<PgId> = (0..4).map(pg).collect();
+    for handle in [2, 3] {
+        w.ask(handle, IoOp::Flush);
+        let out = w.requests();
+        assert_eq!(out.len(), groups.len(), "nothing was written here");
+        for (l, f) in out {
+            w.reply(l, &f.header, Status::Ok, Bytes::new());
+        }
+    }
+    assert_eq!(w.oks(), [1, 2, 3]);
+}
