@@ -186,7 +186,13 @@ fn open_one(
         recovered: Vec::new(),
     };
     match info {
-        None => device.uuid = state.uuid_of_blank(path)?,
+        None => {
+            device.uuid = state.uuid_of_blank(path)?;
+            // What it will hold, not the size of the file: its share of the data follows from it and must be the
+            // same before and after it is formatted. Too small for that: formatting it says why.
+            let will_hold = quarry_store::capacity_bytes(&device.store_config());
+            device.capacity_bytes = will_hold.unwrap_or(opened.size);
+        }
         Some(info) => {
             accept(path, &info, opened.size, state.state.cluster.as_deref())?;
             device.uuid = info.ident.device_uuid;

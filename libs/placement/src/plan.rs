@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 /// Above its share by weight a candidate may hold one part in this many.
 const SLACK: f64 = 64.0;
-/// Passes over the groups that even out primaries; it settles in two or three.
+/// Passes over the groups that even out copies and primaries; both settle in two or three.
 const PASSES: usize = 16;
 
 /// Device lists for groups `0..pg_count`, primary first. No server or device holds more than its share by
@@ -34,8 +34,26 @@ pub fn plan_pool(pg_count: u32, copies: usize, devices: &[Candidate]) -> Vec<Vec
         }
         out.push(list);
     }
+    even_out(&mut out, copies, devices);
     balance_primaries(&mut out);
     out
+}
+
+/// Nothing is stored yet, so moves are free: what the last groups found taken is made up for. A pool that begins even has
+/// little to move when a server comes.
+fn even_out(groups: &mut [Vec<DeviceId>], copies: usize, devices: &[Candidate]) {
+    for _ in 0..PASSES {
+        let moves = crate::rebalance(groups, copies, devices, usize::MAX);
+        if moves.is_empty() {
+            return;
+        }
+        for m in moves {
+            let list = groups.get_mut(m.group as usize);
+            if let Some(d) = list.and_then(|l| l.iter_mut().find(|d| **d == m.from)) {
+                *d = m.to;
+            }
+        }
+    }
 }
 
 /// Groups held and allowed, by server and by device.

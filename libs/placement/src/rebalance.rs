@@ -7,7 +7,8 @@
 use crate::tree::Tree;
 use crate::Candidate;
 use quarry_base::{DeviceId, SdsId};
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// One copy of a group goes from a device to another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,12 +18,21 @@ pub struct Move {
     pub to: DeviceId,
 }
 
+/// What a device has above its share, in millionths, and the device: whole numbers can be ordered.
+type Rank = (i64, Reverse<DeviceId>);
+
+fn rank(device: DeviceId, over: f64) -> Rank {
+    ((over * 1e6).round() as i64, Reverse(device))
+}
+
 struct Plan<'a> {
     lists: Vec<Vec<DeviceId>>,
     /// Server and fault domain of each candidate.
     place: BTreeMap<DeviceId, (SdsId, usize)>,
     /// Copies above the share.
     over: BTreeMap<DeviceId, f64>,
+    /// The devices by that, the emptiest first.
+    order: BTreeSet<Rank>,
     groups: HashMap<DeviceId, Vec<u32>>,
     moved: Vec<bool>,
     devices: &'a [Candidate],
@@ -77,6 +87,7 @@ impl<'a> Plan<'a> {
         Plan {
             lists: lists.to_vec(),
             place,
+            order: over.iter().map(|(d, o)| rank(*d, *o)).collect(),
             over,
             groups,
             moved: vec![false; lists.len()],
@@ -129,11 +140,9 @@ impl<'a> Plan<'a> {
 
     /// The move that helps most.
     fn best(&self) -> Option<Move> {
-        let mut order: Vec<(DeviceId, f64)> = self.over.iter().map(|(d, o)| (*d, *o)).collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        for (from, more) in &order {
-            for (to, less) in order.iter().rev() {
-                if more - less <= 1.0 + 1e-6 {
+        for (more, Reverse(from)) in self.order.iter().rev() {
+            for (less, Reverse(to)) in &self.order {
+                if more - less <= 1_000_001 {
                     break;
                 }
                 let groups = self.groups.get(from).map(Vec::as_slice).unwrap_or_default();
@@ -144,6 +153,10 @@ impl<'a> Plan<'a> {
                 if let Some(g) = free {
                     return Some(Move { group: *g, from: *from, to: *to });
                 }
+            }
+            // Where even the fullest and the emptiest are near, nobody is far.
+            if self.order.first().is_none_or(|(less, _)| more - less <= 1_000_001) {
+                break;
             }
         }
         None
@@ -159,8 +172,12 @@ impl<'a> Plan<'a> {
         }
         self.groups.entry(m.from).or_default().retain(|x| *x != m.group);
         self.groups.entry(m.to).or_default().push(m.group);
-        *self.over.entry(m.from).or_default() -= 1.0;
-        *self.over.entry(m.to).or_default() += 1.0;
+        for (d, by) in [(m.from, -1.0), (m.to, 1.0)] {
+            let over = self.over.entry(d).or_default();
+            self.order.remove(&rank(d, *over));
+            *over += by;
+            self.order.insert(rank(d, *over));
+        }
         out.push(m);
     }
 }

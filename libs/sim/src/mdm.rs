@@ -428,6 +428,7 @@ pub fn reg_device(n: u32, capacity_bytes: u64) -> RegDevice {
         capacity_bytes,
         shard: 0,
         failed: None,
+        unread: false,
     }
 }
 

@@ -33,6 +33,13 @@ pub(crate) struct Layout {
     pub blocks: u64,
 }
 
+/// Bytes of data blocks that a device formatted with `cfg` has: what [`StoreStats`](crate::StoreStats) will say.
+///
+/// Errors: `Config` where the device is too small or too large.
+pub fn capacity_bytes(cfg: &StoreConfig) -> Result<u64, StoreError> {
+    Ok(Layout::from_config(cfg)?.blocks * BLOCK64)
+}
+
 impl Layout {
     /// The layout of a device of `device_bytes` with a log of `log_bytes`.
     pub fn new(device_bytes: u64, log_bytes: u64) -> Result<Layout, StoreError> {

@@ -50,6 +50,7 @@ pub mod types;
 
 pub use config::{AckMode, StoreConfig};
 pub use error::{AppendError, ReadError, RepairError, StoreError};
+pub use layout::capacity_bytes;
 pub use pgs::MAX_META;
 pub use scrub::ScrubStats;
 pub use stats::{Headroom, StoreStats};

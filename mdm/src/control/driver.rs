@@ -31,6 +31,7 @@ pub async fn run(hub: Arc<Hub>, engine: Engine, state: SharedState) {
         if n % 20 == 0 {
             d.rebuild().await;
             d.moves().await;
+            d.primaries().await;
             d.sample();
             d.watch().await;
         }
@@ -163,6 +164,13 @@ impl Driver {
         let due = self.state.read().moves_due();
         if due {
             self.submit(Op::Move).await;
+        }
+    }
+
+    async fn primaries(&self) {
+        let due = self.state.read().primaries_due(unix_ms());
+        if due {
+            self.submit(Op::BalancePrimaries).await;
         }
     }
 

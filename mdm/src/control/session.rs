@@ -236,6 +236,7 @@ fn register(h: &Hello, answered: crate::state::Answered) -> Register {
                 capacity_bytes: d.capacity_bytes,
                 shard: d.shard,
                 failed: d.failed.clone(),
+                unread: d.failed.is_some() && d.pgs.is_empty(),
             })
             .collect(),
         answered,

@@ -272,3 +272,24 @@ async fn a_client_maps_the_volumes_of_its_table_to_itself() {
     a.send.send(ask("v", false)).await.unwrap();
     assert!(a.with(|k| k.mapped.is_empty()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_without_which_its_server_registers_is_missing_and_not_waited_for() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let ha = returning(&a, "a", 11, (1, 5), 5);
+    drop((a, b));
+    mdm.health("unavailable").await;
+    // Another disk is in it now: nothing of the old one may be taken for there, nor be elected.
+    let mut other = ha.clone();
+    other.devices[0].uuid = format!("{:0>32}", "other");
+    other.devices[0].pgs.clear();
+    let a = Fake::join(&mdm, other).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(mdm.get("/status").await["health"], "unavailable");
+    let list = mdm.get("/device/list").await;
+    assert!(list.to_string().contains("registered without it"), "{list}");
+    drop(a);
+    let _a = Fake::join(&mdm, ha).await;
+    mdm.health("degraded").await;
+}

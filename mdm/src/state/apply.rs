@@ -100,6 +100,7 @@ impl State {
 
     fn dispatch_more(&mut self, ctx: &mut Ctx, op: &Op) -> Result<Answer, Reject> {
         match op {
+            Op::BalancePrimaries => self.balance_primaries(ctx),
             Op::CancelTask { id } => self.cancel_task(ctx, *id),
             Op::DeleteSds { id } => self.delete_sds(ctx, *id),
             Op::DeleteSdc { id } => self.delete_sdc(ctx, *id),

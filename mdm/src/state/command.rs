@@ -34,6 +34,9 @@ pub struct RegDevice {
     pub capacity_bytes: u64,
     pub shard: u16,
     pub failed: Option<String>,
+    /// It could not be opened: nothing is known of what it holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unread: bool,
 }
 
 /// A daemon registers.
@@ -121,6 +124,8 @@ pub enum Op {
         pg: PgId,
         device: DeviceId,
     },
+    /// Primaries are spread evenly again.
+    BalancePrimaries,
     /// Forward rebuild of what has been lost longer than the grace time (R16).
     Rebuild,
     AddDomain {
@@ -287,6 +292,7 @@ impl Op {
             Op::Propose { .. } => "propose",
             Op::DeviceFailed { .. } => "device_failed",
             Op::Unreachable { .. } => "pg_move",
+            Op::BalancePrimaries => "balance_primaries",
             Op::Rebuild => "rebuild",
             Op::AddDomain { .. } => "pd_create",
             Op::DeleteDomain { .. } => "pd_delete",

@@ -18,6 +18,7 @@ mod objects;
 mod pg;
 mod policy;
 mod pools;
+mod primaries;
 mod reach;
 mod rebuild;
 mod tasks;

@@ -205,7 +205,8 @@ impl State {
         Answer::Registered { node, sds: Some(id), sdc: None, start: start.get(), devices, kept }
     }
 
-    /// Enters the devices; new ones join the only pool of the domain.
+    /// Enters the devices; new ones join the only pool of the domain. One that could not be opened is as good as
+    /// missing: unlike one whose writes failed later, it cannot even be read.
     fn register_devices(
         &mut self,
         ctx: &mut Ctx,
@@ -232,6 +233,7 @@ impl State {
                 shard: 0,
                 failed: None,
                 failed_since_ms: None,
+                missing: false,
                 draining: false,
                 removed: false,
             });
@@ -243,6 +245,7 @@ impl State {
                 k.failed_since_ms = Some(ctx.at_ms);
             }
             k.failed = d.failed.clone();
+            k.missing = d.unread;
             k.pool = k.pool.or(only.filter(|_| !k.removed));
             if let Some(info) = k.info() {
                 ctx.change(Change::Device(info));
@@ -252,6 +255,14 @@ impl State {
         // A removed device that its server does not have any more is forgotten.
         let here: BTreeSet<DeviceId> = out.iter().map(|d| d.1).collect();
         self.devices.retain(|id, d| d.sds != sds || !d.removed || here.contains(id));
+        let gone = self.devices.values_mut().filter(|d| d.sds == sds && !here.contains(&d.id));
+        for d in gone.filter(|d| !d.missing) {
+            d.missing = true;
+            d.failed.get_or_insert_with(|| "its server registered without it".into());
+            d.failed_since_ms.get_or_insert(ctx.at_ms);
+            let (object, why) = (format!("device {}", d.id), d.failed.clone().unwrap_or_default());
+            ctx.event("device_missing", object, why);
+        }
         out
     }
 
@@ -326,6 +337,7 @@ impl State {
             host: String::new(),
             metrics: None,
             up: false,
+            moved: (0, 0),
         };
         self.sdcs.insert(id, s);
         id

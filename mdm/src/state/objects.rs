@@ -233,6 +233,9 @@ pub struct Device {
     /// A write or a sync failed, and why.
     pub failed: Option<String>,
     pub failed_since_ms: Option<u64>,
+    /// Its server has registered without it: a disk was taken out or could not be read.
+    #[serde(default)]
+    pub missing: bool,
     /// The operator wants it empty.
     #[serde(default)]
     pub draining: bool,
@@ -261,6 +264,9 @@ pub struct Sdc {
     /// It has a session, or its loss has not been noted yet.
     #[serde(default)]
     pub up: bool,
+    /// From when on, Unix milliseconds, and how many primaries moved as it could not reach them (R27).
+    #[serde(default)]
+    pub moved: (u64, u32),
 }
 
 impl Sdc {
@@ -317,12 +323,15 @@ pub struct Pg {
     pub config: PgConfig,
     /// Devices dropped at a primary's request, and the time before which they do not come back (R27).
     pub held: Vec<(DeviceId, u64)>,
-    /// When its primary moved because clients could not reach it, last minute (R27).
+    /// When its primary moved because clients could not reach it, in the last minutes (R27).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved_ms: Vec<u64>,
     /// Listed devices that give their copy away: they leave as soon as the others have all copies.
     #[serde(default)]
     pub retiring: Vec<DeviceId>,
+    /// When its primary was changed last, for whatever reason (R27).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub led_ms: Option<u64>,
 }
 
 /// One line of history.

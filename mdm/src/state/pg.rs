@@ -21,6 +21,7 @@ impl State {
     /// The server plays the role of `m` now.
     pub fn alive(&self, m: &Member) -> bool {
         self.sds.get(&m.sds).is_some_and(|s| s.up && !s.fenced && s.start == m.start)
+            && self.devices.get(&m.device).is_some_and(|d| !d.missing)
     }
 
     /// Alive, takes writes, and stays.
@@ -30,11 +31,11 @@ impl State {
             && self.sds.get(&m.sds).is_some_and(|s| !s.leaving)
     }
 
-    /// The device's server is up with any start, not fenced.
+    /// The device's server is up with any start, not fenced, and has it.
     fn present(&self, device: DeviceId) -> Option<Member> {
         let d = self.devices.get(&device)?;
         let s = self.sds.get(&d.sds)?;
-        (s.up && !s.fenced).then_some(Member { device, sds: s.id, start: s.start })
+        (s.up && !s.fenced && !d.missing).then_some(Member { device, sds: s.id, start: s.start })
     }
 
     pub(crate) fn primaries(&self) -> HashMap<DeviceId, u32> {
@@ -102,6 +103,9 @@ impl State {
         if let Some(p) = self.pgs.get_mut(&c.pg) {
             p.held.retain(|h| is_held(h, ctx.at_ms));
             p.retiring.retain(|d| c.listed.contains(d));
+            if c.primary_member() != old.primary_member() {
+                p.led_ms = Some(ctx.at_ms);
+            }
             p.config = c;
         }
     }
@@ -297,6 +301,13 @@ impl State {
                 let mut c = self.fresh(*pg, *epoch, sds, start)?;
                 if c.primary == Some(*device) || !c.is_in_sync(*device) {
                     return Err(Reject::stale(format!("{pg}: device {device} is not a secondary")));
+                }
+                // R10: the last member that takes writes does not go at the word of one that takes none any more; that
+                // one's own failure makes the other the primary.
+                if !c.primary_member().is_some_and(|m| self.good(m)) {
+                    return Err(Reject::stale(format!(
+                        "{pg}: its primary's own device has failed"
+                    )));
                 }
                 // The primary asks, so a remaining in-sync member has answered since (R10).
                 c.in_sync.retain(|m| m.device != *device);

@@ -56,7 +56,7 @@ impl State {
             };
             ctx.change(Change::Pg(config.clone()));
             let (held, moved_ms, retiring) = (Vec::new(), Vec::new(), Vec::new());
-            self.pgs.insert(pg, Pg { config, held, moved_ms, retiring });
+            self.pgs.insert(pg, Pg { config, held, moved_ms, retiring, led_ms: None });
         }
         ctx.event(
             "pool_layout",

@@ -62,6 +62,16 @@ impl Lab {
         StartNo(start)
     }
 
+    /// A client registers.
+    pub fn register_sdc(&mut self, i: u32) -> SdcId {
+        let Op::Register(mut r) = registration(i, None, &[]) else { panic!("a registration") };
+        (r.role, r.name, r.devices) = (Role::Sdc, format!("c{i}"), vec![]);
+        r.capabilities = vec![Capability::Sdc];
+        let a = self.ok(Op::Register(r));
+        let Answer::Registered { sdc: Some(id), .. } = a else { panic!("{a:?}") };
+        id
+    }
+
     pub fn try_register(&mut self, i: u32) -> Result<Applied, Reject> {
         self.run(registration(i, None, &[]))
     }
@@ -159,6 +169,7 @@ pub fn registration(i: u32, resume: Option<u64>, heard: &[u32]) -> Op {
         capacity_bytes: 1 << 40,
         shard: 0,
         failed: None,
+        unread: false,
     };
     Op::Register(Box::new(Register {
         role: Role::Sds,
@@ -553,4 +564,24 @@ fn a_refused_command_changes_nothing_but_the_index() {
     assert!(l.run(Op::DeleteVolume { id: VolumeId(9) }).is_err());
     before.index = l.s.index;
     assert_eq!(l.s, before);
+}
+
+#[test]
+fn r10_a_primary_whose_device_has_failed_does_not_have_the_last_good_member_removed() {
+    let mut l = Lab::cluster(2, 2);
+    let c = l.pg(0).clone();
+    let p = *c.primary_member().unwrap();
+    let other = c.in_sync.iter().find(|m| m.device != p.device).unwrap().device;
+    let (device, start) = (p.device, p.start);
+    // Nobody has answered since, so both stay for now.
+    let none = answered(&[]);
+    l.ok(Op::DeviceFailed { device, start, reason: "t".into(), answered: none.clone() });
+    let c = l.pg(0).clone();
+    assert_eq!(c.in_sync.len(), 2);
+    let (pg, epoch, reason) = (c.pg, c.epoch, "t".to_string());
+    let proposal = Proposal::MemberSilent { pg, epoch, device: other, reason };
+    let op = Op::Propose { sds: p.sds, start, proposal, answered: none };
+    assert!(l.run(op).is_err());
+    l.ok(Op::Sweep { answered: answered(&[1, 2]) });
+    assert_eq!(l.pg(0).primary, Some(other), "the good one leads");
 }
