@@ -56,6 +56,8 @@ pub struct Device {
     pub unformatted: bool,
     /// Bytes a second that its scrub reads.
     pub scrub_rate: u64,
+    /// Memory for checksums of its pages.
+    pub checksum_cache: u64,
     /// As the store said last, for reports.
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -95,6 +97,7 @@ impl Device {
         StoreConfig {
             device_bytes: self.bytes,
             scrub_bytes_per_second: self.scrub_rate,
+            check_cache_bytes: self.checksum_cache,
             ..StoreConfig::default()
         }
     }
@@ -104,6 +107,14 @@ impl Device {
         self.scrub_rate = rate;
         if let Phase::Opening(s) | Phase::Recovered(s) = &mut self.phase {
             s.set_scrub_rate(rate);
+        }
+    }
+
+    /// Sets what checksums of its pages may take of the memory, bytes.
+    pub fn set_checksum_cache(&mut self, bytes: u64) {
+        self.checksum_cache = bytes;
+        if let Phase::Opening(s) | Phase::Recovered(s) = &mut self.phase {
+            s.set_check_cache(bytes);
         }
     }
 
@@ -181,6 +192,7 @@ fn open_one(
         phase: Phase::Blank,
         unformatted: false,
         scrub_rate: 0,
+        checksum_cache: 0,
         capacity_bytes: opened.size,
         used_bytes: 0,
         recovered: Vec::new(),

@@ -34,6 +34,8 @@ pub struct DeviceLevels {
     pub failed: bool,
     pub stalled_seconds: f64,
     pub scrub: ScrubStats,
+    /// Of the cache of checksums: bytes, limit, hits, misses, evictions.
+    pub check_cache: [u64; 5],
 }
 
 /// What the shard published last.
@@ -101,6 +103,7 @@ impl SdsMetrics {
         };
         m.levels();
         m.counts();
+        m.checksum_cache();
         m
     }
 
@@ -117,6 +120,45 @@ impl SdsMetrics {
             write_bytes: self.bytes.with(&[label, "write"]),
             errors: self.errors.with(&[label]),
             copied: self.copied.with(&[label]),
+        }
+    }
+
+    fn checksum_cache(&self) {
+        type Level = fn(&DeviceLevels) -> f64;
+        let gauges: [(&'static str, &'static str, Level); 2] = [
+            ("quarry_checksum_cache_bytes", "Memory of the cached checksums of a device", |d| {
+                d.check_cache[0] as f64
+            }),
+            (
+                "quarry_checksum_cache_limit_bytes",
+                "What they may take, those to be written excepted",
+                |d| d.check_cache[1] as f64,
+            ),
+        ];
+        let counters: [(&'static str, &'static str, Level); 3] = [
+            (
+                "quarry_checksum_cache_hits_total",
+                "Blocks read whose checksums were in memory",
+                |d| d.check_cache[2] as f64,
+            ),
+            (
+                "quarry_checksum_cache_misses_total",
+                "Blocks whose checksums had to be read from the device first",
+                |d| d.check_cache[3] as f64,
+            ),
+            (
+                "quarry_checksum_cache_evictions_total",
+                "Groups of checksums that made room for others, of 63 blocks each",
+                |d| d.check_cache[4] as f64,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let p = Arc::clone(&self.published);
+            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
+        }
+        for (name, help, value) in counters {
+            let p = Arc::clone(&self.published);
+            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
         }
     }
 

@@ -4,6 +4,7 @@ use crate::error::SdsError;
 use quarry_base::units::parse_size;
 use quarry_control::{Capability, NodeFile};
 use quarry_metrics::cli::CommonArgs;
+use quarry_store::StoreConfig;
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -83,6 +84,10 @@ pub struct Settings {
     /// Bytes a second that the scrub of each device reads, for example 8MiB; 0 switches it off [default: 8MiB]
     #[arg(long, value_name = "SIZE", env = "QUARRY_SCRUB_RATE")]
     pub scrub_rate: Option<String>,
+    /// Memory for checksums of each device's pages, for example 256MiB; the rest is read from the device when
+    /// it is needed. 64MiB are enough for 63 GiB of content [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "QUARRY_CHECKSUM_CACHE")]
+    pub checksum_cache: Option<String>,
     /// No Unix socket: TCP only
     #[arg(long)]
     pub no_unix: bool,
@@ -98,6 +103,8 @@ pub struct Config {
     pub device_bytes: Option<u64>,
     /// Bytes a second and device; 0: no scrub.
     pub scrub_rate: u64,
+    /// Bytes of memory a device.
+    pub checksum_cache: u64,
     /// Path of the Unix data socket.
     pub socket: Option<PathBuf>,
     pub listen: SocketAddr,
@@ -149,6 +156,12 @@ impl Settings {
                 parse_size(t).map_err(|e| SdsError::Setting(format!("--scrub-rate: {e}")))?
             }
         };
+        let checksum_cache = match &self.checksum_cache {
+            None => StoreConfig::default().check_cache_bytes,
+            Some(t) => {
+                parse_size(t).map_err(|e| SdsError::Setting(format!("--checksum-cache: {e}")))?
+            }
+        };
         let node = NodeFile::load(&file, Capability::Sds)?;
         let secret = node.secret()?;
         let dir = self.socket_dir.unwrap_or_else(|| PathBuf::from("/run/quarry"));
@@ -159,6 +172,7 @@ impl Settings {
             devices: self.device,
             device_bytes,
             scrub_rate,
+            checksum_cache,
             socket,
             listen: address("--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
             metrics: address("--metrics", self.metrics.as_deref().unwrap_or("127.0.0.1:0"))?,

@@ -1,7 +1,7 @@
 //! What a full device costs in memory, and how long it takes to open: `store-memory [GIB]` (16).
 //!
 //! The device is a stand-in that keeps superblocks, log and table and forgets the data, so that a device of any size
-//! fits here. It is filled with whole blocks, killed, and opened again.
+//! fits here. It is filled with whole blocks, killed, and opened again; then a log as full as it gets is opened.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -29,10 +29,16 @@ impl Disk {
     }
 
     fn run(&mut self, s: &mut Store, events: &mut Vec<StoreEvent>) {
+        self.run_until(s, events, false);
+    }
+
+    /// Until nothing is left to do; `open`: until the store is open.
+    fn run_until(&mut self, s: &mut Store, events: &mut Vec<StoreEvent>, open: bool) {
         let mut ops = Vec::new();
         loop {
             s.poll(Nanos(1), &mut ops, events);
-            if ops.is_empty() {
+            let is_open = || events.iter().any(|e| matches!(e, StoreEvent::Opened));
+            if ops.is_empty() || open && is_open() {
                 return;
             }
             for op in ops.drain(..) {
@@ -122,14 +128,67 @@ fn main() {
     let blocks = s.stats().used_bytes / u64::from(BLOCK);
     println!("{blocks} blocks of a device of {gib} GiB in use");
     show("filled", resident(&disk) - before, blocks);
-    drop(s);
-    let start = Instant::now();
-    let mut s = Store::open(cfg, None);
-    disk.run(&mut s, &mut events);
+    let st = s.stats();
     println!(
-        "opened in {:.2} s (log {} MiB)",
-        start.elapsed().as_secs_f64(),
-        s.stats().log_bytes >> 20
+        "of that, cached checksums: {:.1} MiB, limit {:.1} MiB",
+        st.check_cache_bytes as f64 / 1048576.0,
+        st.check_cache_limit as f64 / 1048576.0
     );
+    drop(s);
+    let s = opened(&cfg, &mut disk, "after a clean end");
     assert_eq!(s.stats().used_bytes / u64::from(BLOCK), blocks);
+    full_log(&cfg, &mut disk, s);
+}
+
+fn opened(cfg: &StoreConfig, disk: &mut Disk, what: &str) -> Store {
+    let start = Instant::now();
+    let mut s = Store::open(cfg.clone(), None);
+    disk.run_until(&mut s, &mut Vec::new(), true);
+    let st = s.stats();
+    println!(
+        "opened {what} in {:.2} s (log {} MiB, {} MiB of it in use, {} pages in memory)",
+        start.elapsed().as_secs_f64(),
+        st.log_bytes >> 20,
+        st.log_used_bytes >> 20,
+        st.dirty_pages
+    );
+    s
+}
+
+/// Single pages until the log takes no more, none of them destaged; then the process is killed.
+fn full_log(cfg: &StoreConfig, disk: &mut Disk, s: Store) {
+    drop(s);
+    let lazy = StoreConfig { destage_start: 1 << 20, ..cfg.clone() };
+    let mut s = Store::open(lazy, None);
+    let (mut events, mut ops) = (Vec::new(), Vec::new());
+    disk.run(&mut s, &mut events);
+    let data = PageBuf::zeroed(PAGE).freeze();
+    let pg = PgId::new(PoolId(1), 1);
+    let crcs: smallvec::SmallVec<[u32; 1]> = data.chunks(PAGE).map(crc32c).collect();
+    let mut n = 0u32;
+    loop {
+        let last = s.pg_state(pg).last;
+        let kind = RecordKind::Write {
+            vtree: VtreeId(1),
+            layer: Layer(0),
+            extent: Extent(1 + 64 * (n / 256 % 64)),
+            offset: n % 256 * PAGE as u32,
+            crcs: crcs.clone(),
+            data: data.clone(),
+        };
+        let version = Version::new(Epoch(1), Seq(last.seq.0 + 1));
+        if s.append(pg, Record { version, origin: Origin::default(), kind }).is_err() {
+            break;
+        }
+        n += 1;
+        if n % 16 == 0 {
+            disk.run(&mut s, &mut events);
+            events.clear();
+            let stable = s.pg_state(pg).stable.seq;
+            s.set_commit(pg, stable);
+        }
+    }
+    s.poll(Nanos(1), &mut ops, &mut events);
+    drop(s);
+    opened(cfg, disk, "after a kill with a full log");
 }

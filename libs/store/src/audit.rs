@@ -71,6 +71,11 @@ impl Store {
         for s in self.log.flights.iter().flat_map(|f| f.copy_slots()) {
             own(s, "copy in flight".into())?;
         }
+        let quiet =
+            self.ops.is_empty() && self.reads.is_empty() && !self.sp.slots.cache.any_wanted();
+        if let Some(fault) = self.sp.slots.cache_fault(quiet) {
+            return Err(format!("cache of checks: {fault}"));
+        }
         let a = &self.sp.alloc;
         if owner.len() as u32 + a.free() != a.blocks() || owner.keys().any(|s| !a.is_used(*s)) {
             return Err(format!("{} used, {} free, {} in all", owner.len(), a.free(), a.blocks()));

@@ -7,6 +7,7 @@
 //! superblock makes all of it count at once.
 
 use crate::batch::Body;
+use crate::checks::Table;
 use crate::codec::{Get, Put};
 use crate::ids::IdTable;
 use crate::index::{Pg, TailRec};
@@ -14,12 +15,12 @@ use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
 use crate::pgs::{get_key, get_version, put_key, put_version};
 use crate::planted::{planted, Bug};
-use crate::slots::GroupWrite;
+use crate::slots::{GroupWrite, Pages};
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
-use crate::types::{BlockKey, DiskOp, RecordKind};
+use crate::types::{BlockKey, DiskOp, RecordKind, StoreEvent};
 use bytes::Bytes;
-use quarry_base::{Nanos, Version, VtreeId, BLOCK, PAGE};
+use quarry_base::{Nanos, PageBuf, Version, VtreeId, BLOCK, PAGE};
 
 /// Table writes in flight.
 const TABLE_DEPTH: usize = 16;
@@ -191,7 +192,8 @@ impl Store {
         self.count_records();
         self.ckpt.gen += 1;
         self.sp.ckpt_begun += 1;
-        let (queue, digest) = self.sp.slots.snapshot(self.ckpt.gen);
+        let (mut queue, digest) = self.sp.slots.snapshot(self.ckpt.gen);
+        queue.sort_by_key(|w| matches!(w.pages, Pages::Ready(_)));
         let Some(old) = self.sb else { return };
         let sb = Superblock {
             generation: old.generation + 1,
@@ -268,20 +270,53 @@ impl Store {
     fn write_tables(&mut self, ops: &mut Vec<DiskOp>) {
         let Some(run) = self.ckpt.run.as_mut() else { return };
         while run.in_flight < TABLE_DEPTH {
-            let Some(w) = run.queue.pop() else { break };
+            let Some(w) = run.queue.pop_if(|w| matches!(w.pages, Pages::Ready(_))) else { break };
+            let Pages::Ready(data) = w.pages else { break };
             run.in_flight += 1;
             run.written.push((w.group, w.side, w.crc));
             let offset = self.sp.layout.group_offset(w.group, w.side);
             let id = self.ops.start(OpKind::Table);
-            ops.push(DiskOp::Write { id, offset, data: vec![w.data], sync: false });
+            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: false });
         }
-        let ready = run.in_flight == 0 && self.log.written_lsn >= run.marker_lsn;
+        let ready =
+            run.in_flight == 0 && run.queue.is_empty() && self.log.written_lsn >= run.marker_lsn;
         if ready && planted(Bug::CheckpointUnsynced) {
             self.ckpt.state = State::Synced;
         } else if ready && self.log.sync.is_none() {
             self.ckpt.state = State::Syncing;
             self.issue_sync(ops);
         }
+    }
+
+    /// The checks of a group were read, or are lost: the checkpoint that wants to write it need not wait any more.
+    fn ckpt_checks(&mut self, group: u64, disk: Option<&Table>) {
+        let Some(run) = self.ckpt.run.as_mut() else { return };
+        run.queue.iter_mut().filter(|w| w.group == group).for_each(|w| w.complete(disk));
+        run.queue.sort_by_key(|w| matches!(w.pages, Pages::Ready(_)));
+    }
+
+    /// Has the checks read that are wanted and not in memory.
+    pub(crate) fn poll_checks(&mut self, ops: &mut Vec<DiskOp>) {
+        while let Some((group, side, gen)) = self.sp.slots.next_load() {
+            let id = self.ops.start(OpKind::Checks(group, gen));
+            let offset = self.sp.layout.group_offset(group, side);
+            ops.push(DiskOp::Read { id, offset, len: 2 * PAGE });
+        }
+    }
+
+    pub(crate) fn checks_read(&mut self, group: u64, gen: u64, r: Result<PageBuf, i32>) {
+        let pair = r.as_ref().ok().map(|b| &b[..]);
+        let (table, whole) = self.sp.slots.load_ended(group, gen, pair);
+        if !whole {
+            return;
+        }
+        if table.is_none() {
+            // What is left of it gets there with the next checkpoint: else the device might not open again.
+            self.sp.slots.rewrite(group);
+            self.events.push(StoreEvent::TableDamaged { group });
+        }
+        self.ckpt_checks(group, table.as_ref());
+        self.checks_are_here();
     }
 
     pub(crate) fn ckpt_page_written(&mut self) {

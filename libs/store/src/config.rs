@@ -39,6 +39,9 @@ pub struct StoreConfig {
     /// Table pages (8 KiB with their checksum page) changed since the last checkpoint; at this many
     /// destaging waits for one.
     pub max_dirty_table_pages: usize,
+    /// Memory for checksums of pages on the device, which are read from there when they are not in it. 4.2 KiB
+    /// hold those of 4 MiB of content. Those of blocks that changed since the last checkpoint are kept besides.
+    pub check_cache_bytes: u64,
     /// Freed blocks that are worth a checkpoint of their own, at most; a sixteenth of the device's
     /// blocks where that is less, but 256 at least.
     pub max_freed_blocks: u32,
@@ -73,6 +76,7 @@ impl Default for StoreConfig {
             destage_depth_full: 128,
             max_reads_in_flight: 256,
             max_dirty_table_pages: 1024,
+            check_cache_bytes: 64 << 20,
             max_freed_blocks: 16_384,
             max_tombstones_per_pg: 16_384,
             max_id_runs: 4096,

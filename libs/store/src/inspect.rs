@@ -141,5 +141,6 @@ impl Store {
     pub(crate) fn poll_read_only(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {
         self.poll_reads(ops);
         self.poll_scrub(now, ops);
+        self.poll_checks(ops);
     }
 }

@@ -3,7 +3,7 @@
 use crate::apply;
 use crate::batch::Body;
 use crate::codec::{Get, Put};
-use crate::error::{AppendError, RepairError};
+use crate::error::AppendError;
 use crate::ids::{IdTable, Known};
 use crate::index::{Block, ExtKey, Pg, Sealed, TailRec};
 use crate::layout::{BLOCK64, NO_SLOT};
@@ -114,7 +114,7 @@ fn aligned(data: &Bytes) -> Bytes {
 }
 
 impl Store {
-    fn room(&mut self, cost: u64, data: bool) -> Result<(), AppendError> {
+    pub(crate) fn room(&mut self, cost: u64, data: bool) -> Result<(), AppendError> {
         if self.failed.is_some() || self.sb.is_none() || self.cfg.read_only {
             return Err(AppendError::Failed);
         }
@@ -244,31 +244,6 @@ impl Store {
         let idx = self.pg_or_new(pg);
         let copy = Box::new(Sealed { copy, checks });
         Ok(self.push(idx, pg, Body::Copy { copy, slot, repair: false }, true))
-    }
-
-    /// Replaces what is on disk of a block by the same content again. Refused unless the copy is of
-    /// exactly the block's version and content.
-    pub fn repair(&mut self, pg: PgId, copy: BlockCopy) -> Result<AppendId, RepairError> {
-        let b = self.pg(pg).and_then(|p| p.block(copy.key)).ok_or(RepairError::NoBlock)?;
-        if b.newest() != copy.version {
-            return Err(RepairError::OtherVersion);
-        }
-        let seal = self.sp.key.block(pg, copy.key);
-        let checks = seal
-            .checks(copy.valid, &copy.data, &copy.crcs)
-            .filter(|_| copy.valid == b.content())
-            .ok_or(RepairError::OtherContent)?;
-        let pages = (0..16).filter(|p| copy.valid >> p & 1 == 1);
-        for (p, check) in pages.zip(&checks) {
-            let want = b.over_page(p).map_or_else(|| self.sp.slots.check(b.slot, p), |o| o.check);
-            if *check != want {
-                return Err(RepairError::OtherContent);
-            }
-        }
-        self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
-        let idx = self.pg_or_new(pg);
-        let copy = Box::new(Sealed { copy, checks });
-        Ok(self.push(idx, pg, Body::Copy { copy, slot: NO_SLOT, repair: true }, true))
     }
 
     /// Forgets all blocks and tombstones in `from..to` but those in `keep` (full compare: the

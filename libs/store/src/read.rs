@@ -5,11 +5,12 @@
 //! page that does not match its CRC and is no longer what it was planned to be has the whole read
 //! planned anew. One that still is, is read once more before it counts as corrupt.
 
-use crate::apply::blocks_of;
+use crate::apply::{blocks_of, mask_of};
 use crate::error::ReadError;
 use crate::index::ExtKey;
 use crate::layout::NO_SLOT;
 use crate::planted::{planted, Bug};
+use crate::seal::LOST;
 use crate::store::{OpKind, Store};
 use crate::types::{BlockCopy, BlockKey, DiskOp, ReadData, RecordKind, StoreEvent};
 use bytes::Bytes;
@@ -44,13 +45,14 @@ pub(crate) enum Want {
     Block(BlockKey),
 }
 
-#[derive(Clone, Copy)]
 pub(crate) struct ReadReq {
     token: u64,
     pg: PgId,
     want: Want,
     /// Nobody waits for its content.
     scrub: bool,
+    /// Table groups whose checks are kept for it while it waits.
+    pinned: SmallVec<[u32; 2]>,
 }
 
 /// A run of pages on disk.
@@ -102,6 +104,8 @@ pub(crate) struct Reads {
     waiting: VecDeque<ReadReq>,
     /// Touch something committed whose log batch is not written yet.
     parked: Vec<ReadReq>,
+    /// Wait for checks that are not in memory.
+    unchecked: Vec<ReadReq>,
     jobs: HashMap<u64, Job>,
     next: u64,
     in_flight: usize,
@@ -110,7 +114,10 @@ pub(crate) struct Reads {
 
 impl Reads {
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.parked.is_empty() && self.jobs.is_empty()
+        self.waiting.is_empty()
+            && self.parked.is_empty()
+            && self.unchecked.is_empty()
+            && self.jobs.is_empty()
     }
 }
 
@@ -130,7 +137,13 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Range { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false });
+        self.reads.waiting.push_back(ReadReq {
+            token,
+            pg,
+            want,
+            scrub: false,
+            pinned: SmallVec::new(),
+        });
     }
 
     /// Says which pages of a page-aligned range inside one extent have content, as of the newest
@@ -149,17 +162,32 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Map { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false });
+        self.reads.waiting.push_back(ReadReq {
+            token,
+            pg,
+            want,
+            scrub: false,
+            pinned: SmallVec::new(),
+        });
     }
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
     pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
-        self.reads.waiting.push_back(ReadReq { token, pg, want: Want::Block(key), scrub: false });
+        self.reads.waiting.push_back(ReadReq {
+            token,
+            pg,
+            want: Want::Block(key),
+            scrub: false,
+            pinned: SmallVec::new(),
+        });
     }
 
     /// Reads a block to check it.
     pub(crate) fn read_for_scrub(&mut self, pg: PgId, key: BlockKey, ops: &mut Vec<DiskOp>) {
-        self.start_read(ReadReq { token: 0, pg, want: Want::Block(key), scrub: true }, ops);
+        self.start_read(
+            ReadReq { token: 0, pg, want: Want::Block(key), scrub: true, pinned: SmallVec::new() },
+            ops,
+        );
     }
 
     pub(crate) fn unpark(&mut self) {
@@ -170,7 +198,7 @@ impl Store {
         while let Some((job, part)) = self.reads.again.pop() {
             self.issue_read(job, part, ops);
         }
-        while self.reads.in_flight < self.cfg.max_reads_in_flight {
+        while self.reads.in_flight + self.reads.unchecked.len() < self.cfg.max_reads_in_flight {
             let Some(req) = self.reads.waiting.pop_front() else { break };
             self.start_read(req, ops);
         }
@@ -190,14 +218,18 @@ impl Store {
         tail.any(|t| touches(&t.rec.kind, ext, offset, len))
     }
 
-    fn start_read(&mut self, req: ReadReq, ops: &mut Vec<DiskOp>) {
+    fn start_read(&mut self, mut req: ReadReq, ops: &mut Vec<DiskOp>) {
         if self.not_applied(&req) {
             if self.failed.is_some() {
                 return self.refuse(req);
             }
             return self.reads.parked.push(req);
         }
+        if !self.checks_at_hand(&mut req) {
+            return self.reads.unchecked.push(req);
+        }
         self.sp.stats.reads += 1;
+        let (token, pg, scrub) = (req.token, req.pg, req.scrub);
         let mut job = Job {
             req,
             parts: SmallVec::new(),
@@ -209,21 +241,19 @@ impl Store {
             io: None,
             stale: false,
         };
-        match req.want {
+        match job.req.want {
             Want::Range { ext, offset, len } => {
                 for (b, from, to) in blocks_of(offset, len) {
                     self.plan(&mut job, ext.block(b), from, to, false);
                 }
             }
-            Want::Map { ext, offset, len } => {
-                job.data = self.content_bits(req.pg, ext, offset, len)
-            }
+            Want::Map { ext, offset, len } => job.data = self.content_bits(pg, ext, offset, len),
             Want::Block(key) => {
-                let Some(head) = self.block_head(req.pg, key) else {
-                    if req.scrub {
+                let Some(head) = self.block_head(pg, key) else {
+                    if scrub {
                         return self.scrubbed(0, false);
                     }
-                    let done = StoreEvent::BlockDone { token: req.token, result: Ok(None) };
+                    let done = StoreEvent::BlockDone { token, result: Ok(None) };
                     return self.events.push(done);
                 };
                 job.head = Some(head);
@@ -245,8 +275,50 @@ impl Store {
         (0..parts).for_each(|i| self.issue_read(n, i, ops));
     }
 
+    /// Is there a check in memory for every page that this read wants from the disk? If not, it will be read.
+    fn checks_at_hand(&mut self, req: &mut ReadReq) -> bool {
+        let (ext, offset, len) = match req.want {
+            Want::Map { .. } => return true,
+            Want::Range { ext, offset, len } => (ext, offset, len),
+            Want::Block(k) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+        };
+        let idx = self.by_id.get(&req.pg);
+        let pg = idx.and_then(|i| self.pgs.get(*i as usize)).and_then(|p| p.as_ref());
+        let slots = &mut self.sp.slots;
+        let Some(pg) = pg else {
+            req.pinned.drain(..).for_each(|g| slots.cache.unpin(g));
+            return true;
+        };
+        let mut wants = SmallVec::<[u32; 16]>::new();
+        let mut all = true;
+        for (b, from, to) in blocks_of(offset, len) {
+            let Some(block) = pg.block(ext.block(b)).filter(|b| b.slot != NO_SLOT) else {
+                continue;
+            };
+            let pages = block.valid & !block.over_mask() & mask_of(from, to);
+            if pages != 0 {
+                all &= slots.need(block.slot, pages);
+                wants.push(block.slot);
+            }
+        }
+        let before = std::mem::take(&mut req.pinned);
+        if !all {
+            req.pinned = wants.into_iter().map(|s| slots.pin(s)).collect();
+        }
+        before.into_iter().for_each(|g| slots.cache.unpin(g));
+        all
+    }
+
+    /// Checks have come: what waits for some is tried again.
+    pub(crate) fn checks_are_here(&mut self) {
+        for req in std::mem::take(&mut self.reads.unchecked) {
+            self.reads.waiting.push_front(req);
+        }
+    }
+
     /// Committed content that will never be written here.
     fn refuse(&mut self, req: ReadReq) {
+        req.pinned.iter().for_each(|g| self.sp.slots.cache.unpin(*g));
         if req.scrub {
             return self.scrubbed(0, false);
         }
@@ -262,7 +334,9 @@ impl Store {
         let block = self.pg(pg).and_then(|g| g.block(p.key)).filter(|b| b.slot == p.slot);
         let Some(b) = block else { return u16::MAX };
         let here = b.valid & !b.over_mask();
-        let same = (p.page..).zip(checks).filter(|(i, c)| self.sp.slots.check(p.slot, *i) == **c);
+        // One that has left the memory may have been replaced before that.
+        let same =
+            (p.page..).zip(checks).filter(|(i, c)| self.sp.slots.check(p.slot, *i) == Some(**c));
         !(here & same.fold(0, |m, (i, _)| m | 1 << i))
     }
 
@@ -337,7 +411,9 @@ impl Store {
                     });
                     d.segments.push(Bytes::new());
                     checks.resize(crc_at, 0);
-                    checks.extend((first..page).map(|p| self.sp.slots.check(slot, p)));
+                    checks.extend(
+                        (first..page).map(|p| self.sp.slots.check(slot, p).unwrap_or(LOST)),
+                    );
                     d.crcs.resize(checks.len(), 0);
                 }
                 None if !skip_holes => {

@@ -230,7 +230,7 @@ impl Store {
 
     fn set_layout(&mut self, l: Layout, sb: Superblock) {
         self.sp.layout = l;
-        self.sp.slots = SlotTable::new(&l);
+        self.sp.slots = SlotTable::new(&l, self.cfg.check_cache_bytes);
         self.sp.alloc = crate::alloc::Alloc::new(l.blocks as u32);
         self.sp.batches = crate::space::Batches::new(sb.tail_batch);
         self.ckpt.start_at(sb.ckpt_gen);

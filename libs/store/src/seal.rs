@@ -5,7 +5,7 @@
 //! that never happened, a block or a log page from before a power loss. So what is kept is
 //!
 //! ```text
-//! check = crc32c(content)  xor  low half of XXH3-64(content, seed = device, block, page)
+//! check = crc32c(content)  xor  low half of XXH3-64(content, seed = device, block, page);  1 if that is 0
 //! ```
 //!
 //! - Not linear, and keyed by the address: that two pages have equal CRCs says nothing about their checks,
@@ -28,6 +28,9 @@ use twox_hash::XxHash3_64;
 
 /// The checks of some pages, in order.
 pub(crate) type Checks = SmallVec<[u32; 1]>;
+
+/// The check of a page whose own was lost with a damaged CRC page: no page has it.
+pub(crate) const LOST: u32 = 0;
 
 /// The device's part of every seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +72,10 @@ impl BlockSeal {
         if planted(Bug::CheckWithoutAddress) {
             return crc;
         }
-        crc ^ XxHash3_64::oneshot_with_seed(mix(self.0, u64::from(page)), data) as u32
+        match crc ^ XxHash3_64::oneshot_with_seed(mix(self.0, u64::from(page)), data) as u32 {
+            LOST => 1,
+            check => check,
+        }
     }
 
     /// CRC-32C and check of page `page`.

@@ -2,9 +2,11 @@
 //!
 //! A table group describes 63 slots in two pages, the table page and the CRC page, always written
 //! together, to the side that does not count now. They count once the superblock names their
-//! generation, so a checkpoint is atomic. All groups in use are in memory in this version; the CRC
-//! page stands apart so that later only the table must be.
+//! generation, so a checkpoint is atomic. The owners of all groups in use are in memory; the checks stand apart,
+//! in a bounded cache (see `checks`). A changed group needs its old checks too when it is written: they are read
+//! as soon as it changes, and if a checkpoint begins before they are here, that group's pages wait.
 
+use crate::checks::{CheckCache, GroupChecks, Table, PER};
 use crate::codec::{crc_without, Get, Put};
 use crate::layout::{Layout, GROUP_SLOTS};
 use crate::planted::{planted, Bug};
@@ -13,7 +15,6 @@ use crate::types::BlockKey;
 use bytes::Bytes;
 use quarry_base::{Epoch, Extent, Layer, PageBuf, PgId, Seq, Version, VtreeId, PAGE};
 
-const PER: usize = GROUP_SLOTS as usize;
 const TABLE_MAGIC: u32 = 0x5442_5251; // "QRBT"
 const CRC_MAGIC: u32 = 0x4342_5251; // "QRBC"
 const HEAD: usize = 64;
@@ -30,19 +31,18 @@ pub(crate) struct SlotEntry {
     pub dirty: u16,
 }
 
-struct GroupData {
-    entries: [Option<SlotEntry>; PER],
-    checks: [[u32; 16]; PER],
-}
+type Entries = [Option<SlotEntry>; PER];
 
 #[derive(Default)]
 struct Group {
-    data: Option<Box<GroupData>>,
+    data: Option<Box<Entries>>,
     /// Generation and checksum on disk, and the side that counts.
     gen: u64,
     crc: u32,
     side: u8,
     dirty: bool,
+    /// A checkpoint that has not committed yet writes it.
+    writing: bool,
 }
 
 /// A group to be written by a checkpoint.
@@ -50,13 +50,38 @@ pub(crate) struct GroupWrite {
     pub group: u64,
     pub side: u8,
     pub crc: u32,
-    pub data: Bytes,
+    /// Table page and CRC page.
+    pub pages: Pages,
+}
+
+pub(crate) enum Pages {
+    Ready(Bytes),
+    /// Some of its checks are not in memory yet; as it was when the checkpoint began.
+    Late {
+        gen: u64,
+        entries: Box<Entries>,
+        checks: Box<GroupChecks>,
+    },
+}
+
+impl GroupWrite {
+    /// The group's CRC page was read, or is lost.
+    pub fn complete(&mut self, disk: Option<&Table>) {
+        let Pages::Late { gen, entries, checks } = &mut self.pages else { return };
+        match disk {
+            Some(d) => checks.merge(d),
+            None => checks.give_up(),
+        }
+        let (data, _) = encode(self.group, *gen, Some(entries), &checks.checks);
+        self.pages = Pages::Ready(data);
+    }
 }
 
 pub(crate) struct SlotTable {
     groups: Vec<Group>,
     dirty: Vec<u32>,
     pub digest: u64,
+    pub cache: CheckCache,
 }
 
 fn digest_of(group: u64, gen: u64, crc: u32) -> u64 {
@@ -70,9 +95,10 @@ fn digest_of(group: u64, gen: u64, crc: u32) -> u64 {
 }
 
 impl SlotTable {
-    pub fn new(l: &Layout) -> SlotTable {
+    /// `cache_bytes`: what the checks in memory may take.
+    pub fn new(l: &Layout, cache_bytes: u64) -> SlotTable {
         let groups = (0..l.groups).map(|_| Group::default()).collect();
-        SlotTable { groups, dirty: Vec::new(), digest: 0 }
+        SlotTable { groups, dirty: Vec::new(), digest: 0, cache: CheckCache::new(cache_bytes) }
     }
 
     fn place(slot: u32) -> (usize, usize) {
@@ -83,14 +109,11 @@ impl SlotTable {
         let g = &mut self.groups[group];
         if !g.dirty {
             g.dirty = true;
+            let fresh = g.gen == 0;
             self.dirty.push(group as u32);
+            self.cache.group(group as u32, fresh).held = true;
+            self.cache.want(group as u32, fresh);
         }
-    }
-
-    fn data(&mut self, group: usize) -> &mut GroupData {
-        self.groups[group].data.get_or_insert_with(|| {
-            Box::new(GroupData { entries: [None; PER], checks: [[0; 16]; PER] })
-        })
     }
 
     pub fn dirty_groups(&self) -> usize {
@@ -99,24 +122,64 @@ impl SlotTable {
 
     pub fn entry(&self, slot: u32) -> Option<SlotEntry> {
         let (g, i) = Self::place(slot);
-        self.groups.get(g)?.data.as_ref()?.entries[i]
+        self.groups.get(g)?.data.as_ref()?[i]
     }
 
     pub fn set(&mut self, slot: u32, e: Option<SlotEntry>) {
         let (g, i) = Self::place(slot);
-        self.data(g).entries[i] = e;
+        self.groups[g].data.get_or_insert_with(|| Box::new([None; PER]))[i] = e;
         self.touch(g);
     }
 
     /// Check of page `page` of a slot, see `seal`.
-    pub fn check(&self, slot: u32, page: u32) -> u32 {
+    pub fn check(&self, slot: u32, page: u32) -> Option<u32> {
         let (g, i) = Self::place(slot);
-        self.groups[g].data.as_ref().map_or(0, |d| d.checks[i][page as usize])
+        self.cache.check(g as u32, i, page)
+    }
+
+    /// Are the checks of these pages of a slot in memory? If not, they will be.
+    pub fn need(&mut self, slot: u32, pages: u16) -> bool {
+        let (g, i) = Self::place(slot);
+        let fresh = self.groups.get(g).is_none_or(|g| g.gen == 0);
+        self.cache.need(g as u32, i, pages, fresh)
+    }
+
+    /// Keeps the checks of the slot's group in memory for a read that waits; the group, for `unpin`.
+    pub fn pin(&mut self, slot: u32) -> u32 {
+        let (g, _) = Self::place(slot);
+        let fresh = self.groups.get(g).is_none_or(|g| g.gen == 0);
+        self.cache.pin(g as u32, fresh);
+        g as u32
+    }
+
+    /// A group whose checks are to be read: its number, the side that counts and that side's generation.
+    pub fn next_load(&mut self) -> Option<(u64, u8, u64)> {
+        let n = self.cache.next_wanted()?;
+        let g = self.groups.get(n as usize)?;
+        Some((u64::from(n), g.side, g.gen))
+    }
+
+    /// The two pages of a group's side, read when it counted and was of generation `gen`. What came of it: the
+    /// checks, if it is as it was written; and whether all that can be known of the group now is.
+    pub fn load_ended(&mut self, n: u64, gen: u64, pair: Option<&[u8]>) -> (Option<Table>, bool) {
+        let Some(g) = self.groups.get(n as usize) else { return (None, true) };
+        let good = pair.filter(|p| {
+            matches!(side_state(n, p), Side::Good { gen: found, crc } if found == gen && (g.gen != gen || crc == g.crc))
+        });
+        let table = good.and_then(|p| decode(n, p)).map(|(_, t)| *t);
+        if table.is_none() && g.gen != gen {
+            // A checkpoint has been: the side that was read may be half overwritten.
+            self.cache.load_again(n as u32);
+            return (None, false);
+        }
+        let whole = self.cache.loaded(n as u32, table.as_ref());
+        (table, whole)
     }
 
     pub fn set_check(&mut self, slot: u32, page: u32, check: u32) {
         let (g, i) = Self::place(slot);
-        self.data(g).checks[i][page as usize] = check;
+        let fresh = self.groups[g].gen == 0;
+        self.cache.set(g as u32, i, page, check, fresh);
         self.touch(g);
     }
 
@@ -129,13 +192,20 @@ impl SlotTable {
         let mut out = Vec::with_capacity(list.len());
         for n in list {
             let g = &mut self.groups[n as usize];
-            g.dirty = false;
-            let (data, crc) = encode(u64::from(n), gen, g.data.as_deref());
+            (g.dirty, g.writing) = (false, true);
+            let checks = self.cache.group(n, g.gen == 0);
+            let (data, crc) = encode(u64::from(n), gen, g.data.as_deref(), &checks.checks);
+            let pages = if checks.is_whole() {
+                Pages::Ready(data)
+            } else {
+                let entries = g.data.clone().unwrap_or_else(|| Box::new([None; PER]));
+                Pages::Late { gen, entries, checks: Box::new(checks.clone()) }
+            };
             digest = digest
                 .wrapping_sub(digest_of(u64::from(n), g.gen, g.crc))
                 .wrapping_add(digest_of(u64::from(n), gen, crc));
             let side = if planted(Bug::SameSide) { g.side } else { g.side ^ 1 };
-            out.push(GroupWrite { group: u64::from(n), side, crc, data });
+            out.push(GroupWrite { group: u64::from(n), side, crc, pages });
         }
         (out, digest)
     }
@@ -144,7 +214,8 @@ impl SlotTable {
     pub fn committed(&mut self, gen: u64, digest: u64, written: &[(u64, u8, u32)]) {
         for (n, side, crc) in written {
             let g = &mut self.groups[*n as usize];
-            (g.gen, g.side, g.crc) = (gen, *side, *crc);
+            (g.gen, g.side, g.crc, g.writing) = (gen, *side, *crc, false);
+            self.cache.group(*n as u32, false).held = g.dirty;
         }
         self.digest = digest;
     }
@@ -173,9 +244,15 @@ impl SlotTable {
         }
         if let Some((side, gen, crc)) = best {
             let at = side as usize * 2 * PAGE;
-            let data = decode(n, &bytes[at..at + 2 * PAGE]);
+            let Some((entries, checks)) = decode(n, &bytes[at..at + 2 * PAGE]) else {
+                return false;
+            };
             let g = &mut self.groups[n as usize];
-            (g.side, g.gen, g.crc, g.data) = (side, gen, crc, data);
+            (g.side, g.gen, g.crc) = (side, gen, crc);
+            if entries.iter().any(Option::is_some) {
+                g.data = Some(entries);
+                self.cache.preload(n as u32, &checks);
+            }
             self.digest = self.digest.wrapping_add(digest_of(n, gen, crc));
         } else {
             // Nothing counts yet: the first checkpoint overwrites whichever side is not side 0 of
@@ -212,6 +289,13 @@ impl SlotTable {
         })
     }
 
+    /// What is wrong with the cache of checks, for tests. `quiet`: nothing is read and no read waits.
+    pub fn cache_fault(&self, quiet: bool) -> Option<String> {
+        let held = self.groups.iter().enumerate().filter(|(_, g)| g.dirty || g.writing);
+        let want: Vec<u32> = held.map(|(n, _)| n as u32).collect();
+        self.cache.fault(&want, quiet)
+    }
+
     /// The next checkpoint writes this group, whatever has changed.
     pub fn rewrite(&mut self, n: u64) {
         if (n as usize) < self.groups.len() {
@@ -225,7 +309,7 @@ impl SlotTable {
             g.data.iter().flat_map(move |d| {
                 let with =
                     move |(i, e): (usize, &Option<SlotEntry>)| e.map(|e| ((n * PER + i) as u32, e));
-                d.entries.iter().enumerate().filter_map(with)
+                d.iter().enumerate().filter_map(with)
             })
         })
     }
@@ -252,7 +336,7 @@ fn side_state(group: u64, pair: &[u8]) -> Side {
     }
 }
 
-fn encode(group: u64, gen: u64, d: Option<&GroupData>) -> (Bytes, u32) {
+fn encode(group: u64, gen: u64, d: Option<&Entries>, checks: &Table) -> (Bytes, u32) {
     let mut v = Vec::with_capacity(2 * PAGE);
     for magic in [TABLE_MAGIC, CRC_MAGIC] {
         v.u32(magic);
@@ -264,9 +348,9 @@ fn encode(group: u64, gen: u64, d: Option<&GroupData>) -> (Bytes, u32) {
         for i in 0..PER {
             if magic == CRC_MAGIC {
                 let slot = (group * GROUP_SLOTS) as u32 + i as u32;
-                put_checks(&mut v, slot, d.and_then(|d| Some((d.entries[i]?, &d.checks[i]))));
+                put_checks(&mut v, slot, d.and_then(|d| Some((d[i]?, &checks[i]))));
             } else {
-                put_entry(&mut v, d.and_then(|d| d.entries[i].as_ref()));
+                put_entry(&mut v, d.and_then(|d| d[i].as_ref()));
             }
         }
     }
@@ -320,19 +404,20 @@ fn get_entry(b: &[u8]) -> Option<SlotEntry> {
     (used && block < 16).then_some(SlotEntry { pg, key, version, valid, dirty })
 }
 
-fn decode(group: u64, pair: &[u8]) -> Option<Box<GroupData>> {
-    let mut d = Box::new(GroupData { entries: [None; PER], checks: [[0; 16]; PER] });
+fn decode(group: u64, pair: &[u8]) -> Option<(Box<Entries>, Box<Table>)> {
+    let mut d: Box<Entries> = Box::new([None; PER]);
+    let mut checks: Box<Table> = Box::new([[0; 16]; PER]);
     let (t, c) = pair.split_at(PAGE);
     for i in 0..PER {
         let at = HEAD + i * ENTRY;
-        d.entries[i] = get_entry(t.get(at..at + ENTRY)?);
+        d[i] = get_entry(t.get(at..at + ENTRY)?);
         let mut g = Get(c.get(at..at + ENTRY)?);
-        let Some(e) = d.entries[i] else { continue };
+        let Some(e) = d[i] else { continue };
         let stamp = stamp((group * GROUP_SLOTS) as u32 + i as u32, e.version);
-        for (p, check) in d.checks[i].iter_mut().enumerate() {
+        for (p, check) in checks[i].iter_mut().enumerate() {
             let kept = g.u32()?;
             *check = if e.valid >> p & 1 == 1 { kept ^ stamp } else { 0 };
         }
     }
-    Some(d)
+    Some((d, checks))
 }

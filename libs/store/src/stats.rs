@@ -28,6 +28,13 @@ pub struct StoreStats {
     pub read_pages: u64,
     pub crc_errors: u64,
     pub repairs: u64,
+    /// Memory of the cached checksum pages, and the limit that it keeps to, pages to be written excepted.
+    pub check_cache_bytes: u64,
+    pub check_cache_limit: u64,
+    /// Blocks whose checksums were in memory when a read wanted them, and those whose were read from the device.
+    pub check_hits: u64,
+    pub check_misses: u64,
+    pub check_evictions: u64,
     pub log_full: u64,
     /// Records relogged because the log's tail passed them while uncommitted or not destaged.
     pub relogged: u64,

@@ -28,6 +28,8 @@ pub(crate) enum OpKind {
     Super,
     /// Part `.1` of read job `.0`.
     Read(u64, usize),
+    /// A read of the pages of a table group's side, for its checks; the side's generation.
+    Checks(u64, u64),
     /// The scrub's read of a table group, and the generation of its side that counts.
     ScrubGroup(u64, u64),
     Recovery(u64),
@@ -109,7 +111,7 @@ impl Store {
                 layout,
                 key: Default::default(),
                 alloc: crate::alloc::Alloc::new(0),
-                slots: crate::slots::SlotTable::new(&layout),
+                slots: crate::slots::SlotTable::new(&layout, 0),
                 batches: Batches::new(1),
                 dirty_q: Default::default(),
                 unslotted: 0,
@@ -163,6 +165,7 @@ impl Store {
             self.poll_log(ops);
             self.report_stable(events);
             self.report_space(events);
+            self.poll_checks(ops);
         }
         events.append(&mut self.events);
     }
@@ -192,6 +195,8 @@ impl Store {
         }
         match (kind, r) {
             (OpKind::Read(job, part), DiskResult::Read(r)) => self.read_done(job, part, r),
+            (OpKind::Checks(g, gen), DiskResult::Read(r)) => self.checks_read(g, gen, r),
+            (OpKind::Checks(g, gen), DiskResult::Done(_)) => self.checks_read(g, gen, Err(EIO)),
             (OpKind::ScrubGroup(g, stamp), DiskResult::Read(r)) => self.scrubbed_group(g, stamp, r),
             (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(EIO)),
             (kind, DiskResult::Done(Ok(()))) => self.write_done(kind),
@@ -219,7 +224,10 @@ impl Store {
             OpKind::Destage(jobs) => self.destage_done(&jobs),
             OpKind::Table => self.ckpt_page_written(),
             OpKind::Super => self.ckpt_committed(),
-            OpKind::Read(..) | OpKind::ScrubGroup(..) | OpKind::Recovery(_) => {}
+            OpKind::Read(..)
+            | OpKind::Checks(..)
+            | OpKind::ScrubGroup(..)
+            | OpKind::Recovery(_) => {}
         }
     }
 
@@ -259,9 +267,16 @@ impl Store {
             && self.ops.is_empty()
             && self.log.queue.is_empty()
             && self.reads.is_empty()
+            && !self.sp.slots.cache.any_wanted()
             && self.ckpt.is_idle()
             && self.destage.is_idle()
             && !self.ckpt.flush_wanted()
+    }
+
+    /// What checksums of pages may take of the memory from now on, bytes.
+    pub fn set_check_cache(&mut self, bytes: u64) {
+        self.cfg.check_cache_bytes = bytes;
+        self.sp.slots.cache.set_limit(bytes);
     }
 
     /// Starts destaging everything committed, then a checkpoint: for a clean shutdown.
@@ -279,6 +294,11 @@ impl Store {
             log_used_bytes: self.log.head - self.log.tail_pos,
             promised_bytes: self.sp.promises.missing() * BLOCK64,
             tombstones: self.live_pgs().map(|p| p.tombs.len() as u64).sum(),
+            check_cache_bytes: self.sp.slots.cache.bytes(),
+            check_cache_limit: self.cfg.check_cache_bytes,
+            check_hits: self.sp.slots.cache.stats.hits,
+            check_misses: self.sp.slots.cache.stats.misses,
+            check_evictions: self.sp.slots.cache.stats.evicted,
             ..self.sp.stats
         }
     }

@@ -129,7 +129,10 @@ impl Shard {
         let mut state = StateFile::load(&config.data_dir)?;
         let mut devices =
             device::open_all(&mut reactor, &config.devices, config.device_bytes, &mut state)?;
-        devices.iter_mut().for_each(|d| d.set_scrub_rate(config.scrub_rate));
+        devices.iter_mut().for_each(|d| {
+            d.set_scrub_rate(config.scrub_rate);
+            d.set_checksum_cache(config.checksum_cache);
+        });
         let endpoint = listen(&mut reactor, &config)?;
         let started =
             Started { waker: reactor.waker(), endpoint, ring: reactor.probe().to_string() };

@@ -145,6 +145,13 @@ impl Shard {
                     checksum_errors: stats.crc_errors,
                     repairs: stats.repairs,
                     stalled_seconds: store.map_or(0.0, |s| s.stalled_for().as_secs_f64()),
+                    check_cache: [
+                        stats.check_cache_bytes,
+                        stats.check_cache_limit,
+                        stats.check_hits,
+                        stats.check_misses,
+                        stats.check_evictions,
+                    ],
                     scrub: store.map(|s| s.scrub_stats()).unwrap_or_default(),
                     failed: d.failure().is_some() || store.is_some_and(|s| s.failed().is_some()),
                 }

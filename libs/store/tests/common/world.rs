@@ -21,6 +21,8 @@ fn config(rng: &mut Rng) -> StoreConfig {
         destage_depth: 1 + rng.below(16) as usize,
         max_dirty_table_pages: 1 + rng.below(4) as usize,
         max_reads_in_flight: 1 + rng.below(20) as usize,
+        // Little is in memory: the device has a handful of groups.
+        check_cache_bytes: 0,
         ack: if rng.one_in(4) { AckMode::Cached } else { AckMode::Durable },
         ..StoreConfig::default()
     }
