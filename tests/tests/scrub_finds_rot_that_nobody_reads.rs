@@ -15,7 +15,7 @@ fn scrub_finds_rot_that_nobody_reads() -> Res<()> {
     let wrap = json!({ "wrap": ["env", RATE] });
     let special = json!({ "sds1": wrap, "sds2": wrap, "sds3": wrap });
     with_members(ClusterOptions::default(), special, |cluster| {
-        let uri = cluster.new_volume("still", "64MiB", "sdc1")?;
+        let uri = cluster.new_volume("still", "128MiB", "sdc1")?;
         let area = Area::spread(64, 8);
         let mut f =
             Fault::new(cluster, 18, "bit rot that only the scrub meets", Duration::from_secs(4));
