@@ -181,7 +181,7 @@ fn full_log(cfg: &StoreConfig, disk: &mut Disk, s: Store) {
             break;
         }
         n += 1;
-        if n % 16 == 0 {
+        if n.is_multiple_of(16) {
             disk.run(&mut s, &mut events);
             events.clear();
             let stable = s.pg_state(pg).stable.seq;
