@@ -38,7 +38,7 @@ fn can_elect(l: &Lab, last: &[(u32, (u64, u64), u64)]) -> bool {
     l.election(last).into_iter().filter(|e| e.pg == pg).any(|e| l.s.can_elect(&e))
 }
 
-const LAST: [(u32, (u64, u64), u64); 3] = [(1, (1, 80), 70), (2, (1, 90), 85), (3, (1, 60), 60)];
+const LAST: [(u32, (u64, u64), u64); 3] = [(1, (1, 80), 70), (2, (1, 90), 85), (3, (1, 88), 60)];
 
 #[test]
 fn members_whose_host_did_not_boot_lead_and_the_others_come_back_as_syncing() {
