@@ -94,6 +94,8 @@ pub struct Client {
     /// Writes answered since somebody looked.
     pub acks: Vec<Ack>,
     pub errors: Vec<String>,
+    /// Disks fail to read for a while: a block of which no other copy is in sync then is `Corrupt`, and read again later.
+    pub disks_fail: bool,
 }
 
 fn overlap(a: &Request, v: VolumeId, e: u32, o: u32, l: u32) -> bool {
@@ -127,6 +129,7 @@ impl Client {
             longest: 0,
             acks: Vec::new(),
             errors: Vec::new(),
+            disks_fail: false,
         };
         c.on_view(view);
         c
@@ -333,6 +336,7 @@ impl Client {
                 self.again(i, now, rng);
             }
             Status::TryAgain | Status::StaleMapping => self.again(i, now, rng),
+            Status::Corrupt if self.disks_fail => self.again(i, now, rng),
             s => {
                 let r = self.open.remove(i);
                 self.finished += 1;

@@ -4,6 +4,7 @@ use crate::client::Client;
 use crate::clients::Unmap;
 use crate::config::Config;
 use crate::coverage::Seen;
+use crate::faults::Fault;
 use crate::history::History;
 use crate::mdm::{Joining, Mdm};
 use crate::net::{Addr, Net};
@@ -231,7 +232,9 @@ impl World {
         for c in 0..self.cfg.clients as usize {
             let id = SdcId(c as u32 + 1);
             let instance = self.mdm.state.sdcs.get(&id).map_or(Instance::ZERO, |s| s.instance);
-            self.clients.push(Client::new(id, instance, &view, now + 1500 * MS));
+            let mut client = Client::new(id, instance, &view, now + 1500 * MS);
+            client.disks_fail = self.cfg.mix.iter().any(|m| m.0 == Fault::FailingReads);
+            self.clients.push(client);
             self.client_news.push(VecDeque::new());
             self.at(now + 1500 * MS, Ev::ClientWake { client: c });
         }
