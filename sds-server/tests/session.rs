@@ -94,6 +94,7 @@ fn a_device_of_another_cluster_is_refused() {
     let s = mdm.accept();
     s.register(1, 1);
     s.until_open();
+    d.until_formatted("a");
     server.kill();
     drop(s);
     let state = d.0.join("a-data/sds.json");

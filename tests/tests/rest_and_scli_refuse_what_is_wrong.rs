@@ -147,7 +147,9 @@ fn volumes(c: &Cluster) -> Res<()> {
     refused(c, "POST", "/vol/create", make("t", 1, "fluffy"), 400, "malformed")?;
     refused(c, "DELETE", "/vol/v1", json!({}), 409, "mapped")?;
     let (_, p) = call(c, "GET", "/pool/default", None)?;
-    ensure!(p["provisioned_bytes"] == 128 << 20 && p["total_capacity_gb"] == 3.0, "{p}");
+    // Three devices of 1 GiB hold somewhat less: log and tables are on them too.
+    let total = p["total_capacity_gb"].as_f64().unwrap_or_default();
+    ensure!(p["provisioned_bytes"] == 128 << 20 && total > 2.4 && total < 3.0, "{p}");
     let (_, page) = call(c, "GET", "/pg/list?pool_id=1&limit=5&offset=3", None)?;
     ensure!(page.as_array().map(Vec::len) == Some(5), "{page}");
     Ok(())

@@ -48,8 +48,6 @@ pub enum Bug {
     RemoveBeforeLog,
     /// R21: a request of an old mapping is carried out.
     OldMapping,
-    /// R29: a flush is answered when the primary alone has synced.
-    FlushWithoutMembers,
     /// R15, R29: a member is added while what it received is in its device's cache.
     AddBeforeSync,
     /// R18: with `reads = confirm`, a read is served without an answer of the members.
@@ -80,7 +78,6 @@ pub const BUGS: &[Bug] = &[
     Bug::MergeOnCommitted,
     Bug::RemoveBeforeLog,
     Bug::OldMapping,
-    Bug::FlushWithoutMembers,
     Bug::AddBeforeSync,
     Bug::ReadUnconfirmed,
 ];

@@ -24,7 +24,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
     c.shape.pgs = 1;
     c.shape.fault_sets = 0;
     c.shape.min_copies = 1;
-    c.shape.cached = matches!(bug, Bug::FlushWithoutMembers | Bug::AddBeforeSync);
+    c.shape.cached = bug == Bug::AddBeforeSync;
     c.shape.confirm = bug == Bug::ReadUnconfirmed;
     c.load.trims = 1;
     c.shape.servers = c.shape.servers.clamp(3, 4);
@@ -37,9 +37,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         }
         Bug::AddBeforeCounting | Bug::CompleteMovesInSync => c.strike = 40,
         Bug::SeqReused => (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4),
-        Bug::FlushWithoutMembers | Bug::AddBeforeSync => {
-            (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40)
-        }
+        Bug::AddBeforeSync => (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40),
         // A block has to stay trimmed until the member is back.
         Bug::TrimMissing => (c.load.blocks, c.load.extents, c.load.trims) = (3, 4, 40),
         Bug::MaskIgnored => (c.load.blocks, c.load.pages) = (3, 16),
@@ -84,7 +82,7 @@ fn mix(bug: Bug) -> Mix {
         }
         Bug::CopyOvertakes => vec![(Kill, 12), (SlowDisk, 24)],
         Bug::MergeOnCommitted => vec![(Kill, 2), (SlowDisk, 10)],
-        Bug::FlushWithoutMembers | Bug::AddBeforeSync => vec![(Kill, 10), (PowerLoss, 30)],
+        Bug::AddBeforeSync => vec![(Kill, 10), (PowerLoss, 30)],
         Bug::ReadUnconfirmed => vec![(Freeze, 20), (Depose, 10)],
         Bug::RemoveBeforeLog => vec![(Depose, 20), (Partition, 8)],
     }

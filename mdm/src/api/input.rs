@@ -44,10 +44,34 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
 /// An id or a name.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(try_from = "AnyRef")]
 pub enum Ref {
     Id(u32),
     Name(String),
+}
+
+/// As it stands in a body. To JSON, 1.0 is an integer too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyRef {
+    Id(u32),
+    Number(f64),
+    Name(String),
+}
+
+impl TryFrom<AnyRef> for Ref {
+    type Error = &'static str;
+
+    fn try_from(any: AnyRef) -> Result<Ref, Self::Error> {
+        match any {
+            AnyRef::Id(id) => Ok(Ref::Id(id)),
+            AnyRef::Number(n) if n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n) => {
+                Ok(Ref::Id(n as u32))
+            }
+            AnyRef::Number(_) => Err("an id is an integer from 1"),
+            AnyRef::Name(name) => Ok(Ref::Name(name)),
+        }
+    }
 }
 
 impl Ref {

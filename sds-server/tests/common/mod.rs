@@ -23,6 +23,21 @@ impl Dir {
         std::fs::create_dir_all(&p).unwrap();
         Dir(p)
     }
+
+    /// Waits until the device of server `name` carries a superblock.
+    pub fn until_formatted(&self, name: &str) {
+        let path = self.0.join(format!("{name}.img"));
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut magic = [0; 8];
+            let read = std::fs::File::open(&path).and_then(|mut f| f.read_exact(&mut magic));
+            if read.is_ok() && &magic == b"QRYSTORE" {
+                return;
+            }
+            assert!(Instant::now() < limit, "{} is not formatted", path.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Drop for Dir {
@@ -195,7 +210,7 @@ impl Session {
         });
     }
 
-    /// Waits until the device is formatted and open: its capacity is that of its data area then.
+    /// Waits until the server says what the device holds or, if it is blank, will hold.
     pub fn until_open(&self) -> u64 {
         self.until(|m| match m {
             FromNode::Heartbeat { devices, .. } => {
