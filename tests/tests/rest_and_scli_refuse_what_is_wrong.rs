@@ -190,9 +190,12 @@ fn settings(c: &Cluster) -> Res<()> {
         json!({"rebuild_policy": "dynamic", "rebuild_bytes_per_second": 33554432, "alert_high_percent": 1}),
     )?;
     ensure!(p["rebuild_policy"] == "dynamic" && p["alert_high_percent"] == 1, "{p}");
-    let (_, v) = call(c, "GET", "/vol/v1", None)?;
-    let Some(uri) = v["mappings"][0]["uri"].as_str() else { fail!("{v}") };
-    let mut nbd = nbd::Connection::open(&Uri::parse(uri)?)?;
+    // The MDM was restarted: the client tells its sockets anew.
+    let uri = wait_until("the socket of v1", Duration::from_secs(20), || {
+        let (_, v) = call(c, "GET", "/vol/v1", None)?;
+        Ok(v["mappings"][0]["uri"].as_str().map(String::from))
+    })?;
+    let mut nbd = nbd::Connection::open(&Uri::parse(&uri)?)?;
     for i in 0..64u64 {
         nbd.write_at(i << 20, &vec![i as u8 + 1; 1 << 20])?;
     }

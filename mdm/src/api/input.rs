@@ -38,40 +38,41 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if !text.trim_ascii_start().starts_with(b"{") {
             return Err(malformed("it is no JSON object".into()));
         }
-        serde_json::from_slice(text).map(Body).map_err(|e| malformed(e.to_string()))
+        read(text).map(Body).map_err(|e| malformed(e.to_string()))
+    }
+}
+
+/// Reads a body. To JSON 3.0 is an integer as 3 is; serde takes only the latter for one.
+fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(text).or_else(|first| {
+        let mut value: Value = serde_json::from_slice(text)?;
+        whole_numbers(&mut value);
+        serde_json::from_value(value).map_err(|_| first)
+    })
+}
+
+/// Writes numbers that are whole, and exact as such, without a fraction.
+fn whole_numbers(value: &mut Value) {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            let whole = n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() <= EXACT);
+            if let Some(f) = whole {
+                *value = Value::from(f as i64);
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(whole_numbers),
+        Value::Object(all) => all.values_mut().for_each(whole_numbers),
+        _ => {}
     }
 }
 
 /// An id or a name.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "AnyRef")]
+#[serde(untagged)]
 pub enum Ref {
     Id(u32),
     Name(String),
-}
-
-/// As it stands in a body. To JSON, 1.0 is an integer too.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum AnyRef {
-    Id(u32),
-    Number(f64),
-    Name(String),
-}
-
-impl TryFrom<AnyRef> for Ref {
-    type Error = &'static str;
-
-    fn try_from(any: AnyRef) -> Result<Ref, Self::Error> {
-        match any {
-            AnyRef::Id(id) => Ok(Ref::Id(id)),
-            AnyRef::Number(n) if n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n) => {
-                Ok(Ref::Id(n as u32))
-            }
-            AnyRef::Number(_) => Err("an id is an integer from 1"),
-            AnyRef::Name(name) => Ok(Ref::Name(name)),
-        }
-    }
 }
 
 impl Ref {
