@@ -197,7 +197,14 @@ fn overlay(
 
 fn zero(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey, v: Version, mask: u16, batch: u64) {
     let all_through = pg.all_through;
-    let Some(b) = pg.block_mut(key) else { return };
+    let Some(b) = pg.block_mut(key) else {
+        // A member that gets both may still have the block: there this record makes it newer than a
+        // tombstone of before, and the copy of that would be left out.
+        if let Some(t) = pg.tombs.get_mut(&key) {
+            *t = v.max(*t);
+        }
+        return;
+    };
     if b.newest() >= v {
         return;
     }
