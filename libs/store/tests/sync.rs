@@ -173,6 +173,28 @@ fn a_delta_has_what_changed_tombstones_and_deleted_vtrees() {
     assert_eq!(r.store.dropped_vtrees(PG, since), []);
 }
 
+/// A member that still has the block applies the second trim to it and is then newer than the tombstone of the
+/// first: the copy of that was left out, and the other pages kept their old content.
+#[test]
+fn a_trim_of_a_trimmed_block_makes_its_tombstone_as_new_as_itself() {
+    let (mut a, mut b) = (Rig::new(small_config()), Rig::new(small_config()));
+    for r in [&mut a, &mut b] {
+        r.put(PG, write(0, 0, &[1, 2]));
+    }
+    a.put(PG, zero(0, 0, 65536));
+    a.put(PG, zero(0, 0, 4096));
+    let again = a.store.pg_state(PG).last;
+    b.append_as(PG, again, zero(0, 0, 4096)).unwrap();
+    b.run_all();
+    b.commit_all(PG);
+    b.run_all();
+    let copy = a.block(PG, key(0, 0)).unwrap().unwrap();
+    assert_eq!((copy.version, copy.valid), (again, 0));
+    b.store.append_copy(PG, copy).unwrap();
+    b.run_all();
+    assert_eq!(b.read(PG, 0, 0, 65536).unwrap()[..], [0; 65536]);
+}
+
 #[test]
 fn dropping_more_keys_than_fit_one_record_drops_them_all() {
     let cfg = StoreConfig {

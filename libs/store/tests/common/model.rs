@@ -55,6 +55,8 @@ pub struct PgModel {
     pub last: Version,
     pub blocks: BTreeMap<BlockKey, Blk>,
     pub tombs: BTreeMap<BlockKey, Version>,
+    /// Newest trim of a block that was trimmed already: what its tombstone says, if it still has one.
+    pub trimmed: BTreeMap<BlockKey, Version>,
     pub dropped: BTreeMap<VtreeId, Version>,
     pub meta: Option<Bytes>,
     pub ids: BTreeMap<(Instance, RequestId), Seq>,
@@ -102,6 +104,7 @@ impl PgModel {
                 continue;
             }
             if zero && !self.blocks.contains_key(&k) {
+                self.trimmed.insert(k, v);
                 continue;
             }
             self.tombs.remove(&k);
@@ -117,6 +120,7 @@ impl PgModel {
             if b.pages == [0; 16] {
                 self.blocks.remove(&k);
                 self.tombs.insert(k, v);
+                self.trimmed.remove(&k);
             }
         }
     }
@@ -153,6 +157,7 @@ impl PgModel {
         self.tombs.remove(&k);
         if valid == 0 {
             self.tombs.insert(k, v);
+            self.trimmed.remove(&k);
             return;
         }
         let mut b = Blk { version: v, pages: [0; 16], touched: [v; 16] };
@@ -292,8 +297,8 @@ pub fn compare(s: &Store, pg: PgId, m: &PgModel, all_through: Version) -> Result
         }
     }
     for (k, v) in m.tombs.iter().filter(|(_, v)| **v > all_through) {
-        // A trim of the hole makes its tombstone newer, if it still has one.
-        if !rows.iter().any(|r| r.key == *k && r.valid == 0 && r.version >= *v) {
+        let v = m.trimmed.get(k).unwrap_or(v);
+        if !rows.iter().any(|r| r.key == *k && r.valid == 0 && r.version == *v) {
             return Err(format!("{pg}: tombstone {k:?} {v} is missing"));
         }
     }
