@@ -6,42 +6,8 @@ mod common;
 use bytes::Bytes;
 use common::*;
 use quarry_base::PageBuf;
-use quarry_ring::{Event, FileId, OpenOpts, RingConfig, RingError};
+use quarry_ring::{Event, OpenOpts, RingConfig, RingError};
 use std::os::unix::fs::FileExt;
-
-const CREATE: OpenOpts = OpenOpts { direct: true, read_only: false, create_size: Some(1 << 20) };
-
-fn done(l: &mut Loop, token: u64) -> Result<usize, i32> {
-    let e = l.until(|e| match e {
-        Event::ReadDone { token: t, .. }
-        | Event::WriteDone { token: t, .. }
-        | Event::SyncDone { token: t, .. }
-        | Event::DiscardDone { token: t, .. } => *t == token,
-        _ => false,
-    });
-    match e {
-        Event::ReadDone { result, .. } => result,
-        Event::WriteDone { result, .. }
-        | Event::SyncDone { result, .. }
-        | Event::DiscardDone { result, .. } => result.map(|()| 0),
-        _ => unreachable!(),
-    }
-}
-
-fn read(l: &mut Loop, f: FileId, offset: u64, len: usize) -> Result<PageBuf, i32> {
-    l.r.read_at(f, offset, PageBuf::new(len), len, 77);
-    match l.until(|e| matches!(e, Event::ReadDone { token: 77, .. })) {
-        Event::ReadDone { result, buf, .. } => result.map(|n| {
-            assert_eq!(n, len, "all or an error");
-            buf
-        }),
-        _ => unreachable!(),
-    }
-}
-
-fn page(byte: u8) -> Bytes {
-    PageBuf::copy_of(&[byte; 4096]).freeze()
-}
 
 #[test]
 fn what_is_written_and_synced_past_the_cache_is_read_back() {

@@ -5,40 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::*;
-use quarry_base::PageBuf;
-use quarry_ring::{Event, FileId, OpenOpts, RingConfig};
-
-const CREATE: OpenOpts = OpenOpts { direct: true, read_only: false, create_size: Some(1 << 20) };
-
-fn page(byte: u8) -> Bytes {
-    PageBuf::copy_of(&[byte; 4096]).freeze()
-}
-
-fn done(l: &mut Loop, token: u64) -> Result<(), i32> {
-    let e = l.until(|e| match e {
-        Event::WriteDone { token: t, .. }
-        | Event::SyncDone { token: t, .. }
-        | Event::DiscardDone { token: t, .. } => *t == token,
-        _ => false,
-    });
-    match e {
-        Event::WriteDone { result, .. }
-        | Event::SyncDone { result, .. }
-        | Event::DiscardDone { result, .. } => result,
-        _ => unreachable!(),
-    }
-}
-
-fn read(l: &mut Loop, f: FileId, offset: u64, len: usize) -> Result<PageBuf, i32> {
-    l.r.read_at(f, offset, PageBuf::new(len), len, 77);
-    match l.until(|e| matches!(e, Event::ReadDone { token: 77, .. })) {
-        Event::ReadDone { result, buf, .. } => result.map(|n| {
-            assert_eq!(n, len, "all or an error");
-            buf
-        }),
-        _ => unreachable!(),
-    }
-}
+use quarry_ring::{OpenOpts, RingConfig};
 
 #[test]
 fn what_is_written_to_a_file_in_memory_is_read_back_and_no_worker_thread_is_asked() {
@@ -51,14 +18,14 @@ fn what_is_written_to_a_file_in_memory_is_read_back_and_no_worker_thread_is_aske
     l.r.write_then_sync(f.id, 65_536, vec![page(5), page(6)], 3);
     l.r.fdatasync(f.id, 4);
     for t in 1..=4 {
-        assert_eq!(done(&mut l, t), Ok(()));
+        assert_eq!(done(&mut l, t), Ok(0));
     }
     let firsts: Vec<u8> =
         read(&mut l, f.id, 0, 24_576).unwrap().chunks(4096).map(|c| c[0]).collect();
     assert_eq!(firsts, [0, 1, 2, 3, 4, 0]);
     assert_eq!(read(&mut l, f.id, 65_536 + 4096, 4096).unwrap()[..], [6; 4096]);
     l.r.discard(f.id, 8192, 4096, 5);
-    assert_eq!(done(&mut l, 5), Ok(()));
+    assert_eq!(done(&mut l, 5), Ok(0));
     let b = read(&mut l, f.id, 4096, 12_288).unwrap();
     assert_eq!([b[0], b[4096], b[8192]], [1, 0, 3]);
     let s = l.r.stats();
@@ -90,7 +57,7 @@ fn many_operations_on_a_file_in_memory_keep_to_the_limit_and_lose_nothing() {
         l.r.write_then_sync(f, i * 4096, vec![page(i as u8)], i);
     }
     for i in 0..250 {
-        assert_eq!(done(&mut l, i), Ok(()), "write {i}");
+        assert_eq!(done(&mut l, i), Ok(0), "write {i}");
     }
     for i in 0..250u64 {
         assert_eq!(read(&mut l, f, i * 4096, 4096).unwrap()[..], [i as u8; 4096]);

@@ -137,13 +137,7 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Range { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq {
-            token,
-            pg,
-            want,
-            scrub: false,
-            pinned: SmallVec::new(),
-        });
+        self.enqueue(token, pg, want);
     }
 
     /// Says which pages of a page-aligned range inside one extent have content, as of the newest
@@ -162,24 +156,17 @@ impl Store {
     ) {
         assert_range(offset, len);
         let want = Want::Map { ext: ExtKey(vtree, layer, extent), offset, len };
-        self.reads.waiting.push_back(ReadReq {
-            token,
-            pg,
-            want,
-            scrub: false,
-            pinned: SmallVec::new(),
-        });
+        self.enqueue(token, pg, want);
     }
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
     pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
-        self.reads.waiting.push_back(ReadReq {
-            token,
-            pg,
-            want: Want::Block(key),
-            scrub: false,
-            pinned: SmallVec::new(),
-        });
+        self.enqueue(token, pg, Want::Block(key));
+    }
+
+    fn enqueue(&mut self, token: u64, pg: PgId, want: Want) {
+        let pinned = SmallVec::new();
+        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false, pinned });
     }
 
     /// Reads a block to check it.

@@ -31,6 +31,8 @@ pub struct Query {
 #[derive(Default)]
 pub struct Book {
     objects: BTreeMap<(Kind, u32), Ring>,
+    /// Objects were left out: one that comes in later was counted before.
+    crowded: bool,
 }
 
 impl Book {
@@ -41,9 +43,18 @@ impl Book {
         for (kind, id, values) in rows.tracks {
             if self.objects.len() >= MAX_OBJECTS && !self.objects.contains_key(&(kind, id)) {
                 left_out += 1;
+                self.crowded = true;
                 continue;
             }
-            self.objects.entry((kind, id)).or_default().push(at, &values);
+            let from_zero = !self.crowded;
+            let ring = self.objects.entry((kind, id)).or_insert_with(|| {
+                let mut new = Ring::default();
+                if from_zero {
+                    new.push(at.saturating_sub(1), &before(kind, &values));
+                }
+                new
+            });
+            ring.push(at, &values);
         }
         left_out
     }
@@ -106,6 +117,8 @@ impl Book {
     pub fn restore(&mut self, kind: Kind, id: u32, ring: Ring) {
         if self.objects.len() < MAX_OBJECTS {
             self.objects.insert((kind, id), ring);
+        } else {
+            self.crowded = true;
         }
     }
 
@@ -113,6 +126,13 @@ impl Book {
     pub fn size(&self) -> (usize, usize) {
         (self.objects.len(), self.objects.values().map(Ring::rows).sum())
     }
+}
+
+/// What an object's first row grew from: the sums of its counters begin with nothing. Without it, what was done before the
+/// first row would be in the counters and in no point.
+fn before(kind: Kind, first: &[f64]) -> Vec<f64> {
+    let counters = kind.counters().len();
+    first.iter().enumerate().map(|(i, v)| if i < counters { 0.0 } else { *v }).collect()
 }
 
 fn value(ring: &Ring, tier: usize, at: u64, step: u64, source: Source) -> Option<f64> {

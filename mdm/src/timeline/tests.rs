@@ -104,6 +104,29 @@ fn a_row_that_comes_late_changes_no_sum() {
 }
 
 #[test]
+fn what_an_object_did_before_its_first_row_is_in_its_first_point() {
+    let mut b = Book::default();
+    let t = 1_000_000_000;
+    for i in 0..10u64 {
+        let n = 70 + i * 100;
+        b.record(t + i, rows(vec![(Kind::Volume, 1, written(n, n * 4096, 0))]));
+    }
+    let p = b.points(&query("write_ops", 60, Some(1)), t + 9);
+    assert_eq!(p.first(), Some(&(t, 70.0)));
+    assert_eq!(p.iter().map(|p| p.1).sum::<f64>(), 970.0);
+    let size = b.points(&query("size_bytes", 60, Some(1)), t + 9);
+    assert!(size.iter().all(|p| p.1 == 1e9), "{size:?}");
+    // One for which there was no room was counted before: it begins where it is.
+    let mut b = Book::default();
+    let one = |id, n| (Kind::Volume, id, written(n, 0, 0));
+    b.record(t, rows((0..=MAX_OBJECTS as u32).map(|i| one(i, 1)).collect()));
+    b.record(t + 1, rows(vec![one(MAX_OBJECTS as u32, 5000)]));
+    b.record(t + 2, rows(vec![one(MAX_OBJECTS as u32, 5001)]));
+    let late = Query { id: MAX_OBJECTS as u32, ..query("write_ops", 60, Some(1)) };
+    assert_eq!(b.points(&late, t + 2), [(t + 2, 1.0)]);
+}
+
+#[test]
 fn memory_is_bounded_and_idle_objects_take_one_row() {
     let mut idle = Ring::default();
     let mut busy = Ring::default();

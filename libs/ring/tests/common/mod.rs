@@ -2,7 +2,8 @@
 #![allow(dead_code)]
 
 use bytes::Bytes;
-use quarry_ring::{now_boottime, Event, Reactor, RingConfig};
+use quarry_base::PageBuf;
+use quarry_ring::{now_boottime, Event, FileId, OpenOpts, Reactor, RingConfig};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -103,4 +104,43 @@ impl Drop for TempDir {
             eprintln!("cannot remove {}: {e}", self.0.display());
         }
     }
+}
+
+/// How a device file is made.
+pub const CREATE: OpenOpts =
+    OpenOpts { direct: true, read_only: false, create_size: Some(1 << 20) };
+
+/// What became of the operation on a file; bytes read, otherwise 0.
+pub fn done(l: &mut Loop, token: u64) -> Result<usize, i32> {
+    let e = l.until(|e| match e {
+        Event::ReadDone { token: t, .. }
+        | Event::WriteDone { token: t, .. }
+        | Event::SyncDone { token: t, .. }
+        | Event::DiscardDone { token: t, .. } => *t == token,
+        _ => false,
+    });
+    match e {
+        Event::ReadDone { result, .. } => result,
+        Event::WriteDone { result, .. }
+        | Event::SyncDone { result, .. }
+        | Event::DiscardDone { result, .. } => result.map(|()| 0),
+        _ => unreachable!(),
+    }
+}
+
+/// Reads all of it, or the error.
+pub fn read(l: &mut Loop, f: FileId, offset: u64, len: usize) -> Result<PageBuf, i32> {
+    l.r.read_at(f, offset, PageBuf::new(len), len, 77);
+    match l.until(|e| matches!(e, Event::ReadDone { token: 77, .. })) {
+        Event::ReadDone { result, buf, .. } => result.map(|n| {
+            assert_eq!(n, len, "all or an error");
+            buf
+        }),
+        _ => unreachable!(),
+    }
+}
+
+/// A page full of `byte`.
+pub fn page(byte: u8) -> Bytes {
+    PageBuf::copy_of(&[byte; 4096]).freeze()
 }
