@@ -99,6 +99,7 @@ def _start(cluster):
     for m in cluster.of_role("sds") + cluster.of_role("sdc"):
         cluster.start(m)
     wait.until("all members to register", lambda: _registered(cluster, api))
+    wait.until("all devices to be open", lambda: _open(api))
     _ensure_pool(cluster, api)
     wait.until("health to be ok", lambda: _healthy(api))
     _ids(cluster, api)
@@ -153,6 +154,14 @@ def _registered(cluster, api):
     want = [m["name"] for m in cluster.of_role("sds") + cluster.of_role("sdc")]
     missing = [n for n in want if n not in known or n not in ready]
     return f"{', '.join(missing)} not registered" if missing else ""
+
+
+def _open(api):
+    """A pool made before its devices are open would begin with copies missing."""
+    status, devices = api.call("GET", "/device/list")
+    if status != 200 or not isinstance(devices, list):
+        return f"/device/list answers with HTTP status {status}"
+    return ", ".join(f"{d.get('sds')}: {d.get('path')} is opening" for d in devices if d.get("state") == "opening")
 
 
 def _healthy(api):

@@ -79,6 +79,11 @@ impl Device {
         matches!(self.phase, Phase::Opening(_))
     }
 
+    /// Whether it serves, or has failed for good.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Failed(_))
+    }
+
     /// What the MDM is told of it. `pgs`: from the engine when it serves.
     pub fn report(&self, pgs: Option<Vec<PgHave>>, failed: Option<String>) -> DeviceReport {
         DeviceReport {

@@ -295,7 +295,7 @@ fn in_use(c: &Cluster) -> Res<()> {
 }
 
 fn contract(c: &Cluster) -> Res<()> {
-    let (examples, seconds) = if full() { ("60", "600") } else { ("3", "45") };
+    let (examples, seconds) = if full() { ("60", "600") } else { ("3", "20") };
     let limit = if full() { 900 } else { 300 };
     let script = cluster::root().join("tests/api/contract");
     let out = Command::new(&script)

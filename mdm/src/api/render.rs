@@ -1,6 +1,6 @@
 //! Objects as the API shows them.
 
-use crate::control::{HubInner, SdsLive};
+use crate::control::{DeviceLive, HubInner, SdsLive};
 use crate::health;
 use crate::state::{Device, Domain, Event, FaultSet, Pool, Sdc, Sds, State, Volume};
 use quarry_base::{Nanos, NodeId, PoolId};
@@ -126,8 +126,13 @@ pub fn device(s: &State, hub: &HubInner, d: &Device) -> Value {
     let state = match (&d.failed, s.sds.get(&d.sds)) {
         _ if d.removed => "removed",
         (Some(_), _) => "failed",
-        (None, Some(x)) if x.up && !x.fenced && s.draining(d.id) => "draining",
-        (None, Some(x)) if x.up && !x.fenced => "ok",
+        (None, Some(x)) if x.up && !x.fenced => {
+            match hub.sds.get(&x.id).map(|l| l.devices.get(&d.id)) {
+                Some(None | Some(DeviceLive { open: false, .. })) => "opening",
+                _ if s.draining(d.id) => "draining",
+                _ => "ok",
+            }
+        }
         _ => "down",
     };
     json!({

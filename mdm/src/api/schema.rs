@@ -209,7 +209,7 @@ pub const OBJECTS: &[Object] = &[
             ("capacity_bytes", "integer"),
             ("used_bytes", "integer"),
             ("copies", "integer"),
-            ("state", "ok|failed|down|draining|removed"),
+            ("state", "ok|opening|failed|down|draining|removed"),
             ("error", "string?"),
         ],
     ),

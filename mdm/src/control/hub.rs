@@ -33,6 +33,8 @@ pub struct DeviceLive {
     pub capacity: u64,
     pub used: u64,
     pub failed: Option<String>,
+    /// It is open: the server recovers or formats it before it serves it.
+    pub open: bool,
 }
 
 /// An SDS, as heard.

@@ -265,6 +265,7 @@ fn enter(a: &Access, peer: Peer, h: &Hello, session: u64) {
                     capacity: d.capacity_bytes,
                     used: d.used_bytes,
                     failed: d.failed.clone(),
+                    open: false,
                 };
                 live.devices.insert(dev.id, figures);
                 live.positions.extend(d.pgs.iter().map(|p| ((dev.id, p.pg), (p.last, p.commit))));
@@ -358,9 +359,9 @@ async fn message(a: &Access, peer: Peer, session: u64, m: FromNode) {
                         l.counters = counters.into_iter().collect();
                         let mut failed = Vec::new();
                         for (d, capacity, used, why) in devices {
-                            let old = l
-                                .devices
-                                .insert(d, DeviceLive { capacity, used, failed: why.clone() });
+                            let now =
+                                DeviceLive { capacity, used, failed: why.clone(), open: true };
+                            let old = l.devices.insert(d, now);
                             if let Some(why) =
                                 why.filter(|_| old.is_none_or(|o| o.failed.is_none()))
                             {

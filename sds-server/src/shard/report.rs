@@ -91,6 +91,10 @@ impl Shard {
         let mut devices = Vec::with_capacity(self.devices.len());
         for d in &self.devices {
             let Some(id) = d.id else { continue };
+            // Nothing is said of one that is not open yet: that it is heard of means that it serves.
+            if !d.is_settled() {
+                continue;
+            }
             let failed = self.store_failure(id).or_else(|| d.failure().map(str::to_string));
             devices.push((id, d.capacity_bytes, d.used_bytes, failed));
         }
