@@ -521,7 +521,7 @@ fn a_silent_server_is_asked_then_given_up() {
     let (l, _) = w.requests().pop().unwrap();
     w.dialled.clear();
     let mut pings = 0;
-    for _ in 0..15 {
+    for _ in 0..8 {
         w.tick(100);
         pings += w.links.get_mut(&l).map_or(0, |l| std::mem::take(&mut l.inbox).len());
     }

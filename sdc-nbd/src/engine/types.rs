@@ -244,7 +244,7 @@ impl Default for Limits {
             redial: (ms(50), ms(500)),
             mapping_wait: ms(200),
             hello: ms(1500),
-            silence: (ms(500), ms(2000)),
+            silence: (ms(250), ms(1000)),
             unreachable_after: ms(500),
             unreachable_every: ms(2000),
         }
