@@ -121,6 +121,19 @@ class ClusterCase(unittest.TestCase):
         for m in self.state()["members"]:
             self.assertEqual(proc.find(m["command"]), [])
 
+    def test_the_pool_is_made_when_all_devices_are_open(self):
+        begin = time.monotonic()
+        r = self.up(FAKE_OPENING="2")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertGreaterEqual(time.monotonic() - begin, 2)
+
+    def test_a_failed_device_is_told_and_nobody_waits_for_health(self):
+        begin = time.monotonic()
+        r = self.up(FAKE_HEALTH="degraded", FAKE_DISK="no space left")
+        self.assertEqual(r.returncode, 1, r.stderr)
+        self.assertIn("no space left", r.stderr)
+        self.assertLess(time.monotonic() - begin, 30)
+
     def test_what_cannot_work_is_refused_before_anything_is_made(self):
         for args in (["--copies", "4"], ["--copies", "3", "--sds", "2"], ["--sds", "0"],
                      ["--mdm", "3"], ["--device-size", "17"], ["--device-size", "big"]):
