@@ -213,6 +213,7 @@ impl Cx<'_> {
         let dead =
             bad.iter().filter(|p| pg_health(self.s, self.hub, p, self.at) == Health::Unavailable);
         let mut holders: BTreeMap<Vec<SdsId>, usize> = BTreeMap::new();
+        let mut pools: BTreeSet<&str> = BTreeSet::new();
         for p in dead {
             if p.config.in_sync.iter().any(|m| self.s.alive(m)) {
                 w.say(
@@ -230,6 +231,8 @@ impl Cx<'_> {
                 );
                 continue;
             }
+            let name = self.s.pools.get(&p.config.pg.pool()).map(|x| x.name.as_str());
+            pools.extend(name.filter(|_| self.s.only_stale(p.config.pg)));
             let mut who: Vec<SdsId> = p.config.in_sync.iter().map(|m| m.sds).collect();
             who.sort();
             *holders.entry(who).or_default() += 1;
@@ -240,6 +243,23 @@ impl Cx<'_> {
             w.say(
                 format!("{n} groups serve nothing: their only good copies are on sds {names}, which is not there"),
                 format!("bring sds {names} back: nothing else has the newest data"),
+            );
+        }
+        for pool in pools {
+            w.say(
+                "what other servers have of these groups is older: it is not used by itself",
+                format!(
+                    "if they are lost for ever: `scli --dry-run pg accept-stale --pool {pool} --all-unavailable` says what going on with older copies would lose"
+                ),
+            );
+        }
+        let fenced: Vec<PgId> =
+            bad.iter().filter(|p| p.fence.is_some()).map(|p| p.config.pg).collect();
+        if !fenced.is_empty() {
+            let who = crate::stale::unfenced(self.hub, self.s, &fenced).join(", ");
+            w.say(
+                format!("older copies are to count in {} groups; that waits: {who}", fenced.len()),
+                "bring back who has not confirmed, or say --old-server-is-off if the old servers are switched off",
             );
         }
     }

@@ -4,7 +4,7 @@ use crate::control::{degraded_bytes, HubInner};
 use crate::state::{Level, Pg, Pool, State};
 use quarry_base::{Nanos, PgId, PoolId, SdsId};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// After a change a group that does not serve yet counts as degraded this long, then as unavailable.
@@ -178,6 +178,19 @@ fn explain(s: &State, pool: &Pool, h: &mut PoolHealth, missing: &BTreeMap<SdsId,
             h.pgs_unavailable, pool.name
         ));
     }
+    let stale: Vec<&Pg> = s.pool_pgs(pool.id).filter(|p| s.only_stale(p.config.pg)).collect();
+    if !stale.is_empty() {
+        let holders: BTreeSet<SdsId> =
+            stale.iter().flat_map(|p| p.config.in_sync.iter().map(|m| m.sds)).collect();
+        let names: Vec<&str> =
+            holders.iter().filter_map(|x| s.sds.get(x)).map(|x| x.name.as_str()).collect();
+        h.reasons.push(format!(
+            "of {} placement groups of pool {} no good copy is left here: the good ones are on sds {}",
+            stale.len(),
+            pool.name,
+            names.join(", ")
+        ));
+    }
     let short =
         s.pool_pgs(pool.id).filter(|p| p.config.listed.len() < p.config.copies as usize).count();
     if short > 0 {
@@ -274,6 +287,7 @@ pub fn pg_row(s: &State, hub: &HubInner, pg: PgId, now: Nanos) -> Option<serde_j
         "id": pg.to_string(), "pool_id": pg.pool(), "pg": pg.index(), "epoch": c.epoch, "index": c.index,
         "health": pg_health(s, hub, p, now), "primary": c.primary, "in_sync": c.in_sync, "syncing": c.syncing,
         "listed": c.listed, "retiring": p.retiring, "copies": c.copies, "active": serves(s, hub, p),
+        "only_stale": s.only_stale(pg),
         "bytes": r.map_or(0, |r| r.bytes), "bytes_degraded": degraded_bytes(hub.pgs.get(&pg), c),
     }))
 }

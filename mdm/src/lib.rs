@@ -14,6 +14,7 @@ mod explain;
 mod gauges;
 pub mod health;
 pub mod log;
+mod stale;
 pub mod state;
 #[cfg(test)]
 mod test_util;

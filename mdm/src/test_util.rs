@@ -273,6 +273,7 @@ fn heartbeat(k: &Known) -> FromNode {
         epoch: c.epoch,
         device: c.primary.unwrap(),
         active: true,
+        last: Version::new(c.epoch, Seq(100)),
         bytes: 1000,
         sync_left_bytes: 0,
         sync_done_bytes: 0,

@@ -385,6 +385,8 @@ pub enum Pg {
         #[arg(long)]
         id: String,
     },
+    /// Go on with older copies where the good ones are lost for ever: what was written since is lost too
+    AcceptStale(AcceptStale),
 }
 
 #[derive(Debug, Subcommand)]

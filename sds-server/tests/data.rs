@@ -33,6 +33,7 @@ fn config(
         listed: (1..=u32::from(copies)).map(DeviceId).collect(),
         copies,
         min_copies: 1,
+        line: Epoch::ZERO,
     }
 }
 

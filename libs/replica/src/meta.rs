@@ -1,15 +1,16 @@
 //! What a device keeps durably for each placement group besides its records: `put_meta` of the store.
 //!
-//! Layout: one version byte, then the postcard encoding of [`PgMeta`]. Newer versions are refused.
+//! Layout: one version byte, then the postcard encoding of [`PgMeta`]. Version 1 had no `line` in its configuration
+//! and is read as if that were zero. Newer versions are refused.
 
 use crate::history::Era;
 use bytes::Bytes;
-use quarry_base::{DeviceId, Version};
-use quarry_wire::PgConfig;
+use quarry_base::{ConfigIndex, DeviceId, Epoch, PgId, Version};
+use quarry_wire::{Member, PgConfig};
 use serde::{Deserialize, Serialize};
 
 /// Version of the encoding.
-pub const META_VERSION: u8 = 1;
+pub const META_VERSION: u8 = 2;
 
 /// Durable state of a placement group on a device.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -47,6 +48,11 @@ impl PgMeta {
             Some((&META_VERSION, rest)) => {
                 postcard::from_bytes(rest).map_err(|_| MetaError::Malformed)
             }
+            Some((1, rest)) => {
+                let old: first::Meta =
+                    postcard::from_bytes(rest).map_err(|_| MetaError::Malformed)?;
+                Ok(old.into())
+            }
             Some((&v, _)) => Err(MetaError::Version(v)),
             None => Err(MetaError::Malformed),
         }
@@ -61,11 +67,59 @@ impl PgMeta {
     }
 }
 
+/// Version 1.
+mod first {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Config {
+        pg: PgId,
+        epoch: Epoch,
+        index: ConfigIndex,
+        primary: Option<DeviceId>,
+        in_sync: Vec<Member>,
+        syncing: Vec<Member>,
+        listed: Vec<DeviceId>,
+        copies: u8,
+        min_copies: u8,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Meta {
+        config: Option<Config>,
+        frozen: Option<Version>,
+        history: Vec<Era>,
+        all_through: Version,
+    }
+
+    impl From<Meta> for PgMeta {
+        fn from(m: Meta) -> PgMeta {
+            let config = |c: Config| PgConfig {
+                pg: c.pg,
+                epoch: c.epoch,
+                index: c.index,
+                primary: c.primary,
+                in_sync: c.in_sync,
+                syncing: c.syncing,
+                listed: c.listed,
+                copies: c.copies,
+                min_copies: c.min_copies,
+                line: Epoch::ZERO,
+            };
+            PgMeta {
+                config: m.config.map(config),
+                frozen: m.frozen,
+                history: m.history,
+                all_through: m.all_through,
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quarry_base::{ConfigIndex, Epoch, PgId, PoolId, SdsId, Seq, StartNo};
-    use quarry_wire::Member;
+    use quarry_base::{PoolId, SdsId, Seq, StartNo};
 
     fn sample() -> PgMeta {
         let m =
@@ -81,6 +135,7 @@ mod tests {
                 listed: vec![DeviceId(1), DeviceId(2)],
                 copies: 2,
                 min_copies: 1,
+                line: Epoch(6),
             }),
             frozen: Some(Version::new(Epoch(6), Seq(500))),
             history: vec![Era { epoch: Epoch(6), base: Seq(400) }],
@@ -91,11 +146,22 @@ mod tests {
     #[test]
     fn the_stored_form_never_changes() {
         let golden: &[u8] = &[
-            1, 1, 130, 128, 128, 128, 16, 7, 232, 7, 1, 1, 1, 1, 2, 173, 2, 1, 2, 3, 174, 2, 2, 1,
-            2, 2, 1, 1, 6, 244, 3, 1, 6, 144, 3, 5, 143, 3,
+            2, 1, 130, 128, 128, 128, 16, 7, 232, 7, 1, 1, 1, 1, 2, 173, 2, 1, 2, 3, 174, 2, 2, 1,
+            2, 2, 1, 6, 1, 6, 244, 3, 1, 6, 144, 3, 5, 143, 3,
         ];
         assert_eq!(&sample().encode()[..], golden);
         assert_eq!(PgMeta::decode(golden), Ok(sample()));
+    }
+
+    #[test]
+    fn the_first_version_is_still_read() {
+        let first: &[u8] = &[
+            1, 1, 130, 128, 128, 128, 16, 7, 232, 7, 1, 1, 1, 1, 2, 173, 2, 1, 2, 3, 174, 2, 2, 1,
+            2, 2, 1, 1, 6, 244, 3, 1, 6, 144, 3, 5, 143, 3,
+        ];
+        let mut want = sample();
+        want.config.iter_mut().for_each(|c| c.line = Epoch::ZERO);
+        assert_eq!(PgMeta::decode(first), Ok(want));
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Engine {
                 epoch: p.epoch,
                 device: g.device,
                 active: p.active,
+                last: quarry_base::Version::new(p.epoch, p.last),
                 bytes: d.store.pg_state(g.id).bytes_used,
                 sync_left_bytes: left,
                 sync_done_bytes: done,

@@ -208,6 +208,11 @@ impl Client {
         self.vols.iter().map(|(v, x)| (*v, x.extents)).collect()
     }
 
+    /// Newest change of the cluster that it has applied.
+    pub fn applied(&self) -> ConfigIndex {
+        self.index
+    }
+
     pub fn is_idle(&self) -> bool {
         self.open.is_empty()
     }
@@ -309,6 +314,11 @@ impl Client {
             r.pg == head.pg && r.id == head.request_id.0 && r.sent.is_some_and(|(l, _)| l == link)
         };
         let Some(i) = self.open.iter().position(mine) else { return };
+        // As the SDC: an answer of a line that the operator gave up says nothing (R26).
+        if self.configs.get(&head.pg).is_some_and(|c| head.version.epoch < c.line) {
+            self.again(i, now, rng);
+            return;
+        }
         match head.status {
             Status::Ok => {
                 let r = self.open.remove(i);

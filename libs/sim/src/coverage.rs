@@ -167,6 +167,10 @@ const REQUIRED: &[&str] = &[
     "fault Remap",
     "fault Volume",
     "fault Depose",
+    "fault Forsake",
+    "mdm accept_stale",
+    "mdm complete_stale",
+    "went back",
     "volume created",
     "volume deleted",
 ];

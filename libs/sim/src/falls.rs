@@ -1,9 +1,10 @@
-//! `ack = cached`: after the power loss of all copies of a group at once its blocks may fall back, never behind their
-//! last flush; otherwise the rules are those of every register.
+//! What may fall back, and how far; otherwise the rules are those of every register. `ack = cached`: after the power
+//! loss of all copies of a group at once its blocks, never behind their last flush. R26: a group whose good copies the
+//! operator gave up, never behind what the copy that counts was known to have.
 //!
-//! A *cut* is a moment at which nobody served the group, after the last of its hosts had lost power. It divides the
-//! history of each sector into lives, and each life is checked for itself. A life begins with one content out of those
-//! that the sector had before and that no flushed write has replaced; an operation under way at the cut may have taken
+//! A *cut* is a moment at which nobody served the group, after the last of its hosts had lost power or when the operator's
+//! decision was complete. It divides the history of each sector into lives, and each life is checked for itself. A life begins with one content out of those
+//! that the sector had before and that no write that is kept has replaced; an operation under way at the cut may have taken
 //! effect on either side of it.
 
 use crate::history::{Op, Register, NEVER};
@@ -21,9 +22,16 @@ pub struct Falls {
 /// Sectors of an extent.
 const SECTORS: u64 = quarry_base::EXTENT as u64 / crate::load::SECTOR as u64;
 
+#[derive(Clone, Copy)]
+struct Cut {
+    at: u64,
+    /// The operator gave the good copies up: what was answered until then is kept. `None`: power, what was flushed is.
+    since: Option<u64>,
+}
+
 #[derive(Default)]
 pub(crate) struct Group {
-    cuts: Vec<u64>,
+    cuts: Vec<Cut>,
     /// Begin and end of each flush that was answered.
     flushes: Vec<(u64, u64)>,
 }
@@ -37,7 +45,11 @@ impl Falls {
     }
     /// All copies have lost what was in their caches; nobody serves now.
     pub fn cut(&mut self, pg: PgId, at: u64) {
-        self.groups.entry(pg).or_default().cuts.push(at);
+        self.groups.entry(pg).or_default().cuts.push(Cut { at, since: None });
+    }
+    /// The operator's decision is complete: the copy that counts had everything that was answered until `since`.
+    pub fn give_up(&mut self, pg: PgId, at: u64, since: u64) {
+        self.groups.entry(pg).or_default().cuts.push(Cut { at, since: Some(since) });
     }
     pub(crate) fn of(&self, sector: u64) -> Option<&Group> {
         let g = self.groups.get(self.places.get(&(sector / SECTORS))?)?;
@@ -48,7 +60,7 @@ impl Falls {
 impl Group {
     pub(crate) fn check(&self, r: &Register) -> Result<(), String> {
         let mut from = 0;
-        for to in self.cuts.iter().copied().chain([NEVER]) {
+        for to in self.cuts.iter().map(|c| c.at).chain([NEVER]) {
             self.life(r, from, to)
                 .check()
                 .map_err(|e| format!("{e} (life {from}..{to} of {} cuts)", self.cuts.len()))?;
@@ -93,14 +105,18 @@ impl Group {
 
     /// May the sector have the content of `w` when a life begins at `from`? Not if a later write was flushed.
     fn may_return(&self, r: &Register, w: &Op, from: u64) -> bool {
-        let replaces = |x: &&Op| x.begin > w.latest() && x.end < from && self.is_kept(x);
+        let replaces = |x: &&Op| x.begin > w.latest() && x.end < from && self.is_kept(x, from);
         !r.writes.values().chain(&r.zeroes).any(|x| replaces(&x))
     }
 
-    /// It was answered, and flushed before the next cut.
-    fn is_kept(&self, x: &Op) -> bool {
-        let lost = self.cuts.iter().copied().find(|c| *c > x.end).unwrap_or(NEVER);
-        x.end != NEVER && (x.solid || self.flushes.iter().any(|f| f.0 > x.end && f.1 < lost))
+    /// It was answered, and every cut since then, the one at `until` included, left it where it was.
+    fn is_kept(&self, x: &Op, until: u64) -> bool {
+        let mut met = self.cuts.iter().filter(|c| c.at > x.end && c.at <= until);
+        x.end != NEVER
+            && met.all(|c| match c.since {
+                Some(since) => x.end <= since,
+                None => x.solid || self.flushes.iter().any(|f| f.0 > x.end && f.1 < c.at),
+            })
     }
 }
 
@@ -213,6 +229,49 @@ mod tests {
                 Ok(()),
                 "read {seen}"
             );
+        }
+    }
+
+    #[test]
+    fn what_the_operator_gave_up_may_go_back_once_and_not_too_far() {
+        // 1 was there for good at 25, 2 only on the copy that was given up at 50.
+        let after = |reads: &[(u64, u64)], ours: bool| {
+            let mut h = History::default();
+            let pg = PgId::new(PoolId(1), 0);
+            h.falls.place(0, pg);
+            h.write(0, 1, 10, 20);
+            h.write(0, 2, 30, 40);
+            h.read(0, 2, 41, 42);
+            h.falls.give_up(PgId::new(PoolId(1), u32::from(!ours)), 50, 25);
+            reads.iter().for_each(|(v, at)| h.read(0, *v, *at, at + 1));
+            h.check()
+        };
+        assert_eq!(after(&[(1, 60), (1, 70)], true), Ok(()));
+        assert_eq!(after(&[(2, 60)], true), Ok(()), "nothing has to be lost");
+        assert!(after(&[(1, 60)], false).is_err(), "another group may not go back");
+        assert!(after(&[(1, 60), (2, 70)], true).is_err(), "one content, not two");
+        assert!(after(&[(2, 60), (1, 70)], true).is_err());
+        assert!(after(&[(0, 60)], true).is_err(), "further back than the copy that counts");
+    }
+
+    #[test]
+    fn what_is_written_after_the_operators_decision_is_kept_as_ever() {
+        let later = |v, again| {
+            let mut h = History::default();
+            let pg = PgId::new(PoolId(1), 0);
+            h.falls.place(0, pg);
+            h.write(0, 1, 10, 20);
+            h.falls.give_up(pg, 50, 5);
+            h.write(0, 3, 60, 70);
+            if again {
+                h.falls.give_up(pg, 75, 72);
+            }
+            h.read(0, v, 80, 81);
+            h.check()
+        };
+        for again in [false, true] {
+            assert_eq!(later(3, again), Ok(()));
+            assert!(later(1, again).is_err() && later(0, again).is_err());
         }
     }
 }

@@ -36,6 +36,8 @@ pub enum Fault {
     Volume,
     /// A primary is cut off from everybody but its clients until it is deposed; then the new one dies.
     Depose,
+    /// The good copies of some groups go, and the operator lets older ones count.
+    Forsake,
     /// A bit turns on the first server's disk; mixed with nothing that takes a good copy away.
     Rot,
 }
@@ -69,8 +71,9 @@ pub fn everything() -> Mix {
         (Fence, 2),
         (Rebuild, 2),
         (Remap, 4),
-        (Volume, 3),
+        (Volume, 6),
         (Depose, 5),
+        (Forsake, 4),
     ]
 }
 
@@ -153,6 +156,7 @@ impl World {
             Fault::Volume => self.change_volumes(),
             Fault::Depose => self.depose(),
             Fault::Rot => self.rot(),
+            Fault::Forsake => self.forsake(),
         }
     }
 
@@ -356,6 +360,8 @@ impl World {
         }
         self.trace(|| format!("--- sds{} comes back empty", node + 1));
         self.crash(node, true);
+        let device = self.nodes[node].device;
+        self.left_at.retain(|(_, d), _| *d != device);
         if let Err(e) = self.format(node) {
             self.fail(e);
         }

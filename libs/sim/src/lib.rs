@@ -17,6 +17,7 @@ pub mod disk;
 pub mod falls;
 pub mod faults;
 pub mod finish;
+pub mod forsake;
 pub mod history;
 pub mod load;
 pub mod mdm;

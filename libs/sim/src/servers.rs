@@ -106,7 +106,17 @@ impl World {
         }
         // With `ack = cached` a group may fall back behind what a member that is not in sync has.
         let forks = self.cfg.shape.cached && name == "StartedEmpty";
-        if (name == "LostData" || name == "StartedEmpty") && !forks && !self.cfg.broken() {
+        let given_up = match n {
+            quarry_replica::Note::StartedEmpty { pg, device }
+            | quarry_replica::Note::PgDropped { pg, device } => {
+                // What it had while it was in sync is not there any more.
+                self.left_at.remove(&(*pg, *device));
+                self.forsaking.gone_back.contains(pg)
+            }
+            _ => false,
+        };
+        let lost = name == "LostData" || name == "StartedEmpty";
+        if lost && !forks && !given_up && !self.cfg.broken() {
             self.fail(format!("sds{}: {text}", node + 1));
         }
     }

@@ -121,6 +121,7 @@ pub enum Ev {
         a: Addr,
         b: Addr,
     },
+    Forsake(crate::forsake::Step),
 }
 
 pub struct World {
@@ -139,6 +140,9 @@ pub struct World {
     pub(crate) configs: BTreeMap<PgId, PgConfig>,
     /// Start of a server's host in which a process start was given.
     pub(crate) boots: BTreeMap<StartNo, u64>,
+    /// When a device left the in-sync set of a group.
+    pub(crate) left_at: BTreeMap<(PgId, DeviceId), u64>,
+    pub(crate) forsaking: crate::forsake::Forsaking,
     pub mdm: Mdm,
     pub net: Net,
     pub history: History,
@@ -175,6 +179,8 @@ impl World {
             unmaps: Vec::new(),
             configs: BTreeMap::new(),
             boots: BTreeMap::new(),
+            left_at: BTreeMap::new(),
+            forsaking: Default::default(),
             mdm,
             net: Net::default(),
             history: History::default(),
@@ -325,6 +331,7 @@ impl World {
                 self.mdm.tick(self.now);
                 self.spread_news();
                 self.settle_unmaps();
+                self.settle_forsaking();
                 self.at(self.now + 50 * MS, Ev::MdmTick);
             }
             Ev::SessionEnd { node, gen, session } => self.session_end(node, gen, session),
@@ -346,6 +353,7 @@ impl World {
                 }
             }
             Ev::Heal { a, b } => self.heal(a, b),
+            Ev::Forsake(step) => self.forsake_step(step),
         }
     }
 }

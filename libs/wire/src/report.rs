@@ -26,6 +26,9 @@ pub struct PgReport {
     pub device: DeviceId,
     /// It serves reads and writes at this epoch.
     pub active: bool,
+    /// Newest record it has given a number to.
+    #[serde(default)]
+    pub last: Version,
     /// Bytes of user data in the group (one copy's worth).
     pub bytes: u64,
     /// Bytes a syncing member still lacks, and bytes sent to it so far.

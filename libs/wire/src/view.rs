@@ -45,6 +45,11 @@ pub struct PgConfig {
     pub copies: u8,
     /// Fewest in-sync members that take new writes (R25).
     pub min_copies: u8,
+    /// Where the present line of records begins, after the operator gave an earlier one up (R26); zero: never.
+    /// A copy that is not in sync and whose newest record is of an epoch below belongs to a line that was given up:
+    /// it begins from empty. Nor does an answer of an epoch below count any more.
+    #[serde(default)]
+    pub line: Epoch,
 }
 
 impl PgConfig {

@@ -67,6 +67,7 @@ fn config() -> PgConfig {
         listed: vec![DeviceId(1), DeviceId(2)],
         copies: 2,
         min_copies: 1,
+        line: Epoch::ZERO,
     }
 }
 

@@ -16,6 +16,7 @@ fn pg(epoch: u64) -> PgConfig {
         listed: vec![DeviceId(1), DeviceId(2)],
         copies: 2,
         min_copies: 1,
+        line: Epoch::ZERO,
     }
 }
 

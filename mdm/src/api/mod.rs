@@ -16,13 +16,14 @@ mod render;
 mod schema;
 mod servers;
 mod spec;
+mod stale;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod ui;
 mod volumes;
 
-pub use render::pool_used;
+pub use render::{pool_used, rfc3339};
 
 use crate::control::Hub;
 use crate::engine::{Engine, SharedState};
@@ -116,6 +117,7 @@ fn routes() -> Vec<spec::Route> {
         cluster::routes(),
         nodes::routes(),
         pools::routes(),
+        stale::routes(),
         servers::routes(),
         devices::routes(),
         volumes::routes(),

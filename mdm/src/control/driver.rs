@@ -5,8 +5,9 @@
 use super::hub::Hub;
 use super::{attachment, now, unconfirmed, watch};
 use crate::engine::{unix_ms, Engine, SharedState};
+use crate::stale;
 use crate::state::{Answered, ElectPg, Op, Position, State, TaskKind, TaskState};
-use quarry_base::{Nanos, PgId, PoolId, Seq, Version};
+use quarry_base::{Nanos, PgId, PoolId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,12 +118,12 @@ impl Driver {
                         .get(&sds)
                         .filter(|l| l.session.is_some() && l.start == known.start)?;
                     let have = l.positions.get(&(m.device, pg));
-                    let (last, commit) = have.copied().unwrap_or((Version::ZERO, Seq(0)));
+                    let held = have.copied().unwrap_or_default();
                     Some(Position {
                         device: m.device,
                         start: l.start,
-                        last,
-                        commit,
+                        last: held.last,
+                        commit: held.commit,
                         known: have.is_some(),
                     })
                 })
@@ -191,6 +192,13 @@ impl Driver {
             r.map(|t| (t.id, t.kind.clone())).collect()
         };
         for (id, kind) in running {
+            if let TaskKind::AcceptStale { pgs, .. } = &kind {
+                let free = stale::unfenced(&self.hub.lock(), &self.state.read(), pgs).is_empty();
+                if free {
+                    self.submit(Op::CompleteStale { task: id }).await;
+                }
+                continue;
+            }
             let end = {
                 let hub = self.hub.lock();
                 task_end(&hub, &self.state.read(), &kind)
@@ -277,6 +285,8 @@ fn task_end(hub: &super::HubInner, s: &State, kind: &TaskKind) -> Option<(bool, 
         TaskKind::Rebalance { .. } => {
             (s.task_left(kind) == 0).then(|| (true, "copies are spread evenly".into()))
         }
+        // Ended by the command that completes it.
+        TaskKind::AcceptStale { .. } => None,
         TaskKind::Rebuild { .. } => {
             (s.task_left(kind) == 0).then(|| (true, "every group has all its copies".into()))
         }

@@ -49,8 +49,21 @@ pub struct SdsLive {
     pub confirmed: ConfigIndex,
     pub devices: HashMap<DeviceId, DeviceLive>,
     pub counters: BTreeMap<String, u64>,
-    /// What it held when it registered (R11): newest durable record and commit point.
-    pub positions: HashMap<(DeviceId, PgId), (Version, Seq)>,
+    /// What it held when it registered (R11).
+    pub positions: HashMap<(DeviceId, PgId), Held>,
+    /// When it registered, Unix milliseconds.
+    pub registered_ms: u64,
+}
+
+/// What a device held of a group when its server registered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// Newest durable record.
+    pub last: Version,
+    /// Commit point it knew.
+    pub commit: Seq,
+    /// Everything up to here was there (R12).
+    pub through: Version,
 }
 
 /// An SDC, as heard.
@@ -61,6 +74,8 @@ pub struct SdcLive {
     pub host: String,
     pub pid: u32,
     pub heard: Nanos,
+    /// Newest change that it has applied.
+    pub applied: ConfigIndex,
     /// `None` until it reports.
     pub attachments: Option<Vec<Attachment>>,
     pub counters: BTreeMap<String, u64>,

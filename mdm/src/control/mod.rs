@@ -12,7 +12,7 @@ mod watch;
 
 pub use detector::{Detector, Failed};
 pub use driver::{degraded_bytes, run as drive};
-pub use hub::{DeviceLive, Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
+pub use hub::{DeviceLive, Held, Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
 pub use questions::users_of;
 pub use session::{serve, Access};
 pub use tasks::{attachment, left_of, unconfirmed, TaskLeft};

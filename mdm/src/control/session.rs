@@ -1,8 +1,8 @@
 //! The listener of the control sessions: registration, then messages both ways.
 
-use super::hub::{Attached, DeviceLive, Hub, SdcLive, SdsLive};
+use super::hub::{Attached, DeviceLive, Held, Hub, SdcLive, SdsLive};
 use super::{now, HEARTBEAT};
-use crate::engine::{Engine, SharedState};
+use crate::engine::{unix_ms, Engine, SharedState};
 use crate::state::{Answer, Op, RegDevice, Register, Reject};
 use quarry_base::{Instance, SdcId, SdsId, StartNo};
 use quarry_control::{
@@ -256,6 +256,7 @@ fn enter(a: &Access, peer: Peer, h: &Hello, session: u64) {
                 host: h.host.clone(),
                 pid: h.pid,
                 heard: at,
+                registered_ms: unix_ms(),
                 ..SdsLive::default()
             };
             let state = a.state.read();
@@ -268,7 +269,10 @@ fn enter(a: &Access, peer: Peer, h: &Hello, session: u64) {
                     open: false,
                 };
                 live.devices.insert(dev.id, figures);
-                live.positions.extend(d.pgs.iter().map(|p| ((dev.id, p.pg), (p.last, p.commit))));
+                live.positions.extend(d.pgs.iter().map(|p| {
+                    let (last, commit, through) = (p.last, p.commit, p.complete_through);
+                    ((dev.id, p.pg), Held { last, commit, through })
+                }));
             }
             drop(state);
             let before = old.as_ref().filter(|o| o.start == start);
@@ -344,6 +348,7 @@ async fn message(a: &Access, peer: Peer, session: u64, m: FromNode) {
                     Peer::Sdc(id, _) => {
                         if let Some(l) = hub.sdcs.get_mut(&id) {
                             l.heard = at;
+                            l.applied = l.applied.max(applied);
                             l.counters = counters.into_iter().collect();
                         }
                         return;

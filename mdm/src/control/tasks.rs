@@ -81,10 +81,14 @@ pub fn left_of(s: &State, hub: &HubInner, kind: &TaskKind) -> TaskLeft {
         TaskKind::Rebuild { pool } => {
             p.config.pg.pool() == *pool && p.config.in_sync.len() < p.config.copies as usize
         }
-        TaskKind::Map { .. } | TaskKind::Unmap { .. } => false,
+        TaskKind::Map { .. } | TaskKind::Unmap { .. } | TaskKind::AcceptStale { .. } => false,
     };
     let groups: Vec<&Pg> = s.pgs.values().filter(concerns).collect();
     let mut out = TaskLeft { copies, ..TaskLeft::default() };
+    if let TaskKind::AcceptStale { pgs, .. } = kind {
+        out.blocked = crate::stale::unfenced(hub, s, pgs);
+        return out;
+    }
     if matches!(kind, TaskKind::Map { .. } | TaskKind::Unmap { .. }) {
         return out;
     }

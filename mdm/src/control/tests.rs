@@ -273,6 +273,50 @@ async fn a_client_maps_the_volumes_of_its_table_to_itself() {
     assert!(a.with(|k| k.mapped.is_empty()));
 }
 
+/// R26: what would be lost is said, nothing happens without a yes, and the decision waits for a client that is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_lets_older_copies_count() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let c = Fake::join(&mdm, hello(Role::Sdc, "c", 3)).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    mdm.post("/vol/map", json!({"volume": "v", "sdc": "c"})).await;
+    c.until(|k| k.view.volumes.len() == 1).await;
+    let ha = returning(&a, "a", 11, (1, 5), 5);
+    drop(a);
+    b.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    drop((b, c));
+    mdm.health("unavailable").await;
+    let a = Fake::join(&mdm, ha).await;
+    let path = "/pool/default/accept_stale";
+    let loss = mdm.post(&format!("{path}?dry_run=true"), json!({})).await;
+    let groups = loss["groups"].as_array().unwrap();
+    assert!(groups.len() == 32 && loss["volumes"] == json!(["v"]), "{loss}");
+    for g in groups {
+        assert!(g["stale_sds"] == "a" && g["good_sds"] == json!(["b"]), "{g}");
+        assert!(g["mixed"] == true && g["in_sync_until"].is_string(), "{g}");
+    }
+    assert!(loss["records_lost"].as_u64().unwrap() >= 32 * 100, "{loss}");
+    let (status, refused) = mdm.call("POST", path, Some(json!({}))).await;
+    assert_eq!((status, refused["code"].as_str().unwrap()), (422, "loss_not_accepted"));
+    let yes = json!({"accept_loss": true});
+    let task = mdm.post(path, yes.clone()).await;
+    let id = task["task_id"].as_u64().unwrap();
+    assert!(task["waiting_for"].to_string().contains("sdc c has not confirmed"), "{task}");
+    let why = mdm.get("/explain/pool/default").await;
+    assert!(why["why"].to_string().contains("sdc c has not confirmed"), "{why}");
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    assert!(a.with(|k| k.view.pgs.values().all(|c| c.primary.is_none() && c.line == c.epoch)));
+    // The client is there again and knows.
+    let _c = Fake::join(&mdm, hello(Role::Sdc, "c", 4)).await;
+    let d = a.device();
+    a.until(|k| k.view.pgs.values().all(|c| c.primary == Some(d))).await;
+    mdm.health("degraded").await;
+    assert_eq!(mdm.get(&format!("/tasks/{id}")).await["state"], "done");
+    let (status, none) = mdm.call("POST", path, Some(yes)).await;
+    assert_eq!((status, none["code"].as_str().unwrap()), (409, "nothing_stale"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_without_which_its_server_registers_is_missing_and_not_waited_for() {
     let mdm = Mdm::start().await;

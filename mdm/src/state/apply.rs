@@ -100,7 +100,11 @@ impl State {
 
     fn dispatch_more(&mut self, ctx: &mut Ctx, op: &Op) -> Result<Answer, Reject> {
         match op {
+            Op::AcceptStale { pool, choices, server_off } => {
+                self.accept_stale(ctx, *pool, choices, *server_off)
+            }
             Op::BalancePrimaries => self.balance_primaries(ctx),
+            Op::CompleteStale { task } => self.complete_stale(ctx, *task),
             Op::CancelTask { id } => self.cancel_task(ctx, *id),
             Op::DeleteSds { id } => self.delete_sds(ctx, *id),
             Op::DeleteSdc { id } => self.delete_sdc(ctx, *id),

@@ -1,6 +1,7 @@
 //! Commands of the log, and what applying one answers.
 
 use super::objects::{Ack, Level, Pacing, Provisioning, Reads, TaskKind};
+use super::stale::StaleChoice;
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, Epoch, Generation, Instance, NodeId, PgId, PoolId, SdcId,
     SdsId, Seq, StartNo, Version, VolumeId,
@@ -126,6 +127,17 @@ pub enum Op {
     },
     /// Primaries are spread evenly again.
     BalancePrimaries,
+    /// The operator decides that stale copies count where the good ones are gone (R26).
+    AcceptStale {
+        pool: PoolId,
+        choices: Vec<StaleChoice>,
+        /// The servers with the good copies are switched off: nobody has to confirm anything.
+        server_off: bool,
+    },
+    /// No client can reach an old primary of the task's groups any more.
+    CompleteStale {
+        task: u64,
+    },
     /// Forward rebuild of what has been lost longer than the grace time (R16).
     Rebuild,
     AddDomain {
@@ -293,6 +305,8 @@ impl Op {
             Op::DeviceFailed { .. } => "device_failed",
             Op::Unreachable { .. } => "pg_move",
             Op::BalancePrimaries => "balance_primaries",
+            Op::AcceptStale { .. } => "accept_stale",
+            Op::CompleteStale { .. } => "complete_stale",
             Op::Rebuild => "rebuild",
             Op::AddDomain { .. } => "pd_create",
             Op::DeleteDomain { .. } => "pd_delete",

@@ -21,6 +21,7 @@ mod pools;
 mod primaries;
 mod reach;
 mod rebuild;
+mod stale;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use command::{
 };
 pub use objects::*;
 pub use policy::rate_of;
+pub use stale::{Fence, StaleChoice};
 
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, NodeId, PgId, PoolId, SdcId, SdsId, VolumeId, VtreeId,

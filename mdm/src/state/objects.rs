@@ -332,6 +332,21 @@ pub struct Pg {
     /// When its primary was changed last, for whatever reason (R27).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub led_ms: Option<u64>,
+    /// The operator gives its good copies up (R26).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<super::Fence>,
+    /// Listed devices that were in sync once, and until when.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<Left>,
+}
+
+/// A device left the in-sync set of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Left {
+    pub device: DeviceId,
+    pub at_ms: u64,
+    /// The last epoch in which it was in sync.
+    pub epoch: quarry_base::Epoch,
 }
 
 /// One line of history.
@@ -351,12 +366,33 @@ pub struct Event {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum TaskKind {
-    Map { volume: VolumeId, sdc: SdcId, generation: Generation },
-    Unmap { volume: VolumeId, sdc: SdcId, index: quarry_base::ConfigIndex },
-    DrainSds { sds: SdsId },
-    DrainDevice { device: DeviceId },
-    Rebalance { pool: PoolId },
-    Rebuild { pool: PoolId },
+    Map {
+        volume: VolumeId,
+        sdc: SdcId,
+        generation: Generation,
+    },
+    Unmap {
+        volume: VolumeId,
+        sdc: SdcId,
+        index: quarry_base::ConfigIndex,
+    },
+    DrainSds {
+        sds: SdsId,
+    },
+    DrainDevice {
+        device: DeviceId,
+    },
+    Rebalance {
+        pool: PoolId,
+    },
+    Rebuild {
+        pool: PoolId,
+    },
+    /// Stale copies are to count as good (R26).
+    AcceptStale {
+        pool: PoolId,
+        pgs: Vec<quarry_base::PgId>,
+    },
 }
 
 impl TaskKind {
@@ -369,6 +405,7 @@ impl TaskKind {
             TaskKind::DrainDevice { .. } => "drain_device",
             TaskKind::Rebalance { .. } => "rebalance",
             TaskKind::Rebuild { .. } => "rebuild",
+            TaskKind::AcceptStale { .. } => "accept_stale",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! only when a good one that has answered since remains (R10); so the set never becomes empty, and a group
 //! whose members are all gone keeps it until one of them returns and is elected (R11).
 
-use super::{Answer, Answered, Ctx, ElectPg, Position, Reject, State};
+use super::{Answer, Answered, Ctx, ElectPg, Left, Position, Reject, State};
 use quarry_base::{DeviceId, Epoch, PgId, SdsId, StartNo};
 use quarry_control::Proposal;
 use quarry_wire::{Change, Member, PgConfig};
@@ -32,7 +32,7 @@ impl State {
     }
 
     /// The device's server is up with any start, not fenced, and has it.
-    fn present(&self, device: DeviceId) -> Option<Member> {
+    pub(super) fn present(&self, device: DeviceId) -> Option<Member> {
         let d = self.devices.get(&device)?;
         let s = self.sds.get(&d.sds)?;
         (s.up && !s.fenced && !d.missing).then_some(Member { device, sds: s.id, start: s.start })
@@ -80,7 +80,9 @@ impl State {
     pub(crate) fn finish(&mut self, ctx: &mut Ctx, mut c: PgConfig, n: &mut Primaries) {
         let Some(p) = self.pgs.get(&c.pg) else { return };
         let old = p.config.clone();
-        if !c.primary.is_some_and(|d| c.is_in_sync(d)) {
+        // Nobody leads while the operator gives the good copies up (R26).
+        let fenced = p.fence.is_some();
+        if !fenced && !c.primary.is_some_and(|d| c.is_in_sync(d)) {
             c.primary = self.choose_primary(&c, n.get_or_insert_with(|| self.primaries()));
         }
         self.fill_syncing(ctx, &mut c);
@@ -88,7 +90,8 @@ impl State {
             return;
         }
         assert!(!c.in_sync.is_empty(), "{}: the last in-sync member is never removed", c.pg);
-        assert!(c.primary.is_some_and(|d| c.is_in_sync(d)), "{}: primary not in sync", c.pg);
+        let led = c.primary.is_some_and(|d| c.is_in_sync(d));
+        assert!(led != fenced, "{}: primary not in sync, or one behind a fence", c.pg);
         // One command makes one epoch, however many steps it takes.
         c.epoch = Epoch(old.epoch.0 + u64::from(old.index != ctx.index));
         c.index = ctx.index;
@@ -97,15 +100,22 @@ impl State {
             if let Some(k) = old.primary.and_then(|d| n.get_mut(&d)) {
                 *k = k.saturating_sub(1);
             }
-            *n.entry(c.primary.unwrap_or_default()).or_default() += 1;
+            if let Some(d) = c.primary {
+                *n.entry(d).or_default() += 1;
+            }
         }
         ctx.change(Change::Pg(c.clone()));
         if let Some(p) = self.pgs.get_mut(&c.pg) {
             p.held.retain(|h| is_held(h, ctx.at_ms));
             p.retiring.retain(|d| c.listed.contains(d));
+            for m in old.in_sync.iter().filter(|m| !c.is_in_sync(m.device)) {
+                p.left.retain(|l| l.device != m.device);
+                p.left.push(Left { device: m.device, at_ms: ctx.at_ms, epoch: old.epoch });
+            }
             if c.primary_member() != old.primary_member() {
                 p.led_ms = Some(ctx.at_ms);
             }
+            p.left.retain(|l| c.listed.contains(&l.device) && !c.is_in_sync(l.device));
             p.config = c;
         }
     }
@@ -171,7 +181,10 @@ impl State {
         let (mut done, mut fell_back) = (0, 0);
         for e in pgs {
             let counts = n.get_or_insert_with(|| self.primaries());
-            if let Some(c) = self.elected(e, counts) {
+            if let Some(mut c) = self.elected(e, counts) {
+                if let Some(p) = self.pgs.get_mut(&e.pg) {
+                    p.lift_fence(&mut c);
+                }
                 fell_back += u64::from(self.all_caches_lost(e.pg));
                 self.finish(ctx, c, &mut n);
                 done += 1;

@@ -53,10 +53,12 @@ impl State {
                 listed,
                 copies: p.copies,
                 min_copies: p.min_copies,
+                line: Epoch::ZERO,
             };
             ctx.change(Change::Pg(config.clone()));
             let (held, moved_ms, retiring) = (Vec::new(), Vec::new(), Vec::new());
-            self.pgs.insert(pg, Pg { config, held, moved_ms, retiring, led_ms: None });
+            let (led_ms, fence, left) = (None, None, Vec::new());
+            self.pgs.insert(pg, Pg { config, held, moved_ms, retiring, led_ms, fence, left });
         }
         ctx.event(
             "pool_layout",

@@ -110,6 +110,7 @@ impl State {
             TaskKind::Rebuild { pool } => {
                 self.rebuild_switch(ctx, pool, false)?;
             }
+            TaskKind::AcceptStale { pgs, .. } => self.unfence_groups(ctx, &pgs),
             TaskKind::Map { .. } | TaskKind::Unmap { .. } => {
                 return Err(Reject::conflict(
                     "not_cancelable",
@@ -130,6 +131,9 @@ impl State {
             TaskKind::DrainDevice { device } => self.copies_on(*device),
             TaskKind::Rebalance { pool } => self.moves_left(*pool),
             TaskKind::Rebuild { pool } => self.copies_missing(*pool),
+            TaskKind::AcceptStale { pgs, .. } => {
+                pgs.iter().filter(|pg| self.is_fenced(**pg)).count() as u64
+            }
             TaskKind::Map { .. } | TaskKind::Unmap { .. } => 1,
         }
     }

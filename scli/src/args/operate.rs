@@ -75,6 +75,25 @@ impl Explained {
     }
 }
 
+/// The decision that older copies count.
+#[derive(Debug, Args)]
+pub struct AcceptStale {
+    #[arg(long, default_value = "default")]
+    pub pool: String,
+    /// A placement group, for example 1.17; may be given several times
+    #[arg(long, required_unless_present = "all_unavailable")]
+    pub id: Vec<String>,
+    /// Every group of the pool of which only older copies are left
+    #[arg(long, conflicts_with = "id")]
+    pub all_unavailable: bool,
+    /// The server whose copies are to count [default: the newest copy of each group]
+    #[arg(long)]
+    pub sds: Option<String>,
+    /// The servers with the newer copies are switched off; no client has to confirm that it leaves them alone
+    #[arg(long)]
+    pub old_server_is_off: bool,
+}
+
 /// Rare options of a new pool.
 #[derive(Debug, Args)]
 pub struct PoolMore {

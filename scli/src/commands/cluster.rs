@@ -137,6 +137,7 @@ pub fn pg(cx: &Context<'_>, command: &Pg) -> Result<(), CliError> {
             let list = cx.client.get(&format!("/pg/list?pool_id={id}"))?;
             cx.out.list(&list, PGS, "placement groups")
         }
+        Pg::AcceptStale(a) => super::stale::run(cx, a),
         Pg::Get { id } => {
             cx.out.object(&cx.client.get(&format!("/pg/{}", select::check_name(id)?))?)
         }

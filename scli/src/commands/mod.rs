@@ -8,6 +8,7 @@ mod nodes;
 mod policy;
 mod rebuild;
 mod servers;
+mod stale;
 mod status;
 mod volume;
 
@@ -83,6 +84,7 @@ fn can_be_dry(c: &Command) -> bool {
         Command::Volume(Volume::Delete(_))
             | Command::Pool(Pool::Delete(_) | Pool::Rebalance(_))
             | Command::Pd(Pd::Delete(_))
+            | Command::Pg(args::Pg::AcceptStale(_))
             | Command::Sds(Sds::Fail { .. } | Sds::Drain(_) | Sds::Delete(_))
             | Command::Sdc(Sdc::Delete(_))
             | Command::Device(Device::Drain(_) | Device::Delete(_))

@@ -26,6 +26,7 @@ pub fn config(pg: u32, epoch: u64, primary: u32) -> PgConfig {
         listed: vec![DeviceId(1), DeviceId(2)],
         copies: 2,
         min_copies: 1,
+        line: Epoch::ZERO,
     }
 }
 

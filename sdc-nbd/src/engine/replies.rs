@@ -29,7 +29,8 @@ impl Engine {
     }
 
     /// The answer to a part. One that comes late, from an earlier link or epoch, is worth the same
-    /// when it says Ok: the primary committed, or read what was committed, under its own lease.
+    /// when it says Ok: the primary committed, or read what was committed, under its own lease. Not one of
+    /// a line of records that the operator gave up (R26): what it acknowledges is lost.
     fn answer(&mut self, link: LinkId, frame: Frame) {
         let h = &frame.header;
         if h.status == Status::StaleInstance {
@@ -47,6 +48,10 @@ impl Engine {
             return;
         };
         let Some(part) = self.parts.get(key) else { return };
+        if self.view.pgs.get(&h.pg).is_some_and(|c| h.version.epoch < c.line) {
+            self.stats.late_answers += 1;
+            return;
+        }
         if h.status == Status::Ok {
             if let Some(pg) = self.pgs.list.get_mut(part.pg) {
                 pg.refusals = 0;

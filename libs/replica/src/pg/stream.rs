@@ -273,14 +273,14 @@ impl Primary {
             return self.lost_data(i, device, cx);
         }
         if cx.limits.planted(Bug::AcceptGap) {
-            return self.send_start(i, link, Seq(self.last.0 + 1), common, common, cx);
+            return self.send_start(i, link, Seq(self.last.0 + 1), next.0, common, cx);
         }
         let tail: Vec<_> = cx.store.tail(self.pg, next).collect();
         let whole = tail.iter().zip(next.0..).all(|(t, n)| t.version.seq.0 == n);
         if !whole || common.seq.0 + tail.len() as u64 != self.last.0 {
             return self.lost_data(i, device, cx);
         }
-        self.send_start(i, link, next, common, common, cx);
+        self.send_start(i, link, next, next.0, common, cx);
         cx.stats.resends += tail.len() as u64;
         for t in tail {
             let frame = self.record_frame(&t.rec, None, cx);
@@ -314,14 +314,18 @@ impl Primary {
         through: Version,
         cx: &mut Cx,
     ) {
-        let diverged = common.seq < h.commit;
+        // R26: what it has belongs to a line that the operator gave up. Nothing of that is taken over.
+        let given_up = h.version.epoch < self.cfg.line;
+        let diverged = common.seq < h.commit || given_up;
         // Its stream jumps: what is not known to be committed goes first, nothing lies open below the jump.
         let cut = common.seq.min(self.commit.max(h.commit));
         let cut = if cut == common.seq { common } else { version_at(&self.history, cut) };
         let through = if diverged { Version::ZERO } else { through.min(cut) };
         self.followers[i].complete_through = through;
         let next = Seq(self.last.0 + 1);
-        self.send_start(i, link, next, cut, through, cx);
+        // Number 0 is committed everywhere: cut there, a member begins from empty.
+        let truncate = if given_up { 0 } else { cut.seq.0 + 1 };
+        self.send_start(i, link, next, truncate, through, cx);
     }
 
     fn send_start(
@@ -329,12 +333,12 @@ impl Primary {
         i: usize,
         link: LinkId,
         first: Seq,
-        common: Version,
+        truncate: u64,
         frozen: Version,
         cx: &mut Cx,
     ) {
         let meta = StreamStart {
-            truncate: common.seq.0 + 1,
+            truncate,
             frozen,
             history: self.history.clone(),
             all_through: self.all_through,
