@@ -31,6 +31,16 @@ fn seeds_that_failed_once_keep_every_promise() {
     good(FAILED_ONCE.iter().map(|f| f.0));
 }
 
+/// Seed 7768 of the faults there were then: the last writes of a run found the log below the primary's reserve, which the store
+/// had not refused, so that nobody told the primary when there was room again.
+#[test]
+fn writes_that_wait_for_log_space_go_on_though_nothing_else_happens() {
+    let mut cfg = Config::of_seed(7768);
+    cfg.mix.retain(|(f, _)| *f != Fault::Forsake);
+    cfg.mix.iter_mut().filter(|(f, _)| *f == Fault::Volume).for_each(|(_, n)| *n = 3);
+    run(7768, cfg).unwrap();
+}
+
 #[test]
 fn seeds_40_to_52_keep_every_promise() {
     good(40..=52);

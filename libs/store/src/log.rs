@@ -72,7 +72,10 @@ pub(crate) struct Log {
     /// Newest append that a sync was asked for; 0: none.
     pub sync_asked: AppendId,
     pub synced_told: AppendId,
+    /// Somebody waits for space ...
     pub refused: bool,
+    /// ... for so much of it, if that is more than is told of anyway.
+    pub wanted: u64,
     pub stable_told: AppendId,
     /// Descriptor bytes while a batch is built; kept for its capacity.
     pub scratch: Vec<u8>,

@@ -322,6 +322,15 @@ impl Store {
         }
     }
 
+    /// Somebody waits until [`Headroom::log_bytes`] is `bytes` again, without having been refused here: work that frees log
+    /// space begins, and `StoreEvent::LogSpace` tells. More than half of what an empty log has is never waited for: it might
+    /// never be there.
+    pub fn want_log_room(&mut self, bytes: u64) {
+        let most = self.sp.layout.log_bytes.saturating_sub(self.data_log_reserve());
+        self.log.refused = true;
+        self.log.wanted = self.log.wanted.max(bytes.min(most / 2));
+    }
+
     /// Why the device takes no more writes, if so. Final.
     pub fn failed(&self) -> Option<&StoreError> {
         self.failed.as_ref()
@@ -351,8 +360,10 @@ impl Store {
     }
 
     fn report_space(&mut self, events: &mut Vec<StoreEvent>) {
-        if self.log.refused && self.data_log_room() >= 2 * self.cfg.max_batch_bytes as u64 {
+        let enough = self.log.wanted.max(2 * self.cfg.max_batch_bytes as u64);
+        if self.log.refused && self.data_log_room() >= enough {
             self.log.refused = false;
+            self.log.wanted = 0;
             events.push(StoreEvent::LogSpace);
         }
     }

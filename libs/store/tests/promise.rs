@@ -1,4 +1,5 @@
 //! Space promised to thick volumes: what is not written yet is kept from other data, and the sum follows every change.
+//! Space in the log: whoever waits for it is told.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -6,6 +7,7 @@ mod common;
 
 use common::rig::*;
 use quarry_base::*;
+use quarry_store::StoreEvent;
 
 fn promised(r: &Rig) -> u64 {
     r.store.check_invariants().unwrap();
@@ -58,4 +60,37 @@ fn thin_data_is_full_where_the_promised_space_begins() {
     assert!(!r.store.headroom().full, "the promised space is there");
     r.store.promise(&[]);
     assert!(!r.store.headroom().full_thin);
+}
+
+#[test]
+fn whoever_waits_for_log_space_is_told_when_so_much_of_it_is_there_and_only_then() {
+    let mut r = Rig::new(small_config());
+    let empty = r.store.headroom().log_bytes;
+    let told = |r: &mut Rig| {
+        let n = r.events.iter().filter(|e| matches!(e, StoreEvent::LogSpace)).count();
+        r.events.retain(|e| !matches!(e, StoreEvent::LogSpace));
+        n
+    };
+    let mut n = 0;
+    while r.store.headroom().log_bytes > empty / 3 {
+        r.append(PG, write(n % 8, 0, &[n + 1])).unwrap();
+        r.poll();
+        n += 1;
+    }
+    // Nothing was refused here: the asker has a reserve of its own.
+    r.store.want_log_room(empty / 2 - 1);
+    r.poll();
+    assert_eq!(told(&mut r), 0, "not so much yet");
+    // Nothing else happens on the device: the space is freed for this alone.
+    r.commit_all(PG);
+    r.run_all();
+    r.wait(std::time::Duration::from_secs(3));
+    r.run_all();
+    assert_eq!(told(&mut r), 1, "{} of {empty}", r.store.headroom().log_bytes);
+    assert!(r.store.headroom().log_bytes >= empty / 2 - 1);
+    r.store.want_log_room(1);
+    r.poll();
+    assert_eq!(told(&mut r), 1, "there already");
+    r.poll();
+    assert_eq!(told(&mut r), 0, "told once");
 }

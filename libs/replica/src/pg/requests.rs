@@ -201,9 +201,12 @@ impl Primary {
             _ => PAGE,
         };
         let room = cx.store.headroom().log_bytes;
-        if room < bytes as u64 + cx.limits.log_reserve_bytes.min(cx.store.log_bytes() / 8) {
+        let need = bytes as u64 + cx.limits.log_reserve_bytes.min(cx.store.log_bytes() / 8);
+        if room < need {
             cx.stats.log_waits += 1;
             self.log_full = true;
+            // It has refused nothing: unless it is told, nobody wakes us.
+            cx.store.want_log_room(need);
             return Tried::Wait;
         }
         let version = Version::new(self.stamp(cx), Seq(self.last.0 + 1));
