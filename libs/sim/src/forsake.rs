@@ -117,6 +117,13 @@ impl World {
         stale.filter_map(|p| choice(&p.config)).collect()
     }
 
+    /// The operator decides for the newest copies that are there, whose old servers are off; groups concerned.
+    pub fn decide_for_older_copies(&mut self) -> usize {
+        self.forsaking.on = true;
+        self.decide(true);
+        self.forsaking.deciding.len().max(self.forsaking.gone_back.len())
+    }
+
     fn decide(&mut self, server_off: bool) {
         let over = self.now >= 10_000 * MS + self.cfg.faults_ms * MS;
         let choices = if over { Vec::new() } else { self.choices() };
