@@ -33,6 +33,8 @@ pub struct Limits {
     pub silent_after: Duration,
     /// A member that has not synced for this long what a client's FLUSH waits for is reported silent.
     pub sync_patience: Duration,
+    /// A member that neither promises room nor says that it is full for this long is reported silent.
+    pub no_room_after: Duration,
     /// An in-sync member without a connection for this long is reported silent.
     pub away_after: Duration,
     /// A connection on which a member stays silent this long is closed and opened anew.
@@ -81,6 +83,7 @@ impl Default for Limits {
             commit_beat: Duration::from_millis(10),
             silent_after: Duration::from_secs(1),
             sync_patience: Duration::from_secs(5),
+            no_room_after: Duration::from_secs(5),
             away_after: Duration::from_millis(500),
             reconnect_after: Duration::from_secs(3),
             redial_every: Duration::from_millis(100),

@@ -1,6 +1,7 @@
 //! What a placement group needs of the engine while it handles something: borrowed for one call.
 
 use crate::config::Limits;
+use crate::credit::Ledger;
 use crate::event::{Action, LinkId, Note};
 use crate::links::Links;
 use crate::pg::Purpose;
@@ -35,6 +36,8 @@ pub(crate) struct Cx<'a> {
     pub born: Nanos,
     pub view: &'a View,
     pub store: &'a mut Store,
+    /// What the device has promised (R24).
+    pub ledger: &'a mut Ledger,
     pub links: &'a mut Links,
     pub stats: &'a mut EngineStats,
     pub tokens: &'a mut Slab<Waiting>,

@@ -12,6 +12,7 @@
 
 mod codec;
 mod config;
+mod credit;
 mod cx;
 mod engine;
 mod event;

@@ -52,6 +52,8 @@ pub enum Bug {
     AddBeforeSync,
     /// R18: with `reads = confirm`, a read is served without an answer of the members.
     ReadUnconfirmed,
+    /// R24: a primary gives a number to a record though a member has not promised room for it.
+    HeadroomIgnored,
 }
 
 /// All of them.
@@ -80,4 +82,5 @@ pub const BUGS: &[Bug] = &[
     Bug::OldMapping,
     Bug::AddBeforeSync,
     Bug::ReadUnconfirmed,
+    Bug::HeadroomIgnored,
 ];

@@ -31,6 +31,10 @@ pub struct EngineStats {
     pub window_waits: u64,
     /// Times a record waited for log space.
     pub log_waits: u64,
+    /// Times a request waited for a member's promise (R24).
+    pub credit_waits: u64,
+    /// Records that took more of a member in sync than it had promised: none, ever.
+    pub overdrawn: u64,
     pub records_sent: u64,
     /// Records sent again from the tail on a new stream.
     pub resends: u64,
@@ -72,6 +76,8 @@ impl EngineStats {
             ("lease_waits", self.lease_waits),
             ("window_waits", self.window_waits),
             ("log_waits", self.log_waits),
+            ("credit_waits", self.credit_waits),
+            ("overdrawn", self.overdrawn),
             ("records_sent", self.records_sent),
             ("resends", self.resends),
             ("records_received", self.records_received),

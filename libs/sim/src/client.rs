@@ -65,6 +65,7 @@ struct Vol {
     generation: Generation,
     pool: PoolId,
     extents: u32,
+    thick: bool,
 }
 
 /// A sector and the value of a write to it whose outcome is not known.
@@ -152,7 +153,8 @@ impl Client {
             return;
         }
         let extents = (v.size_bytes / u64::from(EXTENT)) as u32;
-        let vol = Vol { vtree: v.vtree, generation: v.generation, pool: v.pool, extents };
+        let (vtree, generation) = (v.vtree, v.generation);
+        let vol = Vol { vtree, generation, pool: v.pool, extents, thick: v.thick };
         self.vols.insert(v.id, vol);
     }
 
@@ -346,6 +348,11 @@ impl Client {
                 self.again(i, now, rng);
             }
             Status::TryAgain | Status::StaleMapping => self.again(i, now, rng),
+            // Refused for good: none of it may ever be seen. A thick volume has its space always.
+            Status::Full if self.open[i].kind != Kind::Read && !self.is_thick(i) => {
+                self.open.remove(i);
+                self.finished += 1;
+            }
             Status::Corrupt if self.disks_fail => self.again(i, now, rng),
             s => {
                 let r = self.open.remove(i);
@@ -355,6 +362,10 @@ impl Client {
                 self.record(&r, NEVER, h);
             }
         }
+    }
+
+    fn is_thick(&self, i: usize) -> bool {
+        self.vols.get(&self.open[i].vol).is_some_and(|v| v.thick)
     }
 
     fn again(&mut self, i: usize, now: u64, rng: &mut Rng) {

@@ -14,6 +14,16 @@ pub const OPERATIONS: u64 = 2_000;
 /// Faults of a run at least, where there are any.
 pub const FAULTS: u64 = 3;
 
+/// A device with some thirty blocks beside its log: less than the load writes.
+pub(crate) const SMALL_DEVICE: u64 = 6 << 20;
+
+/// Faults that move no copies to other devices, which would have no room for them.
+fn nothing_moves() -> Mix {
+    let moves =
+        |f: &Fault| matches!(f, Fault::Fence | Fault::Rebuild | Fault::Volume | Fault::Wipe);
+    everything().into_iter().filter(|(f, _)| !moves(f)).collect()
+}
+
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -58,7 +68,7 @@ impl Config {
         if cached {
             mix.push((Fault::CrashMany, 10));
         }
-        Config {
+        let mut c = Config {
             shape: Shape {
                 servers,
                 fault_sets: fault_sets as u32,
@@ -67,6 +77,7 @@ impl Config {
                 min_copies,
                 grace_seconds: if r.chance(30) { r.within(0, 4) } else { 60 },
                 device_bytes: store_config().device_bytes,
+                thick: 0,
                 cached,
                 confirm,
             },
@@ -89,7 +100,27 @@ impl Config {
             lie: Lie::None,
             wrong: Wrong::None,
             trace: false,
+        };
+        // Devices that run full: nothing that was acknowledged goes, nothing that was refused comes.
+        if Rng::new(seed ^ 0xF011).chance(12) {
+            c.run_full();
+            c.mix = nothing_moves();
         }
+        c
+    }
+
+    /// Devices with room for everything, no thick volume.
+    pub fn with_room(&mut self) {
+        (self.shape.device_bytes, self.shape.thick) = (store_config().device_bytes, 0);
+    }
+
+    /// Makes the devices smaller than what is written.
+    pub(crate) fn run_full(&mut self) {
+        (self.shape.device_bytes, self.shape.thick) = (SMALL_DEVICE, 1);
+        self.shape.grace_seconds = 60;
+        // Every device has everything: what fits on two of them fits on the third.
+        (self.shape.servers, self.shape.copies, self.shape.fault_sets) = (3, 3, 0);
+        (self.load.extents, self.load.blocks) = (12, 3);
     }
 
     /// A rule is broken on purpose.

@@ -141,6 +141,8 @@ const REQUIRED: &[&str] = &[
     "engine lease_waits",
     "engine resends",
     "engine sync_copies",
+    "engine full",
+    "engine credit_waits",
     "fault Kill",
     "fault PowerLoss",
     "fault CrashMany",

@@ -485,16 +485,18 @@ impl World {
         let v = self.rng.pick(&volumes).copied();
         let kind = self.rng.below(3);
         match (kind, v) {
-            (0, _) if volumes.len() < 4 => match self.mdm.create_volume(1, now) {
-                Ok(v) => {
-                    self.count("volume created");
-                    for c in 0..self.clients.len() {
-                        self.map(c, v, true);
+            (0, _) if volumes.len() < 4 => {
+                match self.mdm.create_volume(1, mdm::state::Provisioning::Thin, now) {
+                    Ok(v) => {
+                        self.count("volume created");
+                        for c in 0..self.clients.len() {
+                            self.map(c, v, true);
+                        }
+                        true
                     }
-                    true
+                    Err(_) => false,
                 }
-                Err(_) => false,
-            },
+            }
             (1, Some(v)) if volumes.len() > 1 => {
                 for c in 0..self.clients.len() {
                     self.map(c, v, false);

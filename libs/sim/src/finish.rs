@@ -186,6 +186,9 @@ impl World {
             n.disk.kill(&mut self.rng);
             stores.push(recover(&mut n.disk).map_err(|e| format!("at the end: {}: {e}", n.sds))?);
         }
+        if self.seen.get("engine overdrawn") > 0 {
+            return Err("a record took more of a member than it had promised (R24)".into());
+        }
         // A server that is taken out is replaced at once, too.
         let moves = ["mdm rebuild", "mdm rebuild_start", "mdm sds_fail"];
         let moved = moves.iter().any(|m| self.seen.get(m) > 0);

@@ -46,6 +46,8 @@ pub struct Shape {
     pub min_copies: u8,
     pub grace_seconds: u64,
     pub device_bytes: u64,
+    /// Extents of a thick volume beside the thin one; 0: none.
+    pub thick: u32,
     pub cached: bool,
     /// `reads = confirm`.
     pub confirm: bool,
@@ -121,14 +123,22 @@ impl Mdm {
             rebuild_bytes_per_second: None,
         };
         self.submit(Op::AddPool(Box::new(pool)), now).map_err(|e| e.to_string())?;
-        self.create_volume(extents, now).map(drop)
+        self.create_volume(extents, Provisioning::Thin, now)?;
+        if shape.thick > 0 {
+            self.create_volume(shape.thick, Provisioning::Thick, now)?;
+        }
+        Ok(())
     }
 
     /// A new volume of so many extents.
-    pub fn create_volume(&mut self, extents: u32, now: u64) -> Result<VolumeId, String> {
+    pub fn create_volume(
+        &mut self,
+        extents: u32,
+        provisioning: Provisioning,
+        now: u64,
+    ) -> Result<VolumeId, String> {
         let name = node_name("vol", self.state.next.volume + 1);
         let size_bytes = u64::from(extents) * u64::from(EXTENT);
-        let provisioning = Provisioning::Thin;
         let op =
             Op::CreateVolume { name, pool: PoolId(1), size_bytes, provisioning, used_bytes: 0 };
         match self.submit(op, now).map_err(|e| e.to_string())? {

@@ -23,6 +23,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
     c.load.pages = 3;
     c.shape.pgs = 1;
     c.shape.fault_sets = 0;
+    c.with_room();
     c.shape.min_copies = 1;
     c.shape.cached = bug == Bug::AddBeforeSync;
     c.shape.confirm = bug == Bug::ReadUnconfirmed;
@@ -42,8 +43,8 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         Bug::TrimMissing => (c.load.blocks, c.load.extents, c.load.trims) = (3, 4, 40),
         Bug::MaskIgnored => (c.load.blocks, c.load.pages) = (3, 16),
         Bug::CopyOvertakes => {
-            (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 2);
-            c.slow_reads = 40;
+            (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4);
+            (c.slow_reads, c.load.depth) = (40, 8);
         }
         Bug::ServeOldTail => {
             // The commit point reaches members late, with many groups also on no later record.
@@ -52,6 +53,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
             c.load.extents = 8;
         }
         Bug::OldEpochAfterRestart => c.shape.copies = 3,
+        Bug::HeadroomIgnored => c.run_full(),
         _ => {}
     }
     c
@@ -84,6 +86,7 @@ fn mix(bug: Bug) -> Mix {
         Bug::MergeOnCommitted => vec![(Kill, 2), (SlowDisk, 10)],
         Bug::AddBeforeSync => vec![(Kill, 10), (PowerLoss, 30)],
         Bug::ReadUnconfirmed => vec![(Freeze, 20), (Depose, 10)],
+        Bug::HeadroomIgnored => vec![(LinkCut, 4)],
         Bug::RemoveBeforeLog => vec![(Depose, 20), (Partition, 8)],
     }
 }

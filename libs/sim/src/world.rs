@@ -215,14 +215,16 @@ impl World {
         self.mdm.lay_out(&self.cfg.shape, self.cfg.load.extents, now)?;
         for c in 0..self.cfg.clients {
             self.mdm.register_sdc(SdcId(c + 1), now);
-            let map = mdm::state::Op::Map {
-                volume: VolumeId(1),
-                sdc: SdcId(c + 1),
-                read_only: false,
-                device: false,
-                io_timeout_ms: None,
-            };
-            self.mdm.submit(map, now).map_err(|e| e.to_string())?;
+            for volume in self.mdm.state.volumes.keys().copied().collect::<Vec<_>>() {
+                let map = mdm::state::Op::Map {
+                    volume,
+                    sdc: SdcId(c + 1),
+                    read_only: false,
+                    device: false,
+                    io_timeout_ms: None,
+                };
+                self.mdm.submit(map, now).map_err(|e| e.to_string())?;
+            }
         }
         self.spread_news();
         let view = self.mdm.state.view();

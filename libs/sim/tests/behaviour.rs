@@ -8,6 +8,7 @@ use quarry_sim::{run, Config, World};
 /// A quiet cluster: no faults but those that the test brings about, load until the end.
 fn quiet(seed: u64, servers: u32, copies: u8, min_copies: u8) -> Config {
     let mut c = Config::of_seed(seed);
+    c.with_room();
     c.shape.servers = servers;
     c.shape.copies = copies;
     c.shape.min_copies = min_copies;

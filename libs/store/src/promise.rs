@@ -1,7 +1,7 @@
 //! Space promised to thick volumes: how many of their blocks are not here yet.
 //!
 //! The engine says how many blocks each thick vTree can have in each group on this device. What of that is not
-//! allocated is kept free of other volumes' new data: [`Headroom::full_thin`](crate::Headroom) says when they must be refused.
+//! allocated is kept free of other volumes' new data: [`Headroom::promised`](crate::Headroom) is how much of `blocks` is not for them.
 //!
 //! Invariant: `missing` is the sum over all promises of what is promised and not held. A block that is replaced
 //! (removed and made anew) is missing for a moment within one call only.

@@ -45,12 +45,12 @@ pub struct StoreStats {
 pub struct Headroom {
     /// Payload bytes `append` still takes before it says `LogFull`.
     pub log_bytes: u64,
+    /// Blocks that the device has.
+    pub of: u64,
     /// Blocks that can be allocated now or after pending frees, the reserve not counted.
     pub blocks: u64,
     /// Below the 2 % reserve: new data must be refused with ENOSPC.
     pub full: bool,
     /// Blocks of `blocks` that are promised to thick volumes and not written yet, see [`Store::promise`](crate::Store::promise).
     pub promised: u64,
-    /// As `full`, for data of volumes to which nothing is promised.
-    pub full_thin: bool,
 }

@@ -315,10 +315,10 @@ impl Store {
         let kept = self.reserve_blocks() + self.sp.unslotted;
         Headroom {
             log_bytes: self.data_log_room(),
+            of: self.sp.layout.blocks,
             blocks: have.saturating_sub(kept),
             full: have <= kept,
             promised: self.sp.promises.missing(),
-            full_thin: have <= kept + self.sp.promises.missing(),
         }
     }
 

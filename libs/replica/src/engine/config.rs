@@ -27,6 +27,7 @@ impl Engine {
         self.devices.push(Device {
             id: device,
             store,
+            ledger: Default::default(),
             appends: Default::default(),
             durable: 0,
             synced: 0,
@@ -66,6 +67,7 @@ impl Engine {
             // The store keeps it with its next checkpoint only.
             self.devices[dev].store.set_all_through(pg, meta.all_through);
         }
+        self.devices[dev].ledger.groups += 1;
         let g = self.groups.len();
         self.groups.push(Pg::new(pg, dev, device, meta));
         self.index.insert(pg, g);

@@ -36,6 +36,12 @@ impl Engine {
                 self.turn(g, now, out);
             }
             self.close_links(now, out);
+            for d in 0..self.devices.len() {
+                // What streams have and do not need is called in.
+                if std::mem::take(&mut self.devices[d].ledger.news) {
+                    self.touch_device(d);
+                }
+            }
         }
         self.links.dial(now, self.cfg.limits.redial_every, out);
         self.ask_due(now, out);
@@ -59,6 +65,14 @@ impl Engine {
         let stores = self.devices.iter().filter_map(|d| d.store.next_deadline()).min();
         let timer = self.timers.first().map(|(at, _)| *at);
         [stores, timer, self.links.next_dial(), self.next_ask()].into_iter().flatten().min()
+    }
+
+    fn touch_device(&mut self, d: usize) {
+        for g in 0..self.groups.len() {
+            if self.groups[g].dev == d {
+                self.touch(g);
+            }
+        }
     }
 
     fn turn(&mut self, g: usize, now: Nanos, out: &mut Vec<Action>) {
@@ -97,13 +111,7 @@ impl Engine {
     fn on_store(&mut self, d: usize, e: StoreEvent, now: Nanos, out: &mut Vec<Action>) {
         match e {
             StoreEvent::Stable { upto } => self.durable(d, upto, now, out),
-            StoreEvent::LogSpace => {
-                for g in 0..self.groups.len() {
-                    if self.groups[g].dev == d {
-                        self.touch(g);
-                    }
-                }
-            }
+            StoreEvent::LogSpace => self.touch_device(d),
             StoreEvent::ReadDone { token, result } => {
                 self.on_read_done(token, Done::Range(result), now, out)
             }

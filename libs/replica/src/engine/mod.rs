@@ -7,6 +7,7 @@ mod lease;
 mod promise;
 
 use crate::config::EngineConfig;
+use crate::credit::Ledger;
 use crate::cx::{Cx, Me, Waiting};
 use crate::event::{Action, Event, LinkId, LinkKind, Note};
 use crate::handover::HandOver;
@@ -25,6 +26,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 pub(crate) struct Device {
     pub id: DeviceId,
     pub store: Store,
+    /// What it has promised (R24).
+    pub ledger: Ledger,
     /// Not durable yet, in order, with the group each is for.
     pub appends: VecDeque<(AppendId, usize)>,
     pub durable: AppendId,
@@ -153,6 +156,7 @@ impl Engine {
             born: self.born.unwrap_or(now),
             view: &self.view,
             store: &mut dev.store,
+            ledger: &mut dev.ledger,
             links: &mut self.links,
             stats: &mut self.stats,
             tokens: &mut self.tokens,

@@ -41,6 +41,7 @@ impl Primary {
         self.commit = to;
         self.commit_moved = cx.now;
         cx.store.set_commit(self.pg, to);
+        self.settle_room(to, cx);
         // The window frees as numbers commit, answered or not.
         for s in &mut self.sequenced {
             if s.seq > to {
@@ -133,6 +134,9 @@ impl Primary {
             ("confirms no read", self.confirms.since + lim.silent_after)
         } else if !self.leaseless.is_empty() && f.counts() && !cx.confirms(self.pg) {
             ("grants no lease", self.leaseless_since + lim.silent_after)
+        } else if f.counts() && f.credit.starves() {
+            // It answers every question within a second.
+            ("promises no room", f.credit.since + lim.no_room_after)
         } else {
             return;
         };

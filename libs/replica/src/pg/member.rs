@@ -5,6 +5,7 @@
 
 use super::{Pg, Purpose, Role};
 use crate::codec::{decode, encode, key_in, StreamPos, StreamStart, SyncDrop};
+use crate::credit::{blocks_of, Told};
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::pruned;
@@ -35,7 +36,7 @@ struct InStream {
     /// Sync items not durable yet, and how many are.
     items: VecDeque<AppendId>,
     items_done: u64,
-    reported: Option<(Seq, u64)>,
+    reported: Option<(Seq, u64, Told)>,
     /// Highest commit point that came with a record.
     heard: Seq,
     /// Frames that wait for log space.
@@ -68,6 +69,10 @@ impl Member {
 
     pub fn is_in_sync(&self) -> bool {
         self.in_sync
+    }
+
+    pub fn has_stream(&self) -> bool {
+        self.stream.is_some()
     }
 
     /// Everything up to and including `upto` is durable on the device.
@@ -137,6 +142,7 @@ impl Pg {
         h.commit = state.commit;
         h.request_id = RequestId(number);
         cx.send(link, Frame::with_meta(h, encode(&pos)));
+        self.promise.renew();
         if let Some(m) = self.member() {
             m.sync_asks.clear();
             m.stream = Some(InStream {
@@ -166,6 +172,7 @@ impl Pg {
         let Ok(id) = cx.store.drop_pg(self.id) else { return false };
         cx.appends.push_back((id, cx.group));
         self.copied_by = None;
+        self.promise.truncated(Seq::ZERO);
         self.meta.frozen = Some(Version::ZERO);
         self.meta.all_through = Version::ZERO;
         cx.note(Note::StartedEmpty { pg: self.id, device: self.device });
@@ -240,6 +247,7 @@ impl Pg {
             Op::Replicate => self.take_record(frame, cx),
             Op::Commit => {
                 self.follow_commit(frame.header.commit, cx);
+                self.on_room_asked(&frame.header, cx);
                 Took::Yes
             }
             Op::SyncCopy | Op::SyncDrop | Op::SyncIds => self.take_item(frame, cx),
@@ -270,6 +278,7 @@ impl Pg {
             }
         } else if start.truncate <= state.last.seq.0 {
             cx.store.truncate(self.id, Seq(start.truncate));
+            self.promise.truncated(Seq(start.truncate));
         }
         self.meta.history = start.history;
         if !in_sync {
@@ -306,6 +315,7 @@ impl Pg {
         let Some(rec) = frame_record(frame) else {
             return Took::Broken("a damaged record");
         };
+        let blocks = if blocks_of(&rec.kind) > 0 { h.generation.0 } else { 0 };
         match cx.append(self.id, rec) {
             Ok(_) => {}
             Err(AppendError::LogFull) => return Took::Full,
@@ -314,6 +324,9 @@ impl Pg {
             Err(_) => return Took::Broken("a record that the store refuses"),
         }
         cx.stats.records_received += 1;
+        let kept_to = self.promise.take(h.version.seq, blocks);
+        let in_sync = self.member().is_some_and(|m| m.in_sync);
+        cx.stats.overdrawn += u64::from(in_sync && !kept_to);
         if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
             s.next = Seq(next.0 + 1);
             s.heard = s.heard.max(h.commit);
@@ -363,6 +376,9 @@ impl Pg {
                 let Some(copy) = frame_copy(frame) else {
                     return Took::Broken("a damaged copy");
                 };
+                if !self.has_room_for_copy(&copy, cx) {
+                    return Took::Full;
+                }
                 self.copied_by = self.member().map(|m| m.primary.1);
                 cx.append_copy(self.id, copy)
             }
@@ -451,13 +467,17 @@ impl Pg {
         let durable = cx.durable;
         let stable = cx.stable(self.id).seq;
         let (pg, epoch) = (self.id, self.epoch());
+        if self.member().is_none_or(|m| m.stream.is_none()) {
+            return;
+        }
+        let room = self.promise_room(cx);
         let Role::Member(m) = &mut self.role else { return };
         m.stable(durable);
         let in_sync = m.in_sync;
         let Some(s) = &mut m.stream else { return };
         let Some(first) = s.first else { return };
         let seq = if in_sync || stable >= first { stable } else { Seq(first.0.saturating_sub(1)) };
-        let news = (seq, s.items_done);
+        let news = (seq, s.items_done, room);
         if s.reported == Some(news) {
             return;
         }
@@ -467,6 +487,8 @@ impl Pg {
         h.epoch = epoch;
         h.version = Version::new(epoch, seq);
         h.request_id = RequestId(news.1);
+        (h.vtree.0, h.generation.0, h.length) = (room.0, room.1, room.3);
+        h.status = if room.2 { Status::Full } else { Status::Ok };
         cx.send(link, Frame::bare(h));
     }
 }

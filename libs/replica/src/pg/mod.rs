@@ -18,10 +18,12 @@ pub(crate) mod repair;
 pub(crate) mod request;
 pub(crate) mod requests;
 pub(crate) mod role;
+pub(crate) mod room;
 pub(crate) mod rounds;
 pub(crate) mod stream;
 pub(crate) mod sync;
 
+use crate::credit::Promise;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::{trim, Era};
@@ -80,6 +82,8 @@ pub(crate) struct Pg {
     pub dropped: bool,
     /// Blocks with a damaged page, while a member.
     pub mends: Vec<mend::Mend>,
+    /// Room promised to the primary (R24); over the end of a stream as long as we are in sync.
+    pub promise: Promise,
 }
 
 /// A member that stopped in the middle of a sync may have copies of anybody.
@@ -104,6 +108,7 @@ impl Pg {
             wake: Nanos::MAX,
             dropped: false,
             mends: Vec::new(),
+            promise: Promise::default(),
             meta,
         }
     }
@@ -234,7 +239,7 @@ impl Pg {
     pub fn turn(&mut self, cx: &mut Cx) {
         self.wake = Nanos::MAX;
         if self.dropped {
-            return;
+            return self.settle_account(cx);
         }
         if self.meta_failed {
             self.store_meta(cx);
@@ -256,6 +261,7 @@ impl Pg {
             }
             Role::Member(_) => self.member_turn(cx),
         }
+        self.settle_account(cx);
     }
 
     /// Something of this group became durable here: whoever waits for that hears it first, the rest of

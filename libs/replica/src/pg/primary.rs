@@ -13,6 +13,7 @@ use super::request::{answer, Request, Standing};
 use super::rounds::Rounds;
 use super::stream::Follower;
 use super::Pg;
+use crate::credit::{blocks_of, Charges};
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::Era;
@@ -58,6 +59,9 @@ pub(crate) struct Primary {
     pub flushes: Flushes,
     pub repairs: Vec<Repair>,
     pub log_full: bool,
+    /// Blocks that records which are not committed may take on our own device (R24), and since when it is short of them.
+    pub charges: Charges,
+    pub short_since: Nanos,
     pub all_through_at: Seq,
     /// Deleted vTrees have been looked for since this index of the view.
     pub drops_checked: Option<quarry_base::ConfigIndex>,
@@ -99,6 +103,8 @@ impl Primary {
             flushes: Flushes::default(),
             repairs: Vec::new(),
             log_full: false,
+            charges: inherited(pg.id, state.commit, cx),
+            short_since: Nanos::MAX,
             all_through_at: state.commit,
             drops_checked: None,
             syncs: 0,
@@ -173,7 +179,7 @@ impl Primary {
         }
         self.started = true;
         self.last = self.base;
-        self.replicate(&rec, None, cx);
+        self.replicate(&rec, 0, None, cx);
     }
 
     /// The epoch of new records: this one (R8).
@@ -218,6 +224,7 @@ impl Primary {
         self.turn_repairs(cx);
         self.turn_merges(cx);
         self.admit(cx);
+        self.give_room_back(cx);
         self.turn_syncs(cx);
         self.send_commits(cx);
         self.watch_followers(cx);
@@ -256,7 +263,7 @@ impl Primary {
                 return;
             }
             self.last = rec.version.seq;
-            self.replicate(&rec, None, cx);
+            self.replicate(&rec, 0, None, cx);
         }
         self.drops_checked = Some(cx.view.index());
     }
@@ -291,6 +298,12 @@ impl Primary {
         }
         at
     }
+}
+
+/// What the tail that was here before may still take.
+fn inherited(pg: PgId, commit: Seq, cx: &Cx) -> Charges {
+    let tail = cx.store.tail(pg, Seq(commit.0 + 1));
+    Charges::of_tail(tail.map(|t| (t.version.seq, blocks_of(&t.rec.kind))))
 }
 
 fn record_of(rec: &Record, v: quarry_base::VtreeId) -> bool {

@@ -1,17 +1,19 @@
 //! Writes and zeroes: from arrival to a sequence number.
 //!
-//! A write waits, in order of arrival, for overlapping locks (R22, R23), for the window, for log space and
-//! for enough members (R25); never is it refused for these. Rights and repeats are checked when it gets its
+//! A write waits, in order of arrival, for overlapping locks (R22, R23), for the window, for log space, for room on
+//! every device that counts (R24) and for enough members (R25); never is it refused for these. Where a device says that it is
+//! full, a write that needs a new block is answered `Full`. Rights and repeats are checked when it gets its
 //! number (R19).
 
 use super::commit::Sequenced;
 use super::locks::PageRange;
 use super::primary::Primary;
 use super::request::Request;
+use super::room::Room;
 use crate::cx::Cx;
 use crate::planted::Bug;
 use bytes::Bytes;
-use quarry_base::{crc32c, Seq, Version, VtreeId, PAGE};
+use quarry_base::{crc32c, Seq, Version, PAGE};
 use quarry_store::{Record, RecordKind};
 use quarry_wire::{flags, Op, Status};
 use smallvec::SmallVec;
@@ -137,7 +139,7 @@ impl Primary {
             len,
         };
         cx.stats.zeroes += 1;
-        self.sequence(r, kind, None, cx)
+        self.sequence(r, kind, 0, None, cx)
     }
 
     /// Whole pages: the client's bytes, or those of a finished merge with their checksums.
@@ -149,10 +151,14 @@ impl Primary {
         cx: &mut Cx,
     ) -> Tried {
         let offset = r.h.offset - r.h.offset % PAGE as u32;
-        if self.is_full(r.h.vtree, &r.pages(), cx) {
-            self.answer(r, Status::Full, cx);
-            return Tried::Done;
-        }
+        let blocks = match self.room_for(r, cx) {
+            Room::Yes(blocks) => blocks,
+            Room::Wait => return Tried::Wait,
+            Room::Full => {
+                self.answer(r, Status::Full, cx);
+                return Tried::Done;
+            }
+        };
         let from_client = merged.is_none();
         let crcs = match merged {
             Some(c) => c,
@@ -175,24 +181,16 @@ impl Primary {
         };
         cx.stats.writes += 1;
         cx.stats.write_bytes += r.len() as u64;
-        self.sequence(r, kind, meta, cx)
-    }
-
-    /// Below the reserve only blocks that exist are written, and what is promised to thick volumes is theirs.
-    fn is_full(&self, vtree: VtreeId, pages: &PageRange, cx: &Cx) -> bool {
-        let room = cx.store.headroom();
-        (room.full || room.full_thin && !cx.view.is_thick(vtree))
-            && pages.blocks().any(|k| {
-                let rows = cx.store.scan(self.pg, k, 1, None);
-                !rows.first().is_some_and(|b| b.key == k && b.valid != 0)
-            })
+        self.sequence(r, kind, blocks, meta, cx)
     }
 
     /// The point where a request gets its number: appended here and sent to the members in the same step (R7).
+    /// `blocks`: what it was found to take of every device at most.
     fn sequence(
         &mut self,
         r: &Request,
         kind: RecordKind,
+        blocks: u64,
         meta: Option<Bytes>,
         cx: &mut Cx,
     ) -> Tried {
@@ -226,7 +224,9 @@ impl Primary {
             bytes,
             counts: true,
         });
-        self.replicate(&rec, meta, cx);
+        self.charges.add(version.seq, blocks);
+        cx.ledger.set(cx.group, self.charges.sum());
+        self.replicate(&rec, blocks, meta, cx);
         Tried::Done
     }
 

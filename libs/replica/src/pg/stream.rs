@@ -7,6 +7,7 @@ use super::primary::Primary;
 use super::rounds::Answers;
 use super::sync::Sync;
 use crate::codec::{decode, encode, StreamPos, StreamStart};
+use crate::credit::Credit;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::{common_point, version_at};
@@ -14,7 +15,7 @@ use crate::planted::Bug;
 use bytes::Bytes;
 use quarry_base::{DeviceId, Nanos, RequestId, Seq, Version};
 use quarry_store::{Record, RecordKind};
-use quarry_wire::{flags, Frame, Header, Member, Op, Proposal};
+use quarry_wire::{flags, Frame, Header, Member, Op, Proposal, Status};
 use std::collections::VecDeque;
 
 /// A connection on which so many streams in a row were not answered is closed and made anew.
@@ -63,6 +64,8 @@ pub(crate) struct Follower {
     /// Candidate, `ack = cached`: the round of syncs that it has to have answered before it is proposed.
     pub sync_needed: Option<u64>,
     pub sync: Option<Sync>,
+    /// What it has promised in this stream (R24).
+    pub credit: Credit,
     /// Records sent to a member that does not count, not reported yet.
     unacked: VecDeque<(Seq, usize)>,
     pub unacked_bytes: usize,
@@ -88,6 +91,7 @@ impl Follower {
             confirms: Answers::default(),
             sync_needed: None,
             sync: None,
+            credit: Credit::default(),
             unacked: VecDeque::new(),
             unacked_bytes: 0,
         }
@@ -130,6 +134,7 @@ impl Follower {
     fn down(&mut self, now: Nanos) {
         self.stream = Stream::Down;
         self.down_since = now;
+        self.credit = Credit::default();
         self.unacked.clear();
         self.unacked_bytes = 0;
         self.syncs.broke();
@@ -283,7 +288,8 @@ impl Primary {
         self.send_start(i, link, next, next.0, common, cx);
         cx.stats.resends += tail.len() as u64;
         for t in tail {
-            let frame = self.record_frame(&t.rec, None, cx);
+            // Its room is what the member kept when the last stream ended.
+            let frame = self.record_frame(&t.rec, 0, None, cx);
             cx.stats.records_sent += 1;
             cx.send(link, frame);
         }
@@ -347,6 +353,7 @@ impl Primary {
         f.stream = Stream::Running { link, first };
         f.heard = cx.now;
         f.told = self.commit;
+        f.credit = Credit::default();
         if !f.counts() {
             f.report = Seq::ZERO;
         }
@@ -363,6 +370,7 @@ impl Primary {
         let Some(f) = self.followers.iter_mut().find(|f| f.running_link() == Some(link)) else {
             return;
         };
+        f.credit.told((h.vtree.0, h.generation.0, h.status == Status::Full, h.length));
         let seq = h.version.seq;
         if seq > last {
             return;
@@ -393,11 +401,12 @@ impl Primary {
 
     /// Sends a new record to every running stream, in the same step as the local append (R7).
     /// `meta`: the client's own list of checksums, if it fits.
-    pub fn replicate(&mut self, rec: &Record, meta: Option<Bytes>, cx: &mut Cx) {
+    /// `blocks`: what it takes of every member's promise at most.
+    pub fn replicate(&mut self, rec: &Record, blocks: u64, meta: Option<Bytes>, cx: &mut Cx) {
         if self.followers.iter().all(|f| !f.is_running()) {
             return;
         }
-        let frame = self.record_frame(rec, meta, cx);
+        let frame = self.record_frame(rec, blocks, meta, cx);
         let (seq, commit, len) = (rec.version.seq, self.commit, frame.wire_len());
         let mut overflown = None;
         for (i, f) in self.followers.iter_mut().enumerate() {
@@ -406,6 +415,7 @@ impl Primary {
                 f.heard = cx.now;
             }
             f.told = commit;
+            f.credit.used += blocks;
             if !f.counts() {
                 f.unacked.push_back((seq, len));
                 f.unacked_bytes += len;
@@ -422,11 +432,11 @@ impl Primary {
         }
     }
 
-    fn record_frame(&self, rec: &Record, meta: Option<Bytes>, cx: &Cx) -> Frame {
+    fn record_frame(&self, rec: &Record, blocks: u64, meta: Option<Bytes>, cx: &Cx) -> Frame {
         let mut h = cx.header(Op::Replicate, self.pg);
         h.epoch = self.epoch;
         h.commit = self.commit;
-        record_frame(h, rec, meta)
+        record_frame(h, rec, blocks, meta)
     }
 }
 
@@ -439,7 +449,7 @@ fn link_to(m: &Member, cx: &Cx) -> Option<LinkId> {
 }
 
 /// A record as a frame.
-pub(crate) fn record_frame(mut h: Header, rec: &Record, meta: Option<Bytes>) -> Frame {
+pub(crate) fn record_frame(mut h: Header, rec: &Record, blocks: u64, meta: Option<Bytes>) -> Frame {
     h.version = rec.version;
     h.instance = rec.origin.instance;
     h.request_id = rec.origin.id;
@@ -448,6 +458,7 @@ pub(crate) fn record_frame(mut h: Header, rec: &Record, meta: Option<Bytes>) -> 
         RecordKind::Write { vtree, layer, extent, offset, crcs, data } => {
             (h.vtree, h.layer, h.extent, h.offset) = (*vtree, *layer, *extent, *offset);
             h.length = data.len() as u32;
+            h.generation.0 = blocks;
             match meta {
                 Some(meta) => Frame { header: h, meta, data: data.clone() },
                 None => Frame::with_data(h, data.clone(), crcs),

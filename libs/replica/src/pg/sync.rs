@@ -115,7 +115,7 @@ impl Primary {
             return;
         }
         self.last = rec.version.seq;
-        self.replicate(&rec, None, cx);
+        self.replicate(&rec, 0, None, cx);
     }
 
     fn begin_sync(&mut self, i: usize, cx: &mut Cx) {
