@@ -79,7 +79,9 @@ async fn accept(
 /// The groups that are meant; each must have nothing but stale copies.
 fn wanted(api: &Api, pool: PoolId, ids: Option<&[String]>) -> Result<Vec<PgId>, ApiError> {
     let Some(ids) = ids else { return Ok(stale::groups(&api.state.read(), pool)) };
-    let pgs = ids.iter().map(|id| find_pg(api, id)).collect::<Result<Vec<PgId>, ApiError>>()?;
+    let mut pgs = ids.iter().map(|id| find_pg(api, id)).collect::<Result<Vec<PgId>, ApiError>>()?;
+    pgs.sort_unstable();
+    pgs.dedup();
     let s = api.state.read();
     match pgs.iter().find(|pg| pg.pool() != pool || !s.only_stale(**pg)) {
         None => Ok(pgs),

@@ -118,7 +118,8 @@ impl State {
 
     /// First step: an epoch without a primary.
     fn fence_group(&mut self, ctx: &mut Ctx, choice: &StaleChoice) {
-        let Some(p) = self.pgs.get_mut(&choice.pg) else { return };
+        // Named twice: decided once.
+        let Some(p) = self.pgs.get_mut(&choice.pg).filter(|p| p.fence.is_none()) else { return };
         let c = &mut p.config;
         p.fence = Some(Fence { device: choice.device, line: c.line, index: ctx.index });
         c.epoch = Epoch(c.epoch.0 + 1);
@@ -287,7 +288,10 @@ mod tests {
     #[test]
     fn r26_a_decision_can_be_taken_back_before_it_is_complete() {
         let mut l = stale();
-        let Ok(Answer::Task(task)) = accept(&mut l, false) else { panic!("no task") };
+        // Also one that names every group twice.
+        let choices = [choices(&l, 2), choices(&l, 2)].concat();
+        let op = Op::AcceptStale { pool: PoolId(1), choices, server_off: false };
+        let Ok(Answer::Task(task)) = l.run(op).map(|a| a.answer) else { panic!("no task") };
         l.ok(Op::CancelTask { id: task });
         assert!(l.pg(0).line == Epoch::ZERO && l.s.only_stale(l.pg(0).pg));
         assert!(accept(&mut l, true).is_ok());
