@@ -9,6 +9,7 @@ use crate::state::{Pg, StaleChoice, State};
 use quarry_base::{DeviceId, PgId, PoolId, SdsId, Version};
 use serde_json::{json, Value};
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What would be decided.
 #[derive(Default)]
@@ -62,6 +63,17 @@ pub fn plan(s: &State, hub: &HubInner, pgs: &[PgId], sds: Option<SdsId>) -> Plan
     let names = s.volumes_on(&lost).into_iter().filter_map(|v| s.volumes.get(&v));
     out.volumes = names.map(|v| v.name.clone()).collect();
     out
+}
+
+impl Plan {
+    /// Names what would be decided: the same as long as groups, configurations and chosen copies are.
+    pub fn token(&self) -> String {
+        let mut h = DefaultHasher::new();
+        for c in &self.choices {
+            (c.pg, c.epoch, c.device, c.start).hash(&mut h);
+        }
+        format!("{:016x}", h.finish())
+    }
 }
 
 impl Cx<'_> {

@@ -177,6 +177,7 @@ pub fn hello(role: Role, name: &str, pid: u32) -> Hello {
         resume: None,
         endpoints: Vec::new(),
         devices: if role == Role::Sds { vec![device] } else { Vec::new() },
+        seen: ConfigIndex::ZERO,
     }
 }
 
@@ -235,7 +236,7 @@ async fn play(
     s.set_nodelay(true).unwrap();
     let (mut r, mut w) = s.into_split();
     let role = hello.role;
-    write_message(&mut w, &FromNode::Hello(hello)).await.unwrap();
+    write_message(&mut w, &FromNode::Hello(Box::new(hello))).await.unwrap();
     let (tx, mut incoming) = mpsc::channel(64);
     let reader = tokio::spawn(async move {
         while let Ok(m) = read_message::<ToNode>(&mut r).await {

@@ -101,7 +101,7 @@ def _start(cluster):
     wait.until("all members to register", lambda: _registered(cluster, api))
     wait.until("all devices to be open", lambda: _open(api))
     _ensure_pool(cluster, api)
-    wait.until("health to be ok", lambda: _healthy(api) and _hopeful(api))
+    wait.until("health to be ok", lambda: _well(api))
     _ids(cluster, api)
     cluster.save()
     say(f"up in {time.monotonic() - began:.1f} s: health ok")
@@ -174,14 +174,15 @@ def _healthy(api):
     return f"health is {answer['health']}: {reasons}"
 
 
-def _hopeful(api):
-    """Health is not ok: by a device that has failed it will not become so, and nobody need wait for it."""
-    devices = api.call("GET", "/device/list")[1]
+def _well(api):
+    """Health is ok. By a device that has failed it will not become so: nobody need wait for it."""
+    missing = _healthy(api)
+    devices = api.call("GET", "/device/list")[1] if missing else []
     for d in devices if isinstance(devices, list) else []:
         if d.get("state") == "failed":
             raise Failure(f"{d.get('sds')}'s device {d.get('path')} has failed: {d.get('error')}",
                           "what it says is in the log of that server; `sds-server check` reads the device itself")
-    return _healthy(api)
+    return missing
 
 
 def _named(api, path):

@@ -128,6 +128,7 @@ impl Control {
             resume: None,
             endpoints: vec![shard.endpoint.clone()],
             devices: Vec::new(),
+            seen: ConfigIndex::ZERO,
         };
         let greeter = Greeter {
             hello,

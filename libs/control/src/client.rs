@@ -1,8 +1,12 @@
 //! A daemon's side of the control session: dials, registers, keeps the session, dials again when it breaks.
 //!
 //! The daemon goes on serving I/O while the session is away (no MDM at all: I/O goes on).
+//!
+//! The session knows the newest change that an MDM has told of, over all sessions of the process, and says so in each
+//! registration: an MDM whose state is older than that was restored from a backup and must change nothing.
 
 use crate::{read_message, write_message, ControlError, FromNode, Hello, ToNode};
+use quarry_base::ConfigIndex;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -77,12 +81,14 @@ async fn run<F: Fn() -> Hello>(
     tx: mpsc::Sender<SessionEvent>,
 ) {
     let mut n = 0;
+    let mut seen = ConfigIndex::ZERO;
     loop {
         let Some(addr) = cfg.mdms.get(n % cfg.mdms.len().max(1)).cloned() else {
             return;
         };
         n += 1;
-        let reason = match one(&addr, hello(), &mut out, &tx).await {
+        let hello = Hello { seen, ..hello() };
+        let reason = match one(&addr, hello, &mut seen, &mut out, &tx).await {
             Ok(()) => return,
             Err(e @ ControlError::Refused { .. }) => {
                 // The receiver may be gone already; then nobody needs to know.
@@ -103,6 +109,7 @@ async fn run<F: Fn() -> Hello>(
 async fn one(
     addr: &str,
     hello: Hello,
+    seen: &mut ConfigIndex,
     out: &mut mpsc::Receiver<FromNode>,
     tx: &mpsc::Sender<SessionEvent>,
 ) -> Result<(), ControlError> {
@@ -111,7 +118,7 @@ async fn one(
         .map_err(|_| ControlError::Protocol("connecting took too long"))??;
     s.set_nodelay(true)?;
     let (mut r, mut w) = s.into_split();
-    write_message(&mut w, &FromNode::Hello(hello)).await?;
+    write_message(&mut w, &FromNode::Hello(Box::new(hello))).await?;
     if tx.send(SessionEvent::Up { mdm: addr.to_string() }).await.is_err() {
         return Ok(());
     }
@@ -125,7 +132,7 @@ async fn one(
             }
         }
     });
-    let result = pump(&mut incoming, &mut w, out, tx).await;
+    let result = pump(&mut incoming, &mut w, seen, out, tx).await;
     reader.abort();
     result
 }
@@ -133,6 +140,7 @@ async fn one(
 async fn pump(
     incoming: &mut mpsc::Receiver<Result<ToNode, ControlError>>,
     w: &mut tokio::net::tcp::OwnedWriteHalf,
+    seen: &mut ConfigIndex,
     out: &mut mpsc::Receiver<FromNode>,
     tx: &mpsc::Sender<SessionEvent>,
 ) -> Result<(), ControlError> {
@@ -147,6 +155,7 @@ async fn pump(
                 if let ToNode::Refused { code, message, hint } = m {
                     return Err(ControlError::Refused { code, message, hint });
                 }
+                *seen = m.index().map_or(*seen, |i| i.max(*seen));
                 if tx.send(SessionEvent::Message(m)).await.is_err() {
                     return Ok(());
                 }

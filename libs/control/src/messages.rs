@@ -53,6 +53,9 @@ pub struct Hello {
     pub resume: Option<u64>,
     pub endpoints: Vec<Endpoint>,
     pub devices: Vec<DeviceReport>,
+    /// Newest change of the cluster that this process was told of; the session fills it in.
+    #[serde(default)]
+    pub seen: ConfigIndex,
 }
 
 /// A volume at an SDC.
@@ -71,7 +74,7 @@ pub struct Attachment {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromNode {
-    Hello(Hello),
+    Hello(Box<Hello>),
     Heartbeat {
         /// Newest change applied.
         applied: ConfigIndex,
@@ -158,6 +161,17 @@ pub enum ToNode {
         request: u64,
         volume: VolumeId,
     },
+}
+
+impl ToNode {
+    /// The change of the cluster that it tells of, if it does.
+    pub fn index(&self) -> Option<ConfigIndex> {
+        match self {
+            ToNode::Snapshot(view) => Some(view.index),
+            ToNode::Changes { index, .. } | ToNode::HeartbeatAck { index } => Some(*index),
+            _ => None,
+        }
+    }
 }
 
 impl Hello {

@@ -12,7 +12,7 @@
 
 use quarry_base::{Nanos, Seq, BLOCK};
 use quarry_store::{Headroom, RecordKind};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// A stream has at most so many blocks unasked: twice a full window of large writes.
@@ -23,7 +23,7 @@ const LARGEST: u64 = quarry_base::BLOCKS_PER_EXTENT as u64;
 /// runs low, and that is called in.
 const IDLE_PART: u64 = 16;
 /// What others have been promised and neither used nor given back in this time does not come back soon: full.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// `length` of a report: the device runs low; it is full for thick volumes too.
 pub(crate) const SAYS_LOW: u32 = 1;
@@ -87,7 +87,8 @@ impl Charges {
 /// A device's account.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    by: BTreeMap<usize, u64>,
+    /// By group.
+    by: Vec<u64>,
     sum: u64,
     /// Groups that the device has been given: each may come to have a stream.
     pub groups: u64,
@@ -99,11 +100,12 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Blocks that a group here, as member or primary, can still take of what the store counts as free.
     pub fn set(&mut self, group: usize, blocks: u64) {
-        let old = match blocks {
-            0 => self.by.remove(&group),
-            n => self.by.insert(group, n),
-        };
-        self.sum = self.sum + blocks - old.unwrap_or(0);
+        if self.by.len() <= group {
+            self.by.resize(group + 1, 0);
+        }
+        if let Some(kept) = self.by.get_mut(group) {
+            self.sum = self.sum + blocks - std::mem::replace(kept, blocks);
+        }
     }
 
     /// Blocks for thin data that nobody has been promised.

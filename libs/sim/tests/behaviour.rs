@@ -223,3 +223,42 @@ fn blocks_copied_from_a_copy_that_was_given_up_are_not_mixed_into_the_older_one(
     }
     assert!(met >= 4, "{met} groups went back");
 }
+
+#[test]
+fn a_rebuild_is_never_faster_than_its_limit() {
+    use mdm::state::{Op, Pacing, Policy};
+    let mut c = quiet(3, 3, 2, 1);
+    (c.shape.cached, c.shape.pgs) = (false, 1);
+    (c.load.extents, c.load.blocks, c.load.think_ms) = (16, 3, 5);
+    let mut w = World::new(3, c).unwrap();
+    after(&mut w, 5000);
+    // Four blocks of 64 KiB a second.
+    let policy = Policy {
+        pacing: Some(Pacing::Limit),
+        rebuild_bytes_per_second: Some(256 << 10),
+        ..Policy::default()
+    };
+    let set = Op::SetPolicy { pool: quarry_base::PoolId(1), policy: Box::new(policy) };
+    w.mdm.submit(set, w.now).unwrap();
+    after(&mut w, 1000);
+    let member = w.mdm.state.pgs.values().next().unwrap().config.in_sync[1].sds.0 as usize - 1;
+    w.crash(member, true);
+    after(&mut w, 500);
+    w.format(member).unwrap();
+    w.restart(member);
+    let before = stat(&w, "sync_copies");
+    let mut began = None;
+    let mut counts = Vec::new();
+    for _ in 0..100 {
+        after(&mut w, 100);
+        let copies = stat(&w, "sync_copies") - before;
+        began = began.or((copies > 0).then_some(w.now));
+        let Some(t) = began else { continue };
+        let ms = (w.now - t) / MS;
+        // What one look at the keys lists may go ahead, and what had come together before.
+        assert!(copies <= 4 * ms / 1000 + 16 + 2, "{copies} copies in {ms} ms");
+        counts.push(copies);
+    }
+    assert!(counts.last().is_some_and(|n| *n > 25), "{counts:?}");
+    w.finish().unwrap();
+}

@@ -349,6 +349,7 @@ pub const OBJECTS: &[Object] = &[
         "StaleLoss",
         &[
             ("dry_run", "boolean"),
+            ("plan", "string"),
             ("pool_id", "integer"),
             ("pool", "string"),
             ("groups", "[StaleGroup]"),

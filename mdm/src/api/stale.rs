@@ -39,6 +39,8 @@ body! {
         sds: Option<Ref>,
         /// The loss is accepted. Without it nothing is done.
         accept_loss: Option<bool>,
+        /// `plan` of the answer that said what would be lost: nothing is done if that has changed. Left out: whatever is so now.
+        plan: Option<String>,
         /// The servers with the good copies are switched off, so that no client has to confirm that it leaves them alone.
         old_server_is_off: Option<bool>,
         /// Say what would be lost, do nothing.
@@ -63,6 +65,7 @@ async fn accept(
     if dry {
         return Ok(Json(loss(&api, pool, &plan, true)).into_response());
     }
+    unchanged(&plan, b.plan.as_deref())?;
     refuse(&plan, b.pg_ids.is_some(), b.accept_loss == Some(true))?;
     let report = loss(&api, pool, &plan, false);
     let server_off = b.old_server_is_off.unwrap_or(false);
@@ -92,6 +95,19 @@ fn wanted(api: &Api, pool: PoolId, ids: Option<&[String]>) -> Result<Vec<PgId>, 
             "GET /explain/pg/{id} says how it is",
         )),
     }
+}
+
+/// Nothing is given up but what was shown (promise 5).
+fn unchanged(plan: &Plan, shown: Option<&str>) -> Result<(), ApiError> {
+    if shown.is_none_or(|s| s == plan.token()) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        409,
+        "plan_changed",
+        "what would be given up is not what was shown any more; nothing was done",
+        "dry_run=true says what would be lost now",
+    ))
 }
 
 fn refuse(plan: &Plan, named: bool, accepted: bool) -> Result<(), ApiError> {
@@ -131,7 +147,7 @@ fn refuse(plan: &Plan, named: bool, accepted: bool) -> Result<(), ApiError> {
 fn loss(api: &Api, pool: PoolId, plan: &Plan, dry: bool) -> Value {
     let name = api.state.read().pools.get(&pool).map(|p| p.name.clone());
     json!({
-        "dry_run": dry, "pool_id": pool, "pool": name, "groups": plan.rows, "volumes": plan.volumes,
+        "dry_run": dry, "plan": plan.token(), "pool_id": pool, "pool": name, "groups": plan.rows, "volumes": plan.volumes,
         "records_lost": plan.records,
         "without_copy": plan.without_copy.iter().map(PgId::to_string).collect::<Vec<_>>(),
     })

@@ -76,7 +76,7 @@ async fn session(stream: TcpStream, a: Access) -> Result<(), ControlError> {
         return Err(ControlError::Protocol("the first message is not a hello"));
     };
     let name = hello.name.clone();
-    let (peer, attached) = match admit(&a, hello).await {
+    let (peer, attached) = match admit(&a, *hello).await {
         Ok(Some(x)) => x,
         Ok(None) => return Err(ControlError::Protocol("not admitted now")),
         Err(e) => {
@@ -126,6 +126,12 @@ fn check(a: &Access, h: &Hello) -> Result<(), Reject> {
 /// A node that has seen a newer configuration than this MDM: the state here is an old one.
 fn newer_than_here(a: &Access, h: &Hello) -> Option<String> {
     let s = a.state.read();
+    if h.seen > s.index {
+        return Some(format!(
+            "{} was told of change {}, newer than anything here (index {})",
+            h.name, h.seen, s.index
+        ));
+    }
     let have = h.devices.iter().flat_map(|d| &d.pgs).filter_map(|p| p.config.as_ref());
     for c in have {
         let known = s.pgs.get(&c.pg).map(|p| p.config.epoch);

@@ -2,6 +2,7 @@
 
 use crate::log::{MemStore, MetaStore};
 use crate::test_util::{held, hello, Fake, Mdm};
+use quarry_base::ConfigIndex;
 use quarry_control::{FromNode, Hello, Proposal, Role};
 use serde_json::json;
 
@@ -147,7 +148,7 @@ async fn an_mdm_with_an_older_state_changes_nothing() {
     b.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
     let s = tokio::net::TcpStream::connect(mdm.run.control_addr).await.unwrap();
     let (mut r, mut w) = s.into_split();
-    quarry_control::write_message(&mut w, &FromNode::Hello(h)).await.unwrap();
+    quarry_control::write_message(&mut w, &FromNode::Hello(Box::new(h))).await.unwrap();
     assert!(
         quarry_control::read_message::<quarry_control::ToNode>(&mut r).await.is_err(),
         "closed without a word"
@@ -158,6 +159,25 @@ async fn an_mdm_with_an_older_state_changes_nothing() {
         .as_str()
         .unwrap()
         .contains("newer than anything here"));
+}
+
+/// Volumes, mappings and settings move no group: a client that has heard of them is what tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_mdm_that_does_not_know_what_a_client_was_told_changes_nothing() {
+    let mdm = Mdm::start().await;
+    let (_a, _b) = pair(&mdm).await;
+    let index = mdm.get("/status").await["index"].as_u64().unwrap();
+    let up_to_date = Hello { seen: ConfigIndex(index), ..hello(Role::Sdc, "c", 7) };
+    let c = Fake::join(&mdm, up_to_date).await;
+    assert!(c.with(|k| k.refused.is_none()));
+    mdm.post("/pd/create", json!({"name": "p"})).await;
+    let ahead = Hello { seen: ConfigIndex(index + 1000), ..hello(Role::Sdc, "d", 8) };
+    let s = tokio::net::TcpStream::connect(mdm.run.control_addr).await.unwrap();
+    let (mut r, mut w) = s.into_split();
+    quarry_control::write_message(&mut w, &FromNode::Hello(Box::new(ahead))).await.unwrap();
+    assert!(quarry_control::read_message::<quarry_control::ToNode>(&mut r).await.is_err());
+    let (status, e) = mdm.call("POST", "/pd/create", Some(json!({"name": "q"}))).await;
+    assert_eq!((status, &e["code"]), (503, &json!("state_older")), "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,7 +319,10 @@ async fn an_operator_lets_older_copies_count() {
     assert!(loss["records_lost"].as_u64().unwrap() >= 32 * 100, "{loss}");
     let (status, refused) = mdm.call("POST", path, Some(json!({}))).await;
     assert_eq!((status, refused["code"].as_str().unwrap()), (422, "loss_not_accepted"));
-    let yes = json!({"accept_loss": true});
+    let other = json!({"accept_loss": true, "plan": "0"});
+    let (status, refused) = mdm.call("POST", path, Some(other)).await;
+    assert_eq!((status, refused["code"].as_str().unwrap()), (409, "plan_changed"));
+    let yes = json!({"accept_loss": true, "plan": loss["plan"]});
     let task = mdm.post(path, yes.clone()).await;
     let id = task["task_id"].as_u64().unwrap();
     assert!(task["waiting_for"].to_string().contains("sdc c has not confirmed"), "{task}");
@@ -314,6 +337,8 @@ async fn an_operator_lets_older_copies_count() {
     mdm.health("degraded").await;
     assert_eq!(mdm.get(&format!("/tasks/{id}")).await["state"], "done");
     let (status, none) = mdm.call("POST", path, Some(yes)).await;
+    assert_eq!((status, none["code"].as_str().unwrap()), (409, "plan_changed"));
+    let (status, none) = mdm.call("POST", path, Some(json!({"accept_loss": true}))).await;
     assert_eq!((status, none["code"].as_str().unwrap()), (409, "nothing_stale"));
 }
 

@@ -30,6 +30,8 @@ pub fn run(cx: &Context<'_>, a: &AcceptStale) -> Result<(), CliError> {
     let none = list(&loss, "groups").is_empty();
     confirm(cx, &loss, none)?;
     body["accept_loss"] = json!(true);
+    // What was shown, and nothing that has come to it since.
+    body["plan"] = loss["plan"].clone();
     if a.old_server_is_off {
         body["old_server_is_off"] = json!(true);
     }

@@ -92,6 +92,7 @@ impl Control {
             resume: None,
             endpoints: Vec::new(),
             devices: Vec::new(),
+            seen: ConfigIndex::ZERO,
         };
         let seen = Arc::clone(&known);
         let greet = move || {

@@ -121,6 +121,27 @@ fn a_newer_configuration_from_the_mdm_moves_what_is_out() {
     assert_eq!(w.e.stats().late_answers, 1);
 }
 
+/// R26: what the old primary says it has done is lost. Compare the late Ok above, which counts.
+#[test]
+fn an_answer_of_a_line_of_records_that_was_given_up_does_not_count() {
+    let mut w = World::ready();
+    w.write(1, 0, 4096, 1);
+    let (old, f) = w.requests().pop().unwrap();
+    let mut c = moved(&w, 0);
+    c.line = c.epoch;
+    w.set_config(c);
+    w.tell_config(pg(0));
+    let (new, f2) = w.requests().pop().unwrap();
+    w.reply(old, &f.header, Status::Ok, Bytes::new());
+    assert!(w.done.is_empty(), "the write is not done in the line that counts");
+    // In the new line everything is as ever, refusals too.
+    w.reply(new, &f2.header, Status::TryAgain, Bytes::new());
+    w.tick(100);
+    let (new, f3) = w.requests().pop().expect("a refused part is sent again");
+    w.reply(new, &f3.header, Status::Ok, Bytes::new());
+    assert_eq!(w.oks(), [1]);
+}
+
 #[test]
 fn a_late_refusal_of_an_earlier_attempt_changes_nothing() {
     let mut w = World::ready();

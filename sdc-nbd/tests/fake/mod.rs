@@ -188,7 +188,7 @@ impl Mdm {
         let heard = self.heard.lock().unwrap();
         heard
             .iter()
-            .filter_map(|m| if let FromNode::Hello(h) = m { Some(h.clone()) } else { None })
+            .filter_map(|m| if let FromNode::Hello(h) = m { Some((**h).clone()) } else { None })
             .collect()
     }
 }

@@ -150,7 +150,7 @@ impl Mdm {
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let hello = match read(&stream) {
-            FromNode::Hello(h) => h,
+            FromNode::Hello(h) => *h,
             other => panic!("not a Hello: {other:?}"),
         };
         Session { stream, hello }

@@ -4,7 +4,7 @@ use super::locks::PageRange;
 use super::primary::Primary;
 use super::request::Request;
 use super::{Pg, Role};
-use crate::credit::{for_thin, Told};
+use crate::credit::{for_thin, Told, PATIENCE};
 use crate::cx::Cx;
 use crate::planted::Bug;
 use quarry_base::{Nanos, PgId, Seq};
@@ -15,8 +15,6 @@ use std::time::Duration;
 /// How often room is looked for while somebody waits for it, and where there is none.
 const POLL: Duration = Duration::from_millis(5);
 const POLL_FULL: Duration = Duration::from_millis(100);
-/// What others have and may give back is waited for so long.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether there is room for a record.
 pub(super) enum Room {

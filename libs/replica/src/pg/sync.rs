@@ -162,14 +162,12 @@ impl Primary {
         gone.extend(cx.view.cluster.deleted.iter().filter(|(_, p)| **p == pool).map(|(v, _)| *v));
         for vtree in gone {
             let from = BlockKey { vtree, ..BlockKey::MIN };
-            // Still here: it is dropped by a record to come.
-            let held =
-                cx.store.scan(self.pg, from, 1, None).first().is_some_and(|b| b.key.vtree == vtree);
             let to = match vtree.0.checked_add(1) {
                 Some(v) => BlockKey { vtree: VtreeId(v), ..BlockKey::MIN },
                 None => BlockKey::MAX,
             };
-            if !held {
+            // Still here: it is dropped by a record to come.
+            if !self.has_data_of(vtree, cx) {
                 self.send_drop(i, s, from, to, &[], cx);
             }
         }
@@ -216,13 +214,13 @@ impl Primary {
         let rate =
             cx.view.cluster.pools.get(&self.pg.pool()).map_or(0, |p| p.rebuild_bytes_per_second);
         if rate == 0 {
+            (s.tokens, s.filled) = (0.0, cx.now);
             return true;
         }
         let gained = cx.now.since(s.filled).as_secs_f64() * rate as f64;
         s.tokens = (s.tokens + gained).min((rate as f64 / 10.0).max(f64::from(BLOCK)));
         s.filled = cx.now;
         if s.tokens >= f64::from(BLOCK) {
-            s.tokens -= f64::from(BLOCK);
             return true;
         }
         let missing = (f64::from(BLOCK) - s.tokens) / rate as f64;
@@ -278,7 +276,9 @@ impl Primary {
         }
     }
 
+    /// Every block that is queued takes of the pool's rate; a span of them may take ahead.
     fn lock_block(&mut self, s: &mut Sync, key: BlockKey) {
+        s.tokens -= f64::from(BLOCK);
         let lock = self.locks.take(Span::Pages(PageRange::of_block(key)));
         s.queue.push_back((lock, key));
     }
