@@ -1,8 +1,8 @@
-//! Why something is degraded, slow or stuck, what to do about it, and whether a node may be stopped (promise 6).
+//! Why something is degraded, slow or stuck, and what to do about it (promise 6).
 //!
 //! Reads the state and what primaries report, changes nothing. Every reason names the objects involved.
 
-use crate::control::{degraded_bytes, now as clock, unconfirmed, HubInner};
+use crate::control::{degraded_bytes, unconfirmed, HubInner};
 use crate::health::{pg_health, pg_row, pool_health, Health};
 use crate::state::{Level, Pg, Pool, State, TaskKind, TaskState, Volume};
 use quarry_base::units::show_size;
@@ -64,7 +64,11 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
     for p in pools.iter().filter_map(|p| s.pools.get(p)) {
         cx.pool(p, !bad.is_empty(), &mut w);
     }
-    let health = bad.iter().map(|p| pg_health(s, hub, p, at)).max().unwrap_or(Health::Ok);
+    let mut health = bad.iter().map(|p| pg_health(s, hub, p, at)).max().unwrap_or(Health::Ok);
+    let empty = matches!(what, Subject::Pool(_)) && pgs.is_empty();
+    if empty {
+        health = Health::Degraded;
+    }
     let degraded: u64 =
         bad.iter().map(|p| degraded_bytes(hub.pgs.get(&p.config.pg), &p.config)).sum();
     let single: u64 = bad.iter().filter(|p| one_copy(p)).map(|p| cx.bytes(p)).sum();
@@ -74,6 +78,8 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
         _ => eta.map(|h| h.eta_seconds).max().flatten(),
     };
     let summary = match (health, w.why.is_empty()) {
+        _ if empty => format!("{kind} {name} cannot take data yet"),
+        (h, _) if cx.is_away(what) => format!("{kind} {name} is not there: {}", without(h)),
         (Health::Ok, true) => format!("{kind} {name} is well: nothing to do"),
         (Health::Ok, false) => format!("{kind} {name} has all its copies, but see below"),
         (Health::Degraded, _) => format!("{kind} {name} works, but some data has too few copies"),
@@ -90,6 +96,15 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
         "what_to_do": w.todo, "bytes_one_copy": single, "bytes_degraded": degraded, "eta_seconds": eta,
         "groups": rows,
     }))
+}
+
+/// How it stands with the data of a server that is not there.
+fn without(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "all data has its copies on other servers",
+        Health::Degraded => "other servers serve its data, which has too few copies",
+        Health::Unavailable => "some of its data cannot be read or written now",
+    }
 }
 
 /// One in-sync copy where there should be more.
@@ -125,6 +140,22 @@ impl Cx<'_> {
                 ("sds", id.to_string(), x.name.clone(), s.groups_of(id).into_iter().collect())
             }
         })
+    }
+
+    /// A server that is down or taken out; a node with such a server or a client that is down.
+    fn is_away(&self, what: Subject) -> bool {
+        let sds = |id: SdsId| {
+            self.s.sds.get(&id).is_some_and(|x| x.fenced || (!x.up && x.start.get() > 0))
+        };
+        match what {
+            Subject::Sds(id) => sds(id),
+            Subject::Node(id) => {
+                let mut clients = self.s.sdcs.values().filter(|x| x.node == Some(id));
+                let mut servers = self.s.sds_of(id).into_iter();
+                servers.any(sds) || clients.any(|x| !x.up && x.instance.get() > 0)
+            }
+            _ => false,
+        }
     }
 
     fn bytes(&self, p: &Pg) -> u64 {
@@ -185,12 +216,18 @@ impl Cx<'_> {
         let Some(x) = self.s.sds.get(&dev.sds) else { return };
         let name = &x.name;
         if let Some(why) = &dev.failed {
-            return w.say(
-                format!(
-                    "device {d} ({}) of sds {name} has failed ({why}): {n} groups miss it",
-                    dev.path.display()
+            let path = dev.path.display();
+            let last = |p: &Pg| p.config.in_sync.iter().all(|m| m.device == d);
+            let last = self.s.pgs.values().filter(|p| !p.config.in_sync.is_empty() && last(p));
+            let todo = match last.count() {
+                0 => format!("replace it: scli device drain --id {d}, then scli device delete --id {d}"),
+                k => format!(
+                    "it has the only good copy of {k} groups: bring it back ({path}) and restart sds-server there"
                 ),
-                format!("replace it: scli device drain --id {d}, then scli device delete --id {d}"),
+            };
+            return w.say(
+                format!("device {d} ({path}) of sds {name} has failed ({why}): {n} groups miss it"),
+                todo,
             );
         }
         match (x.fenced, x.up) {
@@ -240,9 +277,18 @@ impl Cx<'_> {
         for (who, n) in holders {
             let names: Vec<&str> = who.iter().map(|s| self.sds_name(*s)).collect();
             let names = names.join(" and ");
+            let up = who.iter().any(|x| self.s.sds.get(x).is_some_and(|x| x.up && !x.fenced));
+            let (what, todo) = match up {
+                true => {
+                    ("whose device is not there", format!("bring the device on sds {names} back"))
+                }
+                false => ("which is not there", format!("bring sds {names} back")),
+            };
             w.say(
-                format!("{n} groups serve nothing: their only good copies are on sds {names}, which is not there"),
-                format!("bring sds {names} back: nothing else has the newest data"),
+                format!(
+                    "{n} groups serve nothing: their only good copies are on sds {names}, {what}"
+                ),
+                format!("{todo}: nothing else has the newest data"),
             );
         }
         for pool in pools {
@@ -275,7 +321,16 @@ impl Cx<'_> {
             Subject::Node(id) => self.node(id, w),
             Subject::Sds(id) => self.sds(id, w),
             Subject::Pg(id) => self.pg(id, w),
-            Subject::Pool(_) => {}
+            Subject::Pool(id) => {
+                if let Some(p) =
+                    self.s.pools.get(&id).filter(|_| self.s.pool_pgs(id).next().is_none())
+                {
+                    w.say(
+                        format!("pool {} waits for devices on {} servers", p.name, p.copies),
+                        "start SDS nodes with devices in its protection domain, or give it unassigned ones: scli device list, scli device add",
+                    );
+                }
+            }
         }
     }
 
@@ -394,71 +449,4 @@ impl Cx<'_> {
             );
         }
     }
-}
-
-/// What stopping a node now would do; `None`: there is no such node.
-pub fn can_stop(s: &State, hub: &HubInner, node: NodeId, mdm: &str, at: Nanos) -> Option<Value> {
-    let n = s.nodes.get(&node)?;
-    let gone: BTreeSet<SdsId> = s.sds_of(node).into_iter().collect();
-    let answered = hub.detector.recent(clock());
-    let cx = Cx { s, hub, at };
-    let (mut lost, mut single) = (BTreeSet::new(), BTreeSet::new());
-    for p in s.pgs.values() {
-        let c = &p.config;
-        if !c.in_sync.iter().any(|m| gone.contains(&m.sds)) {
-            continue;
-        }
-        let stay = c.in_sync.iter().filter(|m| !gone.contains(&m.sds) && s.good(m));
-        let stay = stay.filter(|m| answered.contains(&m.sds)).count();
-        if stay < (c.min_copies as usize).max(1) {
-            lost.insert(c.pg);
-        } else if stay == 1 && c.copies > 1 {
-            single.insert(c.pg);
-        }
-    }
-    let bytes = |set: &BTreeSet<PgId>| -> u64 {
-        set.iter().filter_map(|p| s.pgs.get(p)).map(|p| cx.bytes(p)).sum()
-    };
-    let names = |ids: Vec<VolumeId>| -> Vec<String> {
-        ids.iter().filter_map(|v| s.volumes.get(v)).map(|v| v.name.clone()).collect()
-    };
-    let volumes = names(s.volumes_on(&lost));
-    let here = |v: &&Volume| {
-        v.mappings.iter().any(|m| s.sdcs.get(&m.sdc).is_some_and(|x| x.node == Some(node)))
-    };
-    let mapped: Vec<String> = s.volumes.values().filter(here).map(|v| v.name.clone()).collect();
-    let is_mdm = n.name == mdm;
-    let mut reasons = Vec::new();
-    if !volumes.is_empty() {
-        reasons.push(format!(
-            "{} placement groups would serve nothing: no other good copy has answered ({})",
-            lost.len(),
-            show_size(bytes(&lost))
-        ));
-    }
-    if !single.is_empty() {
-        reasons.push(format!(
-            "{} would have one copy until it is back or rebuilt",
-            show_size(bytes(&single))
-        ));
-    }
-    if !mapped.is_empty() {
-        reasons
-            .push(format!("{} volumes are mapped to its SDC and lose their client", mapped.len()));
-    }
-    if is_mdm {
-        reasons.push(
-            "it runs the MDM: I/O goes on, but nothing is managed or repaired meanwhile".into(),
-        );
-    }
-    let verdict = match (volumes.is_empty(), mapped.is_empty() && !is_mdm) {
-        (false, _) => "no",
-        (true, false) => "with_care",
-        (true, true) => "yes",
-    };
-    Some(json!({
-        "node_id": node, "node": n.name, "verdict": verdict, "can_stop": verdict != "no", "reasons": reasons,
-        "unavailable_volumes": volumes, "unavailable_pgs": lost.len(), "unavailable_bytes": bytes(&lost),
-        "one_copy_pgs": single.len(), "one_copy_bytes": bytes(&single), "mapped_volumes": mapped, "is_mdm": is_mdm,
-    }))
 }

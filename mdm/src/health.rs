@@ -269,13 +269,27 @@ fn warnings(s: &State, hub: &HubInner) -> Vec<String> {
         let name = &p.name;
         format!("rebuilding elsewhere is stopped in pool {name}: scli rebuild start --pool {name}")
     });
+    let gone = s.sds.values().filter(|x| !x.up && !x.fenced && x.start.get() > 0);
+    // With copies on it, it is among the reasons.
+    let gone = gone.filter(|x| s.copies_on_sds(x.id) == 0).map(|x| {
+        let name = &x.name;
+        format!(
+            "sds {name} is down and holds no copies: start it, or scli sds delete --name {name}"
+        )
+    });
+    let drained = s.sds.values().filter(|x| x.draining).map(|x| {
+        let n = s.copies_on_sds(x.id);
+        let rest =
+            if n == 0 { "it may be deleted".into() } else { format!("{n} copies are left on it") };
+        format!("sds {} is being drained: {rest}", x.name)
+    });
     let down = s.sdcs.values().filter(|x| !x.up && x.instance.get() > 0);
     let down = down.filter_map(|x| {
         let has = |v: &&crate::state::Volume| v.mappings.iter().any(|m| m.sdc == x.id);
         let n = s.volumes.values().filter(has).count();
         (n > 0).then(|| format!("sdc {} is down: {n} volumes are mapped to it", x.name))
     });
-    full.chain(stopped).chain(down).collect()
+    full.chain(stopped).chain(gone).chain(drained).chain(down).collect()
 }
 
 /// State of a group for lists.

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
+mod can_stop;
 pub mod control;
 pub mod daemon;
 pub mod engine;

@@ -79,6 +79,9 @@ impl CliError {
         let (mut code, mut message, mut hint) = (text("code"), text("message"), text("hint"));
         if code.is_empty() {
             code = format!("http_{status}");
+            if hint.is_empty() && status == 404 {
+                hint = "is this the MDM's API? give --api URL or set QUARRY_API".to_string();
+            }
         }
         if message.is_empty() {
             message = format!("the MDM answered with HTTP status {status} and no reason");
@@ -118,8 +121,20 @@ fn in_commands(hint: String) -> String {
         ("GET /sdc/list", "scli sdc list"),
         ("GET /pd/list", "scli pd list"),
         ("GET /tasks/", "scli task get --id "),
+        ("GET /explain/pg/", "scli explain pg "),
+        ("GET / lists", "scli --help lists"),
+        ("POST /sds/{id}/fault_set", "scli fault-set assign"),
+        ("POST /sds/add with protection_domain_id", "scli sds add --pd"),
     ];
-    commands.iter().fold(hint, |h, (route, command)| h.replace(route, command))
+    let hint = commands.iter().fold(hint, |h, (route, command)| h.replace(route, command));
+    for (route, command) in [("device", "scli device drain --id "), ("sds", "scli sds drain --id ")]
+    {
+        let Some((before, rest)) = hint.split_once(&format!("POST /{route}/")) else { continue };
+        if let Some((id, rest)) = rest.split_once("/drain") {
+            return format!("{before}{command}{id}{rest}");
+        }
+    }
+    hint
 }
 
 impl From<std::io::Error> for CliError {
@@ -144,6 +159,8 @@ mod tests {
     #[test]
     fn hints_speak_of_commands_not_of_routes() {
         let hint = |h: &str| CliError::from_api(404, &json!({"hint": h})).hint;
+        assert_eq!(hint("first: POST /device/4/drain"), "first: scli device drain --id 4");
+        assert_eq!(hint("first: POST /sds/4/drain"), "first: scli sds drain --id 4");
         assert_eq!(
             hint("list what there is: GET /vol/list"),
             "list what there is: scli volume list"

@@ -33,6 +33,7 @@ def up(cluster, options, bin_dir):
     """Brings the cluster up; a failure leaves nothing running."""
     if cluster.exists():
         cluster.load()
+        _say_what_differs(cluster.state, options)
         _again(cluster, bin_dir)
     else:
         _first(cluster, options, bin_dir)
@@ -41,6 +42,20 @@ def up(cluster, options, bin_dir):
     except BaseException:
         cluster.stop_all()
         raise
+
+
+def _say_what_differs(state, options):
+    """A cluster that exists keeps its shape, whatever is asked for now."""
+    count = lambda role: sum(m["role"] == role for m in state["members"])
+    is_now = {"--mdm": count("mdm"), "--sds": count("sds"), "--sdc": count("sdc"), "--copies": state["copies"],
+              "--device-size": show_size(state["device_size"]), "--ack": state["ack"]}
+    asked = {"--mdm": options.mdm, "--sds": options.sds, "--sdc": options.sdc, "--copies": options.copies,
+             "--device-size": show_size(options.device_size), "--ack": options.ack}
+    # An option left out has its default: what differs from both was asked for.
+    default = {"--mdm": 1, "--sds": 3, "--sdc": 1, "--copies": 2, "--device-size": "4 GiB", "--ack": "durable"}
+    other = [f"{k} {is_now[k]}, not {v}" for k, v in asked.items() if v not in (is_now[k], default[k])]
+    if other:
+        say(f"the cluster is there already and keeps its shape: {'; '.join(other)} (down --purge begins anew)")
 
 
 def _first(cluster, options, bin_dir):

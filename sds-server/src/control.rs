@@ -88,6 +88,10 @@ pub struct Control {
     complained: Option<Instant>,
     /// SIGTERM came; the end is then at the latest.
     ending: Option<Instant>,
+    /// The MDM has taken this process once.
+    registered: bool,
+    /// The MDM did not: why.
+    refused: Option<SdsError>,
 }
 
 /// What was prepared before.
@@ -153,6 +157,8 @@ impl Control {
             hand_over: None,
             complained: None,
             ending: None,
+            registered: false,
+            refused: None,
         }
     }
 
@@ -164,13 +170,17 @@ impl Control {
         loop {
             let end = self.ending.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
-                e = self.session.events.recv() => match e {
+                e = self.session.events.recv(), if self.refused.is_none() => match e {
                     Some(e) => self.session_event(e).await?,
                     None => return Err(SdsError::Shard("the MDM session is gone".to_string())),
                 },
                 m = self.shard.rx.recv() => match m {
                     Some(m) => self.relay(m),
-                    None => return self.shard_ended(),
+                    None => {
+                        let refused = self.refused.take();
+                        let ended = self.shard_ended();
+                        return refused.map_or(ended, Err);
+                    }
                 },
                 _ = self.heartbeat.tick() => {
                     if self.up {
@@ -184,7 +194,7 @@ impl Control {
                 _ = int.recv() => self.end().await?,
                 () = tokio::time::sleep_until(end), if self.ending.is_some() => {
                     tracing::warn!("stopping took too long: ending now; recovery replays the log");
-                    return Ok(());
+                    return self.refused.map_or(Ok(()), Err);
                 }
             }
         }
@@ -266,6 +276,11 @@ impl Control {
                     self.tell(ToShard::ProposalResult { request, accepted: false, reason }).await?;
                 }
             }
+            // It serves nobody yet: the shard ends in order, and takes its socket file with it.
+            SessionEvent::Refused(e) if !self.registered => {
+                self.refused = Some(e.into());
+                self.end().await?;
+            }
             SessionEvent::Refused(e) => return Err(e.into()),
             SessionEvent::Message(m) => self.message(m).await?,
         }
@@ -281,7 +296,7 @@ impl Control {
                 self.registered(cluster, sds, start, devices).await?;
                 let ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
                 self.heartbeat = every(Duration::from_millis(ms));
-                self.up = true;
+                (self.up, self.registered) = (true, true);
                 self.complained = None;
             }
             ToNode::Snapshot(view) => {

@@ -60,6 +60,12 @@ fn a_refusal_is_said_and_ends_the_process() {
     let (d, mdm) = (Dir::new("refused"), Mdm::new());
     let mut server = Server::start(&d, "a", &mdm);
     let s = mdm.accept();
+    let sockets = || {
+        let all = std::fs::read_dir(&d.0).unwrap();
+        all.filter(|e| e.as_ref().is_ok_and(|e| e.path().extension().is_some_and(|x| x == "sock")))
+            .count()
+    };
+    assert_eq!(sockets(), 1);
     s.send(&ToNode::Refused {
         code: "bad_secret".into(),
         message: "the secret does not match".into(),
@@ -71,6 +77,7 @@ fn a_refusal_is_said_and_ends_the_process() {
         text.contains("the secret does not match") && text.contains("copy it from the MDM"),
         "{text}"
     );
+    assert_eq!(sockets(), 0, "its socket file is left behind");
 }
 
 #[test]

@@ -41,7 +41,14 @@ impl World {
         let sdc = self.clients[c].id;
         let now = self.now;
         let op = if on {
-            Op::Map { volume, sdc, read_only: false, device: false, io_timeout_ms: None }
+            Op::Map {
+                volume,
+                sdc,
+                read_only: false,
+                device: false,
+                io_timeout_ms: None,
+                no_device: false,
+            }
         } else {
             Op::Unmap { volume, sdc }
         };

@@ -90,6 +90,7 @@ impl Config {
                 trims: if r.chance(10) { 20 } else { 1 },
                 think_ms: faults_ms / operations,
                 operations,
+                reads_only: false,
             },
             faults_ms,
             fault_every_ms: r.within(200, 2500),

@@ -161,7 +161,7 @@ impl World {
     }
 
     /// A bit turns in the data area of the first server's disk.
-    fn rot(&mut self) -> bool {
+    pub fn rot(&mut self) -> bool {
         let (from, to) = crate::node::data_area(&self.nodes[0].disk);
         self.nodes[0].disk.rot(from, to, &mut self.rng)
     }

@@ -23,6 +23,8 @@ pub struct Load {
     /// Time between two operations of a client, milliseconds at most.
     pub think_ms: u64,
     pub operations: u64,
+    /// From now on nothing is written.
+    pub reads_only: bool,
 }
 
 /// An operation inside an extent: kind, offset, length.
@@ -33,6 +35,9 @@ pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
     let first = block + rng.below(u64::from(load.pages.clamp(1, 16))) as u32 * page;
     let pages = rng.within(1, 4) as u32;
     let whole = (first, (pages * page).min(EXTENT - first));
+    if load.reads_only {
+        return (Kind::Read, whole);
+    }
     if rng.chance(load.trims) {
         return (Kind::Zero { flags: flags::TRIM }, (block, BLOCK));
     }

@@ -222,6 +222,7 @@ impl World {
                     read_only: false,
                     device: false,
                     io_timeout_ms: None,
+                    no_device: false,
                 };
                 self.mdm.submit(map, now).map_err(|e| e.to_string())?;
             }

@@ -262,3 +262,33 @@ fn a_rebuild_is_never_faster_than_its_limit() {
     assert!(counts.last().is_some_and(|n| *n > 25), "{counts:?}");
     w.finish().unwrap();
 }
+
+#[test]
+fn a_damaged_page_whose_other_copy_is_away_is_waited_for() {
+    let mut rotten = 0;
+    for seed in 1..=6 {
+        let mut c = quiet(seed, 2, 2, 1);
+        // What nobody reads stays damaged to the end.
+        c.mix = vec![(Fault::Rot, 1)];
+        c.load.think_ms = 2;
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 3000);
+        // What is on the medium of the one is at the other too.
+        w.cfg.load.reads_only = true;
+        after(&mut w, 1000);
+        w.crash(1, false);
+        for _ in 0..200 {
+            w.rot();
+        }
+        let before = stat(&w, "no_good_copy");
+        after(&mut w, 4000);
+        rotten += stat(&w, "no_good_copy") - before;
+        let errors: Vec<&String> = w.clients.iter().flat_map(|c| &c.errors).collect();
+        assert!(errors.is_empty(), "seed {seed}: {errors:?}");
+        w.restart(1);
+        after(&mut w, 5000);
+        assert!(stat(&w, "repairs") > 0, "seed {seed}: nothing was repaired");
+        w.finish().unwrap();
+    }
+    assert!(rotten > 0, "no damaged page was read");
+}

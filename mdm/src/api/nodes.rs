@@ -4,8 +4,8 @@ use super::input::{find, flag, page, Body, Params, Ref};
 use super::spec::{body, Route};
 use super::{render, tasks, Answer, Api, ApiError, ADMIN};
 use crate::control::now;
-use crate::explain;
 use crate::state::{self, Op};
+use crate::{can_stop, explain};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -99,7 +99,7 @@ async fn can_stop(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {
     let id = find_node(&api, &Ref::path(&id))?;
     let hub = api.hub.lock();
     let s = api.state.read();
-    let v = explain::can_stop(&s, &hub, id, &api.node, now());
+    let v = can_stop::can_stop(&s, &hub, id, &api.node);
     Ok(Json(v.ok_or_else(|| ApiError::not_found("node", id))?).into_response())
 }
 

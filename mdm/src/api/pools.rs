@@ -232,7 +232,7 @@ body! {
     struct PolicyBody {
         /// How fast missing copies are restored and copies are moved.
         rebuild_policy: Option<Pacing>,
-        /// Rate of the policy, for each placement group that is restored.
+        /// Bytes a second for all groups of the pool together that are restored; 0: no limit.
         rebuild_bytes_per_second: Option<u64>,
         rebuild_grace_seconds: Option<u64>,
         over_commit: Option<u32>,

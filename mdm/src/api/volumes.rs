@@ -196,8 +196,9 @@ async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
     let (volume, sdc) = resolve(&api, [&b.volume, &b.volume_id, &b.name], [&b.sdc, &b.sdc_id])?;
     let device = b.device.unwrap_or(false);
     let io_timeout_ms = b.io_timeout_seconds.map(|s| s.saturating_mul(1000));
-    let op =
-        Op::Map { volume, sdc, read_only: b.read_only.unwrap_or(false), device, io_timeout_ms };
+    let read_only = b.read_only.unwrap_or(false);
+    let no_device = !device && device_failed(&api, volume, sdc);
+    let op = Op::Map { volume, sdc, read_only, device, io_timeout_ms, no_device };
     let done = api.engine.submit(ADMIN, None, op).await?;
     let state::Answer::Mapped { generation, new, .. } = done.answer else {
         return Err(unexpected());
@@ -211,7 +212,7 @@ async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
             422,
             "attach_failed",
             format!("the SDC has the mapping, but: {e}"),
-            "mend the cause on the SDC's node and map again, or unmap",
+            "mend the cause on the SDC's node and map again, or map without a device, or unmap",
         ));
     }
     let s = api.state.read();
@@ -223,6 +224,14 @@ async fn map(Ext(api): Ext<Api>, Body(b): Body<MapBody>) -> Answer {
         "uri": a.socket.as_ref().map(|p| render::uri(&name, p)), "uri_tcp": null, "device": a.device,
     });
     Ok((status, Json(body)).into_response())
+}
+
+/// The SDC has the volume's socket and says why it has no kernel device.
+fn device_failed(api: &Api, volume: VolumeId, sdc: SdcId) -> bool {
+    let hub = api.hub.lock();
+    let all = hub.sdcs.get(&sdc).and_then(|l| l.attachments.as_ref());
+    let mine = all.into_iter().flatten().find(|a| a.volume == volume);
+    mine.is_some_and(|a| a.socket.is_some() && a.device.is_none() && a.error.is_some())
 }
 
 /// Waits for the SDC's report of the mapping; the kernel device too where it was asked for.

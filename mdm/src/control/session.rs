@@ -438,7 +438,14 @@ fn map_here(a: &Access, sdc: SdcId, session: u64, volume: String, device: bool, 
         let result = match id {
             None => Err(format!("there is no volume '{volume}'")),
             Some(id) => {
-                let op = Op::Map { volume: id, sdc, read_only, device, io_timeout_ms: None };
+                let op = Op::Map {
+                    volume: id,
+                    sdc,
+                    read_only,
+                    device,
+                    io_timeout_ms: None,
+                    no_device: false,
+                };
                 let done = a.engine.submit(&format!("sdc {sdc}"), None, op).await;
                 done.map(|_| id).map_err(|e| e.message)
             }

@@ -86,8 +86,8 @@ impl State {
                 self.extend_volume(ctx, *id, *size_bytes, *used_bytes)
             }
             Op::DeleteVolume { id } => self.delete_volume(ctx, *id),
-            Op::Map { volume, sdc, read_only, device, io_timeout_ms } => {
-                self.map(ctx, *volume, *sdc, (*read_only, *device), *io_timeout_ms)
+            Op::Map { volume, sdc, read_only, device, io_timeout_ms, no_device } => {
+                self.map(ctx, *volume, *sdc, (*read_only, *device, *no_device), *io_timeout_ms)
             }
             Op::Unmap { volume, sdc } => self.unmap(ctx, *volume, *sdc),
             Op::RebuildNow { pool } => self.rebuild_switch(ctx, *pool, true),

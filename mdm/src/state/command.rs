@@ -192,6 +192,9 @@ pub enum Op {
         /// A request of this mapping that waited for so long fails (R25); 0: none does. `None`: as it is.
         #[serde(default)]
         io_timeout_ms: Option<u64>,
+        /// The kernel device that was asked for before could not be attached and is no longer wanted.
+        #[serde(default)]
+        no_device: bool,
     },
     Unmap {
         volume: VolumeId,

@@ -10,7 +10,7 @@ pub const DEFAULT_RATE: u64 = 10 << 20;
 /// Longest grace time, seconds: a year.
 const MAX_GRACE: u64 = 31_536_000;
 
-/// Slowest rate of a group, bytes a second: one block of the store.
+/// Slowest rate of a group, and slowest that may be set for a pool, bytes a second: one block of the store.
 const SLOWEST: u64 = 64 << 10;
 /// Load below which applications count as at rest, bytes a second.
 const AT_REST: u64 = 1 << 20;
@@ -147,6 +147,15 @@ fn check_policy(q: &Pool) -> Result<(), Reject> {
             "8 and 60 are the defaults",
         ));
     }
+    if (1..SLOWEST).contains(&q.rebuild_bytes_per_second) {
+        return Err(Reject::invalid(
+            "bad_limit",
+            format!(
+                "rebuild_bytes_per_second must be 0 (no limit) or at least {SLOWEST} for the pool"
+            ),
+            "for example 104857600 for 100 MiB/s",
+        ));
+    }
     if q.pacing == Pacing::Limit && q.rebuild_bytes_per_second == 0 {
         return Err(Reject::invalid(
             "bad_limit",
@@ -161,6 +170,19 @@ fn check_policy(q: &Pool) -> Result<(), Reject> {
 mod tests {
     use super::super::tests::Lab;
     use super::*;
+
+    #[test]
+    fn a_rate_that_would_never_end_is_refused() {
+        let mut l = Lab::cluster(2, 2);
+        let pool = PoolId(1);
+        let set = |n| super::super::Op::SetPolicy {
+            pool,
+            policy: Box::new(Policy { rebuild_bytes_per_second: Some(n), ..Policy::default() }),
+        };
+        assert_eq!(l.run(set(5)).unwrap_err().code, "bad_limit");
+        l.ok(set(SLOWEST));
+        l.ok(set(0));
+    }
 
     #[test]
     fn the_rate_follows_policy_and_load() {

@@ -512,6 +512,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
         read_only: false,
         device: false,
         io_timeout_ms: None,
+        no_device: false,
     };
     l.ok(map.clone());
     let g = l.view.volumes[&VolumeId(1)].generation;

@@ -255,12 +255,39 @@ fn a_client_with_volumes_is_not_removed() {
         read_only: false,
         device: false,
         io_timeout_ms: None,
+        no_device: false,
     });
     let e = l.run(Op::DeleteSdc { id: SdcId(1) }).unwrap_err();
     assert!(e.code == "mapped" && e.message.contains('v'), "{e:?}");
     l.ok(Op::Unmap { volume: VolumeId(1), sdc: SdcId(1) });
     l.ok(Op::DeleteSdc { id: SdcId(1) });
     assert_eq!(l.view.sdcs, l.s.view().sdcs);
+}
+
+#[test]
+fn a_kernel_device_is_wanted_until_one_that_failed_is_given_up() {
+    let mut l = Lab::cluster(2, 2);
+    l.ok(Op::AddSdc { name: "c".into() });
+    volume(&mut l, "v", 1 << 20).unwrap();
+    let (volume, sdc) = (VolumeId(1), SdcId(1));
+    let map = |device, no_device| Op::Map {
+        volume,
+        sdc,
+        read_only: false,
+        device,
+        io_timeout_ms: None,
+        no_device,
+    };
+    let wanted =
+        |l: &Lab| (l.s.volumes[&volume].mappings[0].device, l.s.volumes[&volume].generation);
+    l.ok(map(true, false));
+    let first = wanted(&l);
+    l.ok(map(false, false));
+    assert_eq!(wanted(&l), first, "mapping again without a word of the device changed it");
+    l.ok(map(false, true));
+    assert!(!wanted(&l).0 && wanted(&l).1 > first.1);
+    l.ok(map(true, false));
+    assert!(wanted(&l).0);
 }
 
 #[test]

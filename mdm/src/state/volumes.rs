@@ -110,7 +110,7 @@ impl State {
         ctx: &mut Ctx,
         volume: VolumeId,
         sdc: SdcId,
-        (read_only, device): (bool, bool),
+        (read_only, device, no_device): (bool, bool, bool),
         io_timeout_ms: Option<u64>,
     ) -> Result<Answer, Reject> {
         let x = self.sdcs.get(&sdc).ok_or_else(|| Reject::not_found("sdc", sdc))?;
@@ -150,10 +150,11 @@ impl State {
             let Some(m) = v.mappings.iter_mut().find(|m| m.sdc == sdc) else {
                 return Err(Reject::not_found("sdc", sdc));
             };
-            if m.device || !device {
+            let wanted = device || (m.device && !no_device);
+            if m.device == wanted {
                 return Ok(Answer::Mapped { volume, generation: v.generation, index, new: false });
             }
-            m.device = true;
+            m.device = wanted;
         } else {
             if v.mappings.len() >= MAX_MAPPINGS {
                 return Err(Reject::invalid(

@@ -176,20 +176,25 @@ pub enum Policy {
     Set {
         #[command(flatten)]
         of: OfPool,
+        /// How fast missing copies are restored and copies are moved
         #[arg(long, value_enum)]
         rebuild: Option<Pacing>,
-        /// Bytes a second for the pool, for example 100MiB
+        /// Bytes a second for the whole pool, for example 100MiB; 0: no limit
         #[arg(long, value_name = "SIZE")]
         rate: Option<String>,
+        /// How long a server may be away before its copies are made elsewhere, seconds
         #[arg(long)]
         grace_seconds: Option<u64>,
+        /// How many times its space thin volumes may promise together
         #[arg(long)]
         over_commit: Option<u32>,
+        /// Percent of the space that is kept for rebuilds
         #[arg(long)]
         reserve_percent: Option<u32>,
         /// Percent used from which the pool counts as high
         #[arg(long)]
         alert_high_percent: Option<u32>,
+        /// Percent used from which the pool counts as critical
         #[arg(long)]
         alert_critical_percent: Option<u32>,
         /// Move copies by itself when devices were added

@@ -59,14 +59,14 @@ fn meaning(health: &str) -> &'static str {
 
 fn text(status: &Value, health: &str, nodes: &Value) -> String {
     let mut out = vec![format!("health   {}", meaning(health))];
-    let degraded = status.get("bytes_degraded").and_then(Value::as_u64);
-    if let Some(bytes) = degraded.filter(|b| *b > 0) {
-        out.push(format!("at risk  {} have fewer copies than asked", show_size(bytes)));
-    }
     let single = status.get("bytes_one_copy").and_then(Value::as_u64);
     if let Some(bytes) = single.filter(|b| *b > 0) {
-        let risk = "have ONE copy: stop no node before `scli node can-stop` says yes";
-        out.push(format!("         {} {risk}", show_size(bytes)));
+        let risk = "depend on ONE server: stop no node before `scli node can-stop` says yes";
+        out.push(format!("at risk  {} {risk}", show_size(bytes)));
+    }
+    let degraded = status.get("bytes_degraded").and_then(Value::as_u64);
+    if let Some(bytes) = degraded.filter(|b| *b > 0) {
+        out.push(format!("to copy  {} until every block has all its copies", show_size(bytes)));
     }
     if health != "ok" {
         let eta = status.get("eta_seconds").and_then(Value::as_f64);

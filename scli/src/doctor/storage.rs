@@ -16,6 +16,14 @@ const NAME_AROUND: usize = 63 + 6;
 const SPACE_WANTED: u64 = 10 << 30;
 const SPACE_NEEDED: u64 = 1 << 30;
 
+/// How a directory is named that is looked at in place of one that does not exist yet.
+fn shown(dir: &Path, looked_at: &Path) -> String {
+    match dir.is_dir() {
+        true => dir.display().to_string(),
+        false => format!("{} (where {} would be made)", looked_at.display(), dir.display()),
+    }
+}
+
 /// The nearest directory above `dir` that exists.
 fn existing(dir: &Path) -> PathBuf {
     let full = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
@@ -24,7 +32,8 @@ fn existing(dir: &Path) -> PathBuf {
 
 pub fn direct(dir: &Path) -> Finding {
     let name = "o_direct";
-    let dir = existing(dir);
+    let asked = dir;
+    let dir = existing(asked);
     let path = dir.join(format!(".quarry-doctor-{}", std::process::id()));
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let tried = open(&path, flags, Mode::RUSR | Mode::WUSR)
@@ -32,7 +41,7 @@ pub fn direct(dir: &Path) -> Finding {
         .and_then(|fd| File::from(fd).write_all(&PageBuf::zeroed(4096)));
     // The file may be there even if the write was refused.
     let removed = std::fs::remove_file(&path);
-    let shown = dir.display();
+    let shown = shown(asked, &dir);
     match tried {
         Ok(()) => match removed {
             Ok(()) => Finding::ok(name, format!("{shown} takes direct I/O")),
@@ -48,12 +57,13 @@ pub fn direct(dir: &Path) -> Finding {
 
 pub fn space(dir: &Path) -> Finding {
     let name = "space";
-    let dir = existing(dir);
+    let asked = dir;
+    let dir = existing(asked);
     let free = match statvfs(&dir) {
         Ok(s) => s.f_bavail.saturating_mul(s.f_frsize),
         Err(e) => return Finding::warn(name, format!("{}: {e}", dir.display()), "give --dir"),
     };
-    let message = format!("{} free in {}", show_size(free), dir.display());
+    let message = format!("{} free in {}", show_size(free), shown(asked, &dir));
     if free >= SPACE_WANTED {
         Finding::ok(name, message)
     } else if free >= SPACE_NEEDED {

@@ -3,6 +3,8 @@
 //! The block is locked, writes in flight on it are waited for, every in-sync member is asked in turn for its
 //! copy; only content of exactly our version is taken (the store checks it). Whoever needed the page goes on
 //! then; without a good copy reads and merges of it are answered `Corrupt`, until it is overwritten (R25).
+//! While a copy is away that is listed and may have the page, they are told to try again instead: it comes back, or
+//! is replaced after the grace time.
 
 use super::locks::{LockId, PageRange, Span};
 use super::member::frame_copy;
@@ -14,10 +16,16 @@ use quarry_base::{DeviceId, Nanos, RequestId, Seq};
 use quarry_store::{AppendError, AppendId, BlockKey, RepairError};
 use quarry_wire::{Frame, Op, Status};
 
+/// A member that is there and does not answer is asked so often.
+const ASKS: usize = 4;
+
 pub(crate) struct Repair {
     key: BlockKey,
     lock: LockId,
+    /// They have no good copy, or are asked now.
     tried: Vec<DeviceId>,
+    /// Was there and did not answer, each time once.
+    unanswered: Vec<DeviceId>,
     /// Member asked, on which link, when.
     asked: Option<(DeviceId, LinkId, Nanos)>,
     pub readers: Vec<Request>,
@@ -40,6 +48,7 @@ impl Primary {
                     key,
                     lock,
                     tried: Vec::new(),
+                    unanswered: Vec::new(),
                     asked: None,
                     readers: Vec::new(),
                     merges: Vec::new(),
@@ -90,7 +99,7 @@ impl Primary {
                     i += 1;
                     continue;
                 }
-                self.repairs[i].asked = None;
+                self.unanswered(i, device, alive);
             }
             if self.ask_next(i, cx) {
                 i += 1;
@@ -98,6 +107,28 @@ impl Primary {
                 self.end_repair(i, false, cx);
             }
         }
+    }
+
+    /// Not having answered says nothing of a member's copy: its stream broke, or its disk is slow.
+    fn unanswered(&mut self, i: usize, device: DeviceId, alive: bool) {
+        let r = &mut self.repairs[i];
+        r.asked = None;
+        if alive {
+            r.unanswered.push(device);
+        }
+        if r.unanswered.iter().filter(|d| **d == device).count() < ASKS {
+            r.tried.retain(|d| *d != device);
+        }
+    }
+
+    /// A listed device may have the page that is missing here: one that is away, or is sent what changed only.
+    fn is_one_to_come(&self, key: BlockKey) -> bool {
+        let c = &self.cfg;
+        c.listed.iter().filter(|d| !c.in_sync.iter().any(|m| m.device == **d)).any(|d| {
+            let f = self.followers.iter().find(|f| f.member.device == *d);
+            let sync = f.and_then(|f| f.sync.as_ref());
+            sync.is_none_or(|s| s.since.is_some() && !s.bad.contains(&key))
+        })
     }
 
     /// Asks the next member. False: none is left.
@@ -170,7 +201,8 @@ impl Primary {
             cx.stats.no_good_copy += 1;
             cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
         }
-        let bad = if r.failed { Status::TryAgain } else { Status::Corrupt };
+        let waits = r.failed || self.is_one_to_come(r.key);
+        let bad = if waits { Status::TryAgain } else { Status::Corrupt };
         for req in r.readers {
             if good {
                 self.start_read(req, cx);

@@ -26,7 +26,8 @@ const WHOLE_FROM: u32 = 11;
 pub(crate) struct Sync {
     /// Distinguishes it from an earlier one of the same member.
     pub id: u64,
-    since: Option<Version>,
+    /// `Some`: it is sent what changed after this version, else everything.
+    pub since: Option<Version>,
     cursor: BlockKey,
     /// Everything has been listed.
     listed: bool,
