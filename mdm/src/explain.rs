@@ -381,13 +381,14 @@ impl Cx<'_> {
     fn sds(&self, id: SdsId, w: &mut Words) {
         let Some(x) = self.s.sds.get(&id) else { return };
         let name = &x.name;
+        let down = format!("sds {name} is down");
         if x.fenced {
             w.say(
                 format!("sds {name} was taken out by the operator"),
                 format!("scli sds recover --name {name}"),
             );
-        } else if !x.up && x.start.get() > 0 {
-            w.say(format!("sds {name} is down"), "start sds-server there and read its log");
+        } else if !x.up && x.start.get() > 0 && !w.why.iter().any(|y| y.starts_with(&down)) {
+            w.say(down, "start sds-server there and read its log");
         }
         if x.draining {
             let n = self.s.copies_on_sds(id);

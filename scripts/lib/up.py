@@ -30,17 +30,23 @@ def check_options(o):
 
 
 def up(cluster, options, bin_dir):
-    """Brings the cluster up; a failure leaves nothing running."""
-    if cluster.exists():
+    """Brings the cluster up; a failure leaves nothing running but what ran before."""
+    ran = []
+    known = cluster.exists()
+    if known:
         cluster.load()
+        ran = [m for m in cluster.members if cluster.running(m)]
         _say_what_differs(cluster.state, options)
         _again(cluster, bin_dir)
     else:
         _first(cluster, options, bin_dir)
     try:
-        _start(cluster)
+        _start(cluster, known)
     except BaseException:
-        cluster.stop_all()
+        if ran:
+            cluster.stop([m for m in cluster.members if m not in ran])
+        else:
+            cluster.stop_all()
         raise
 
 
@@ -103,7 +109,8 @@ def _again(cluster, bin_dir):
     cluster.save()
 
 
-def _start(cluster):
+def _start(cluster, known):
+    """A cluster that is known may be up and still mend itself, or lack what nobody here can start."""
     began = time.monotonic()
     wait = Wait(cluster, began + UP_SECONDS)
     layout.make_socket_dirs(cluster.state, cluster.directory)
@@ -116,10 +123,16 @@ def _start(cluster):
     wait.until("all members to register", lambda: _registered(cluster, api))
     wait.until("all devices to be open", lambda: _open(api))
     _ensure_pool(cluster, api)
-    wait.until("health to be ok", lambda: _well(api))
+    try:
+        wait.until("health to be ok", lambda: _well(api))
+        how = "ok"
+    except Failure:
+        how = _healthy(api)[len("health is "):] or "ok"
+        if not known or not how.startswith(("ok", "degraded")):
+            raise
     _ids(cluster, api)
     cluster.save()
-    say(f"up in {time.monotonic() - began:.1f} s: health ok")
+    say(f"up in {time.monotonic() - began:.1f} s: health {how}")
 
 
 class Wait:

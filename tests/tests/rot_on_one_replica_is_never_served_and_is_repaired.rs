@@ -23,6 +23,18 @@ fn rot_on_one_replica_is_never_served_and_is_repaired() -> Res<()> {
             let mut f = Fault::new(cluster, 19, "misdirected writes", BOUND);
             damaged(cluster, &uri, &mut f, "sds2", |m, _| m.damage(&m.pages()?, Damage::Misplaced))
         });
+        cases.case("an event tells of each server's findings", || {
+            // The last ones are told a few seconds later.
+            let all = wait_until("events of both servers", Duration::from_secs(15), || {
+                let all = cluster.scli_json(["events", "--what", "checksum_errors"])?.to_string();
+                Ok(["sds1", "sds2"]
+                    .iter()
+                    .all(|s| all.contains(&format!("sds {s}")))
+                    .then_some(all))
+            })?;
+            ensure!(all.contains("repaired from another copy"), "{all}");
+            Ok(())
+        });
         cases.case("all copies are identical", || cluster.expect_identical_replicas().map(drop));
         cases.finish()
     })

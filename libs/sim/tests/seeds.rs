@@ -22,6 +22,7 @@ const FAILED_ONCE: &[(u64, &str)] = &[
     (16, "a copy at the version of a record that the member had applied to a stale block has to replace the block"),
     (23, "a committed record was applied before a copy that lay before it in the same log batch"),
     (358, "a trim of a trimmed block left its tombstone older than the same trim made a member's stale block"),
+    (970, "a group that only lacks room that thick volumes were promised is degraded, not broken"),
     (642, "a tombstone of a deleted volume hid its blocks: a member that had them kept them"),
     (2039, "the checker took a copy that had to go to a taken fault set, after its server was fenced, for misplaced"),
     (1350, "the member's commit point was moved into the gap before its stream; it then seemed to have diverged"),

@@ -3,7 +3,7 @@
 //! All decisions are in the state machine or in the detector; here is only when to ask for them.
 
 use super::hub::Hub;
-use super::{attachment, now, unconfirmed, watch};
+use super::{attachment, damage, now, unconfirmed, watch};
 use crate::engine::{unix_ms, Engine, SharedState};
 use crate::stale;
 use crate::state::{Answered, ElectPg, Op, Position, State, TaskKind, TaskState};
@@ -177,8 +177,10 @@ impl Driver {
 
     async fn watch(&self) {
         let due = {
-            let hub = self.hub.lock();
-            watch::due(&self.state.read(), &hub, now())
+            let mut hub = self.hub.lock();
+            let mut due = damage::due(&mut hub, now());
+            due.extend(watch::due(&self.state.read(), &hub, now()));
+            due
         };
         for op in due {
             self.submit(op).await;

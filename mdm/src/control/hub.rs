@@ -137,6 +137,8 @@ pub struct HubInner {
     /// Memberships changed since the driver looked last.
     pub dirty: bool,
     pub questions: Questions,
+    /// What was told of each server's findings.
+    pub damage: HashMap<SdsId, super::damage::Told>,
 }
 
 /// Shared by sessions, engine, driver and API.
@@ -168,6 +170,7 @@ impl Hub {
             slow_sessions: 0,
             dirty: true,
             questions: Questions::default(),
+            damage: HashMap::new(),
         }))
     }
 

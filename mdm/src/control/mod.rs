@@ -1,5 +1,6 @@
 //! The control plane towards SDSs and SDCs: sessions, what they report, who has failed, what follows from it.
 
+mod damage;
 mod detector;
 mod driver;
 mod hub;

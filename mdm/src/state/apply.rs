@@ -119,6 +119,9 @@ impl State {
             Op::SetRate { pool, bytes_per_second } => self.set_rate(ctx, *pool, *bytes_per_second),
             Op::Move => self.move_copies(ctx),
             Op::Rebalance { pool } => self.rebalance(ctx, *pool),
+            Op::NoteDamage { sds, found, repaired, lost } => {
+                self.note_damage(ctx, *sds, *found, *repaired, *lost)
+            }
             Op::NoteLevel { pool, level, reason } => self.note_level(ctx, *pool, *level, reason),
             Op::NoteHealth { pool, health, reason } => self.note_health(ctx, *pool, health, reason),
             Op::SdcLost { id, instance } => self.sdc_lost(ctx, *id, *instance),

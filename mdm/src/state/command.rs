@@ -268,6 +268,13 @@ pub enum Op {
         level: Level,
         reason: String,
     },
+    /// A server found damaged blocks: so many since this was last noted.
+    NoteDamage {
+        sds: SdsId,
+        found: u64,
+        repaired: u64,
+        lost: u64,
+    },
     /// The health of a pool has changed.
     NoteHealth {
         pool: PoolId,
@@ -343,6 +350,7 @@ impl Op {
             Op::Move => "move",
             Op::Rebalance { .. } => "rebalance",
             Op::NoteLevel { .. } => "note_level",
+            Op::NoteDamage { .. } => "note_damage",
             Op::NoteHealth { .. } => "note_health",
             Op::SdcLost { .. } => "sdc_lost",
             Op::SetCapabilities { .. } => "capabilities_set",

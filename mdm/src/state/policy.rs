@@ -2,7 +2,7 @@
 
 use super::pools::check_limits;
 use super::{Answer, Ctx, Level, Pacing, Policy, Pool, Reject, State};
-use quarry_base::PoolId;
+use quarry_base::{PoolId, SdsId};
 use quarry_wire::Change;
 
 /// Used where a policy needs a rate and none was given, bytes a second.
@@ -110,6 +110,23 @@ impl State {
             p.level = level;
             ctx.outcome("pool_capacity", format!("pool {}", p.name), level.name(), reason);
         }
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn note_damage(
+        &mut self,
+        ctx: &mut Ctx,
+        id: SdsId,
+        found: u64,
+        repaired: u64,
+        lost: u64,
+    ) -> Result<Answer, Reject> {
+        let x = self.sds.get(&id).ok_or_else(|| Reject::not_found("sds", id))?;
+        let outcome = if lost > 0 { "no_good_copy" } else { "repaired" };
+        let text = format!(
+            "{found} damaged blocks were found, {repaired} repaired from another copy; {lost} times there was no good copy"
+        );
+        ctx.outcome("checksum_errors", format!("sds {}", x.name), outcome, text);
         Ok(Answer::Done)
     }
 
