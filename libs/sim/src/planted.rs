@@ -48,9 +48,9 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         }
         Bug::ServeOldTail => {
             // The commit point reaches members late, with many groups also on no later record.
-            c.limits.commit_beat = std::time::Duration::from_millis(500);
-            c.shape.pgs = 8;
-            c.load.extents = 8;
+            c.limits.commit_beat = std::time::Duration::from_secs(2);
+            (c.shape.pgs, c.load.extents) = (8, 8);
+            (c.load.depth, c.load.think_ms) = (16, 4);
         }
         Bug::OldEpochAfterRestart => c.shape.copies = 3,
         Bug::HeadroomIgnored => c.run_full(),
@@ -63,9 +63,8 @@ fn mix(bug: Bug) -> Mix {
     use Fault::*;
     match bug {
         Bug::AckBeforeSecondary | Bug::AckBeforeOwnSync => vec![(PowerLoss, 10), (Kill, 3)],
-        Bug::ReadUncommitted | Bug::ServeOldTail => {
-            vec![(Kill, 20), (HungDisk, 30), (SlowDisk, 10)]
-        }
+        Bug::ReadUncommitted => vec![(Kill, 20), (HungDisk, 30), (SlowDisk, 10)],
+        Bug::ServeOldTail => vec![(CrashMany, 30), (Kill, 10), (HungDisk, 20), (SlowDisk, 10)],
         Bug::AcceptGap => vec![(LinkCut, 20), (Partition, 10), (Kill, 4)],
         Bug::AddBeforeAcked => vec![(Kill, 12), (LinkStall, 30), (LinkCut, 10)],
         Bug::CompleteMovesInSync | Bug::AddBeforeCounting => {

@@ -42,7 +42,8 @@ pub(crate) enum Want {
         offset: u32,
         len: u32,
     },
-    Block(BlockKey),
+    /// A block; only its dirty pages if they are fewer than this.
+    Block(BlockKey, u32),
 }
 
 pub(crate) struct ReadReq {
@@ -161,7 +162,13 @@ impl Store {
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
     pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
-        self.enqueue(token, pg, Want::Block(key));
+        self.enqueue(token, pg, Want::Block(key, 0));
+    }
+
+    /// Reads what of a block is dirty, if that is fewer than `whole_from` pages, else the whole block; `part` of the
+    /// copy says which. What else is damaged in it does not matter then.
+    pub fn read_block_dirty(&mut self, token: u64, pg: PgId, key: BlockKey, whole_from: u32) {
+        self.enqueue(token, pg, Want::Block(key, whole_from));
     }
 
     fn enqueue(&mut self, token: u64, pg: PgId, want: Want) {
@@ -172,7 +179,13 @@ impl Store {
     /// Reads a block to check it.
     pub(crate) fn read_for_scrub(&mut self, pg: PgId, key: BlockKey, ops: &mut Vec<DiskOp>) {
         self.start_read(
-            ReadReq { token: 0, pg, want: Want::Block(key), scrub: true, pinned: SmallVec::new() },
+            ReadReq {
+                token: 0,
+                pg,
+                want: Want::Block(key, 0),
+                scrub: true,
+                pinned: SmallVec::new(),
+            },
             ops,
         );
     }
@@ -199,7 +212,7 @@ impl Store {
         }
         let (ext, offset, len) = match req.want {
             Want::Range { ext, offset, len } | Want::Map { ext, offset, len } => (ext, offset, len),
-            Want::Block(k) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+            Want::Block(k, _) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
         };
         let mut tail = pg.tail.iter().take_while(|t| t.rec.version.seq <= pg.commit);
         tail.any(|t| touches(&t.rec.kind, ext, offset, len))
@@ -235,16 +248,21 @@ impl Store {
                 }
             }
             Want::Map { ext, offset, len } => job.data = self.content_bits(pg, ext, offset, len),
-            Want::Block(key) => {
-                let Some(head) = self.block_head(pg, key) else {
+            Want::Block(key, whole_from) => {
+                let Some(mut head) = self.block_head(pg, key) else {
                     if scrub {
                         return self.scrubbed(0, false);
                     }
                     let done = StoreEvent::BlockDone { token, result: Ok(None) };
                     return self.events.push(done);
                 };
+                if head.valid != 0 && head.dirty.count_ones() < whole_from {
+                    (head.part, head.valid) = (head.dirty, head.valid & head.dirty);
+                }
+                for (from, to) in runs_of(head.valid) {
+                    self.plan(&mut job, key, from, to, true);
+                }
                 job.head = Some(head);
-                self.plan(&mut job, key, 0, 16, true);
             }
         }
         job.left = job.parts.len();
@@ -267,7 +285,7 @@ impl Store {
         let (ext, offset, len) = match req.want {
             Want::Map { .. } => return true,
             Want::Range { ext, offset, len } => (ext, offset, len),
-            Want::Block(k) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+            Want::Block(k, _) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
         };
         let idx = self.by_id.get(&req.pg);
         let pg = idx.and_then(|i| self.pgs.get(*i as usize)).and_then(|p| p.as_ref());
@@ -312,7 +330,7 @@ impl Store {
         let (token, e) = (req.token, ReadError::Io(EIO));
         self.events.push(match req.want {
             Want::Range { .. } | Want::Map { .. } => StoreEvent::ReadDone { token, result: Err(e) },
-            Want::Block(_) => StoreEvent::BlockDone { token, result: Err(e) },
+            Want::Block(..) => StoreEvent::BlockDone { token, result: Err(e) },
         });
     }
 
@@ -519,6 +537,19 @@ impl Store {
         });
         self.events.push(StoreEvent::BlockDone { token, result });
     }
+}
+
+/// Runs of bits that are set: first, and one past the last.
+fn runs_of(mask: u16) -> impl Iterator<Item = (u32, u32)> {
+    let mut rest = u32::from(mask);
+    std::iter::from_fn(move || {
+        let from = rest.trailing_zeros();
+        (rest != 0).then(|| {
+            let to = from + (rest >> from).trailing_ones();
+            rest &= !((1u32 << to) - 1);
+            (from, to)
+        })
+    })
 }
 
 fn assert_range(offset: u32, len: u32) {

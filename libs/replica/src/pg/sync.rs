@@ -38,6 +38,8 @@ pub(crate) struct Sync {
     reading: Vec<LockId>,
     /// Blocks without a good copy; the sync cannot end while there are any.
     pub bad: Vec<BlockKey>,
+    /// Blocks that were read whole and have damaged pages.
+    damaged: Vec<BlockKey>,
     pub sent: u64,
     pub acked: u64,
     pub progress: Nanos,
@@ -134,6 +136,7 @@ impl Primary {
             queue: VecDeque::new(),
             reading: Vec::new(),
             bad: Vec::new(),
+            damaged: Vec::new(),
             sent: 0,
             acked: 0,
             progress: cx.now,
@@ -342,7 +345,14 @@ impl Primary {
             s.reading.push(lock);
             let token =
                 cx.token(Purpose::Copy { epoch: self.epoch, device, sync: s.id, lock, key });
-            cx.store.read_block(token, self.pg, key);
+            // In a delta the rest of the block is at the member; here it may even be damaged.
+            match self.is_by_masks(s, cx) {
+                true => {
+                    let whole_from = if s.damaged.is_empty() { WHOLE_FROM } else { u32::MAX };
+                    cx.store.read_block_dirty(token, self.pg, key, whole_from)
+                }
+                false => cx.store.read_block(token, self.pg, key),
+            }
         }
     }
 
@@ -380,6 +390,13 @@ impl Primary {
             Ok(None) => self.send_drop(i, &mut s, key, key.next(), &[], cx),
             Err(ReadError::Corrupt { pages }) => {
                 cx.stats.corrupt_pages += pages.len() as u64;
+                if self.is_by_masks(&s, cx) && !s.damaged.contains(&key) {
+                    // Perhaps not of what the member lacks: from now on nothing else is read.
+                    s.damaged.push(key);
+                    self.lock_block(&mut s, key);
+                    self.followers[i].sync = Some(s);
+                    return;
+                }
                 s.bad.push(key);
                 self.followers[i].sync = Some(s);
                 return self.repair_for_sync(key, cx);
@@ -389,13 +406,20 @@ impl Primary {
         self.followers[i].sync = Some(s);
     }
 
+    /// The masks tell what the member lacks.
+    fn is_by_masks(&self, s: &Sync, cx: &Cx) -> bool {
+        s.since.is_some_and(|since| since >= self.floor(cx))
+    }
+
     /// What of a block the member may lack: in a delta the parts written or trimmed since (R13). The masks
     /// reach back to `all_through`, which is not above the floor.
     fn needed(&self, s: &Sync, copy: BlockCopy, cx: &Cx) -> BlockCopy {
-        let reaches = s.since.is_some_and(|since| since >= self.floor(cx));
-        let dirty =
-            if cx.limits.planted(Bug::MaskIgnored) { copy.dirty & 0x5555 } else { copy.dirty };
-        if reaches && copy.valid != 0 && dirty.count_ones() < WHOLE_FROM {
+        let ignored = cx.limits.planted(Bug::MaskIgnored);
+        if copy.part != BlockCopy::WHOLE && !ignored {
+            return copy;
+        }
+        let dirty = if ignored { copy.dirty & 0x5555 } else { copy.dirty };
+        if self.is_by_masks(s, cx) && copy.valid != 0 && dirty.count_ones() < WHOLE_FROM {
             return copy.only(dirty);
         }
         copy
