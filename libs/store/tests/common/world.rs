@@ -387,12 +387,15 @@ impl World {
         if busy.is_some() || s.commit_version == Version::ZERO {
             return;
         }
-        // A crash may bring back a truncated record, which the model applies where it was appended.
-        let cut = |e: &Event| match &e.ev {
-            Ev::Rec(r, _) => e.pg == pg && r.version.seq > s.commit,
+        // No block has the version of a record that deletes a vTree.
+        let deletes = |e: &Event| match &e.ev {
+            Ev::Rec(r, _) => {
+                let drops = matches!(r.kind, RecordKind::DropVtree { .. });
+                e.pg == pg && r.version == s.commit_version && drops
+            }
             _ => false,
         };
-        if self.events.iter().filter(|e| cut(e)).count() > self.store.tail(pg, s.commit).count() {
+        if self.may_bring_back(pg) || self.events.iter().any(deletes) {
             return;
         }
         let valid = match self.rng.below(4) {
@@ -419,12 +422,22 @@ impl World {
         }
     }
 
+    /// A crash may bring back a truncated record, which the model applies where it was appended.
+    fn may_bring_back(&self, pg: PgId) -> bool {
+        let commit = self.store.pg_state(pg).commit;
+        let cut = |e: &Event| match &e.ev {
+            Ev::Rec(r, _) => e.pg == pg && r.version.seq > commit,
+            _ => false,
+        };
+        self.events.iter().filter(|e| cut(e)).count() > self.store.tail(pg, commit).count()
+    }
+
     fn drop_keys(&mut self) -> Check {
         // Quiet first: what the call sees is what the model sees.
         self.quiet()?;
         let pg = self.pick_pg();
         let s = self.store.pg_state(pg);
-        if s.last.seq != s.commit || s.last == Version::ZERO {
+        if s.last.seq != s.commit || s.last == Version::ZERO || self.may_bring_back(pg) {
             return Ok(());
         }
         let from = self.pick_key();
