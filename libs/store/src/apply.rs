@@ -55,7 +55,7 @@ pub(crate) fn record(pg: &mut Pg, idx: u32, sp: &mut Space, t: &TailRec) {
                 let checks = &t.checks[range.clone()];
                 let key = ext.block(b);
                 let slot = slot_of(&t.slots, *offset, b);
-                if pg.newest(key) >= rec.version {
+                if pg.newest(&sp.slots, key) >= rec.version {
                     // Older than what is here: a slot named for it belongs to nobody.
                     sp.free_slot(slot);
                 } else if slot != NO_SLOT {
@@ -110,7 +110,7 @@ fn direct(
     }
     let b = block_at(pg, sp, key);
     *b = Block { version, slot, valid, dirty, over: None };
-    sp.mirror(pg.id, key, pg_block(pg, key));
+    keep(pg, sp, key);
     pg.slots += 1;
     sp.stats.direct_writes += 1;
 }
@@ -118,17 +118,17 @@ fn direct(
 /// The block, made if it is not there.
 fn block_at<'a>(pg: &'a mut Pg, sp: &mut Space, key: BlockKey) -> &'a mut Block {
     let id = pg.id;
-    let (b, new) = pg.block_or_new(key);
+    let (b, new) = pg.block_or_new(&mut sp.slots, key);
     if new {
         sp.promises.made(id, key.vtree);
     }
     b
 }
 
-fn pg_block(pg: &Pg, key: BlockKey) -> &Block {
-    match pg.block(key) {
-        Some(b) => b,
-        None => unreachable!("the block was there a line ago"),
+/// The block has been changed. While the log is replayed the table does not follow, see `settle_slots`.
+fn keep(pg: &mut Pg, sp: &mut Space, key: BlockKey) {
+    if !sp.recovering {
+        pg.cool(&mut sp.slots, key);
     }
 }
 
@@ -197,7 +197,7 @@ fn overlay(
 
 fn zero(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey, v: Version, mask: u16, batch: u64) {
     let all_through = pg.all_through;
-    let Some(b) = pg.block_mut(key) else {
+    let Some(newest) = pg.block(&sp.slots, key).map(|b| b.newest()) else {
         // A member that gets both may still have the block: there this record makes it newer than a
         // tombstone of before, and the copy of that would be left out.
         if let Some(t) = pg.tombs.get_mut(&key) {
@@ -205,9 +205,10 @@ fn zero(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey, v: Version, mask: 
         }
         return;
     };
-    if b.newest() >= v {
+    if newest >= v {
         return;
     }
+    let Some(b) = pg.block_mut(&mut sp.slots, key) else { return };
     mark_dirty(b, all_through, mask);
     b.valid &= !mask;
     if b.over.is_some() {
@@ -225,7 +226,7 @@ fn zero(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey, v: Version, mask: 
 /// Brings a block to its simplest form after a change: an overlay without pages goes, a block
 /// without content becomes a tombstone, one with pages to destage is queued.
 pub(crate) fn settle(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey) {
-    let Some(b) = pg.block_mut(key) else { return };
+    let Some(b) = pg.block_mut(&mut sp.slots, key) else { return };
     if let Some(o) = b.over.as_mut().filter(|o| o.job == 0) {
         if !o.pages.is_empty() {
             if !o.queued {
@@ -249,13 +250,13 @@ pub(crate) fn settle(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey) {
         }
         return;
     }
-    sp.mirror(pg.id, key, pg_block(pg, key));
+    keep(pg, sp, key);
 }
 
 /// The block is gone, without a tombstone; its slot is freed.
 pub(crate) fn remove(pg: &mut Pg, sp: &mut Space, key: BlockKey) {
     pg.tombs.remove(&key);
-    let Some(mut b) = pg.take_block(key) else { return };
+    let Some(mut b) = pg.take_block(&mut sp.slots, key, sp.recovering) else { return };
     sp.promises.gone(pg.id, key.vtree);
     if let Some(o) = b.over.as_mut() {
         sp.unpin_all(&mut o.pins);
@@ -271,12 +272,10 @@ pub(crate) fn remove(pg: &mut Pg, sp: &mut Space, key: BlockKey) {
 }
 
 fn drop_vtree(pg: &mut Pg, sp: &mut Space, vtree: VtreeId, v: Version) {
-    let (lo, hi) = vtree_range(vtree);
     let keys: Vec<BlockKey> = pg
-        .ext
-        .range(ExtKey::of(lo)..=ExtKey::of(hi))
-        .flat_map(|(e, x)| x.iter().map(|(b, blk)| (e.block(b), blk.newest())))
-        .filter(|(_, n)| *n < v)
+        .blocks_from(&sp.slots, ExtKey::of(vtree_range(vtree).0))
+        .take_while(|(k, _)| k.vtree == vtree)
+        .filter(|(_, b)| b.newest() < v)
         .map(|(k, _)| k)
         .collect();
     keys.into_iter().for_each(|k| remove(pg, sp, k));
@@ -294,7 +293,7 @@ pub(crate) fn vtree_range(vtree: VtreeId) -> (BlockKey, BlockKey) {
 /// version is replaced: a record of that version may have been applied to a stale block.
 pub(crate) fn copy(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, slot: u32, batch: u64) {
     let c = &s.copy;
-    if pg.newest(c.key) > c.version {
+    if pg.newest(&sp.slots, c.key) > c.version {
         return sp.free_slot(slot);
     }
     if slot != NO_SLOT {
@@ -359,11 +358,12 @@ fn put_packed(o: &mut Overlay, sp: &mut Space, s: &Sealed, mask: u16) {
 /// Content of exactly the block's version: its pages on disk are written anew, in place.
 pub(crate) fn repair(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
     let c = &s.copy;
-    let Some(b) = pg.block_mut(c.key) else { return };
+    let Some(b) = pg.block(&sp.slots, c.key) else { return };
     let mask = c.valid & b.valid & !b.over_mask();
     if b.newest() != c.version || mask == 0 {
         return;
     }
+    let Some(b) = pg.block_mut(&mut sp.slots, c.key) else { return };
     let o = over_at(b, sp, c.version, batch);
     put_packed(o, sp, s, mask);
     sp.stats.repairs += 1;
@@ -373,7 +373,7 @@ pub(crate) fn repair(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u
 /// Forgets blocks and tombstones that are not newer than named.
 pub(crate) fn drop_list(pg: &mut Pg, sp: &mut Space, list: &[(BlockKey, Version)]) {
     for (k, v) in list {
-        if pg.newest(*k) <= *v {
+        if pg.newest(&sp.slots, *k) <= *v {
             remove(pg, sp, *k);
         }
     }

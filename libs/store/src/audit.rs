@@ -1,6 +1,7 @@
 //! Cross-checks of everything the store has in memory, for tests and simulators.
 
 use crate::batch::Body;
+use crate::index::ExtKey;
 use crate::layout::NO_SLOT;
 use crate::store::Store;
 use std::collections::HashMap;
@@ -20,31 +21,31 @@ impl Store {
         let (mut pins, mut dirty, mut unslotted) = (self.job_pins(), 0u64, 0u64);
         for p in self.live_pgs() {
             let (mut blocks, mut slots) = (0, 0);
-            for (e, x) in &p.ext {
-                for (n, b) in x.iter() {
-                    blocks += 1;
-                    if b.slot != NO_SLOT {
-                        slots += 1;
-                        own(b.slot, format!("{} {:?}", p.id, e.block(n)))?;
-                        let t = self.sp.slots.entry(b.slot);
-                        if t.is_none_or(|t| {
-                            (t.pg, t.key, t.version, t.valid)
-                                != (p.id, e.block(n), b.version, b.valid)
-                        }) {
-                            return Err(format!("slot {}: the table says {t:?}", b.slot));
-                        }
-                    }
-                    if let Some(o) = &b.over {
-                        pins += o.pins.len() as u64;
-                        dirty += o.pages.len() as u64;
-                        unslotted += u64::from(b.slot == NO_SLOT);
-                        if o.pages.is_empty() && o.job == 0 {
-                            return Err(format!("{:?} has an empty overlay", e.block(n)));
-                        }
-                    } else if b.valid == 0 {
-                        return Err(format!("{:?} has no content", e.block(n)));
+            for (key, b) in p.blocks_from(&self.sp.slots, ExtKey::MIN) {
+                blocks += 1;
+                if b.slot != NO_SLOT {
+                    slots += 1;
+                    own(b.slot, format!("{} {key:?}", p.id))?;
+                    let t = self.sp.slots.entry(b.slot);
+                    let want = (p.id, key, b.version, b.valid);
+                    if t.is_none_or(|t| (t.pg, t.key, t.version, t.valid) != want) {
+                        return Err(format!("slot {}: the table says {t:?}", b.slot));
                     }
                 }
+                if let Some(o) = b.over {
+                    pins += o.pins.len() as u64;
+                    dirty += o.pages.len() as u64;
+                    unslotted += u64::from(b.slot == NO_SLOT);
+                    if o.pages.is_empty() && o.job == 0 {
+                        return Err(format!("{key:?} has an empty overlay"));
+                    }
+                } else if b.valid == 0 {
+                    return Err(format!("{key:?} has no content"));
+                }
+            }
+            let (held, over) = p.held_hot(&self.sp.slots);
+            if held != over {
+                return Err(format!("{}: {held} blocks are hot, {over} have an overlay", p.id));
             }
             if (blocks, slots) != (p.blocks, p.slots) {
                 return Err(format!("{}: {blocks} blocks {slots} slots counted", p.id));

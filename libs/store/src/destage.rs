@@ -143,7 +143,10 @@ impl Store {
             return Pick::Skip;
         };
         let durable_commit = pg.durable_commit;
-        let Some(b) = pg.block_mut(key) else { return Pick::Skip };
+        if pg.block(&self.sp.slots, key).is_none_or(|b| b.over.is_none()) {
+            return Pick::Skip;
+        }
+        let Some(b) = pg.block_mut(&mut self.sp.slots, key) else { return Pick::Skip };
         let Some(o) = b.over.as_mut().filter(|o| o.queued) else { return Pick::Skip };
         if o.job != 0 || o.pages.is_empty() {
             o.queued = false;
@@ -264,7 +267,10 @@ fn depth(cfg: &StoreConfig, used: u64, log: u64) -> usize {
 
 /// The job's pages are on disk. False if the block is no longer the one it was for.
 fn finish(pg: &mut Pg, sp: &mut Space, id: u64, j: &Job) -> bool {
-    let Some(b) = pg.block_mut(j.key) else { return false };
+    if pg.block(&sp.slots, j.key).is_none_or(|b| b.over.is_none_or(|o| o.job != id)) {
+        return false;
+    }
+    let Some(b) = pg.block_mut(&mut sp.slots, j.key) else { return false };
     let Some(o) = b.over.as_mut().filter(|o| o.job == id) else { return false };
     o.job = 0;
     let mut valid = 0;

@@ -1,7 +1,9 @@
 //! What a placement group holds: blocks by key, tombstones, the uncommitted tail, ids.
 //!
 //! A block is what is on disk (slot, version, valid pages) plus an overlay: committed pages that are
-//! so far only in the log and here in memory. Only committed content gets into a block, and only if
+//! so far only in the log and here in memory. One without an overlay is held by the table of slots alone (`owners`), and the
+//! index has no more of it than where it is; one that has an overlay or no slot yet, or is being changed, is
+//! *hot*: held whole here. The hot ones are bounded by the log. Only committed content gets into a block, and only if
 //! its version is above the block's, which makes replay of the log idempotent.
 
 use crate::ids::IdTable;
@@ -61,15 +63,35 @@ impl Block {
     pub fn newest(&self) -> Version {
         self.over.as_ref().map_or(self.version, |o| o.version)
     }
+    pub fn view(&self) -> View<'_> {
+        let Block { version, slot, valid, dirty, .. } = *self;
+        View { version, slot, valid, dirty, over: self.over.as_deref() }
+    }
+}
+
+/// A block as it is, to look at; the fields as in [`Block`].
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub version: Version,
+    pub slot: u32,
+    pub valid: u16,
+    pub dirty: u16,
+    pub over: Option<&'a Overlay>,
+}
+
+impl<'a> View<'a> {
+    pub fn newest(&self) -> Version {
+        self.over.map_or(self.version, |o| o.version)
+    }
     pub fn over_mask(&self) -> u16 {
-        self.over.as_ref().map_or(0, |o| o.pages.iter().fold(0, |m, p| m | 1 << p.idx))
+        self.over.map_or(0, |o| o.pages.iter().fold(0, |m, p| m | 1 << p.idx))
     }
     /// Pages with content, in memory or on disk.
     pub fn content(&self) -> u16 {
         self.valid | self.over_mask()
     }
-    pub fn over_page(&self, idx: u32) -> Option<&OvPage> {
-        self.over.as_ref()?.pages.iter().find(|p| u32::from(p.idx) == idx)
+    pub fn over_page(&self, idx: u32) -> Option<&'a OvPage> {
+        self.over?.pages.iter().find(|p| u32::from(p.idx) == idx)
     }
 }
 
@@ -77,6 +99,9 @@ impl Block {
 pub(crate) struct ExtKey(pub VtreeId, pub Layer, pub Extent);
 
 impl ExtKey {
+    /// Not above any.
+    pub const MIN: ExtKey = ExtKey(VtreeId(0), Layer(0), Extent(0));
+
     pub fn of(k: BlockKey) -> ExtKey {
         ExtKey(k.vtree, k.layer, k.extent)
     }
@@ -85,51 +110,48 @@ impl ExtKey {
     }
 }
 
-/// The blocks of one extent that exist, packed.
+/// The hot blocks of a group, by place.
 #[derive(Default)]
-pub(crate) struct Ext {
-    mask: u16,
-    blocks: Vec<Block>,
+pub(crate) struct Hot {
+    list: Vec<Option<Block>>,
+    free: Vec<u32>,
 }
 
-impl Ext {
-    fn rank(&self, b: u8) -> usize {
-        (self.mask & ((1u32 << b) - 1) as u16).count_ones() as usize
-    }
-    pub fn has(&self, b: u8) -> bool {
-        self.mask >> b & 1 == 1
-    }
-    pub fn get(&self, b: u8) -> Option<&Block> {
-        self.has(b).then(|| &self.blocks[self.rank(b)])
-    }
-    pub fn get_mut(&mut self, b: u8) -> Option<&mut Block> {
-        let r = self.rank(b);
-        if self.has(b) {
-            Some(&mut self.blocks[r])
-        } else {
-            None
+/// With more places than this their memory is given back when none is in use.
+const KEEP_PLACES: usize = 64;
+
+impl Hot {
+    pub fn put(&mut self, b: Block) -> u32 {
+        if let Some(i) = self.free.pop() {
+            self.list[i as usize] = Some(b);
+            return i;
         }
+        self.list.push(Some(b));
+        self.list.len() as u32 - 1
     }
-    pub fn insert(&mut self, b: u8, block: Block) {
-        assert!(!self.has(b));
-        let r = self.rank(b);
-        self.blocks.insert(r, block);
-        self.mask |= 1 << b;
-    }
-    pub fn remove(&mut self, b: u8) -> Option<Block> {
-        if !self.has(b) {
-            return None;
+    pub fn take(&mut self, i: u32) -> Option<Block> {
+        let b = self.list.get_mut(i as usize)?.take();
+        self.free.push(i);
+        if self.free.len() == self.list.len() && self.list.len() > KEEP_PLACES {
+            *self = Hot::default();
         }
-        let r = self.rank(b);
-        self.mask &= !(1 << b);
-        Some(self.blocks.remove(r))
+        b
     }
-    pub fn is_empty(&self) -> bool {
-        self.mask == 0
+    pub fn len(&self) -> usize {
+        self.list.len() - self.free.len()
     }
-    pub fn iter(&self) -> impl Iterator<Item = (u8, &Block)> {
-        (0..16u8).filter(|b| self.has(*b)).zip(self.blocks.iter())
+    pub fn get(&self, i: u32) -> Option<&Block> {
+        self.list.get(i as usize)?.as_ref()
     }
+    pub fn get_mut(&mut self, i: u32) -> Option<&mut Block> {
+        self.list.get_mut(i as usize)?.as_mut()
+    }
+}
+
+/// The extents of a layer that have blocks: the number of each one's record.
+pub(crate) struct Extents {
+    pub layer: u32,
+    pub by: BTreeMap<u32, u32>,
 }
 
 /// A record above what is applied.
@@ -148,7 +170,8 @@ pub(crate) struct TailRec {
 /// One placement group on this device.
 pub(crate) struct Pg {
     pub id: PgId,
-    pub ext: BTreeMap<ExtKey, Ext>,
+    pub layers: BTreeMap<(VtreeId, Layer), Extents>,
+    pub hot: Hot,
     pub tombs: BTreeMap<BlockKey, Version>,
     pub dropped: BTreeMap<VtreeId, Version>,
     /// Records with seq above `applied.seq`, in order, without gaps but for the first.
@@ -181,7 +204,8 @@ impl Pg {
     pub fn new(id: PgId) -> Pg {
         Pg {
             id,
-            ext: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            hot: Hot::default(),
             tombs: BTreeMap::new(),
             dropped: BTreeMap::new(),
             tail: VecDeque::new(),
@@ -202,46 +226,6 @@ impl Pg {
             blocks: 0,
             slots: 0,
         }
-    }
-
-    pub fn block(&self, k: BlockKey) -> Option<&Block> {
-        self.ext.get(&ExtKey::of(k))?.get(k.block)
-    }
-    pub fn block_mut(&mut self, k: BlockKey) -> Option<&mut Block> {
-        self.ext.get_mut(&ExtKey::of(k))?.get_mut(k.block)
-    }
-
-    /// Newest version known of a key: its block's, its tombstone's, or that of its vTree's end.
-    pub fn newest(&self, k: BlockKey) -> Version {
-        match self.block(k) {
-            Some(b) => b.newest(),
-            None => self.tombs.get(&k).max(self.dropped.get(&k.vtree)).copied().unwrap_or_default(),
-        }
-    }
-
-    /// The block, made if it is not there (then `true`); a tombstone goes.
-    pub fn block_or_new(&mut self, k: BlockKey) -> (&mut Block, bool) {
-        let ext = self.ext.entry(ExtKey::of(k)).or_default();
-        let new = !ext.has(k.block);
-        if new {
-            ext.insert(k.block, Block::empty());
-            self.blocks += 1;
-            self.tombs.remove(&k);
-        }
-        match ext.get_mut(k.block) {
-            Some(b) => (b, new),
-            None => unreachable!("just inserted"),
-        }
-    }
-
-    pub fn take_block(&mut self, k: BlockKey) -> Option<Block> {
-        let e = self.ext.get_mut(&ExtKey::of(k))?;
-        let b = e.remove(k.block)?;
-        if e.is_empty() {
-            self.ext.remove(&ExtKey::of(k));
-        }
-        self.blocks -= 1;
-        Some(b)
     }
 
     /// The tail record with this seq.

@@ -5,7 +5,7 @@ use crate::batch::Body;
 use crate::codec::{Get, Put};
 use crate::error::AppendError;
 use crate::ids::{IdTable, Known};
-use crate::index::{Block, ExtKey, Pg, Sealed, TailRec};
+use crate::index::{ExtKey, Pg, Sealed, TailRec, View};
 use crate::layout::{BLOCK64, NO_SLOT};
 use crate::log_format::Kind;
 use crate::read::touches;
@@ -27,7 +27,7 @@ const DIRECT_COPY_PAGES: u32 = 8;
 const DROP_BYTES: usize = 33;
 
 /// The dirty mask as it counts: none at or below `all_through`.
-pub(crate) fn dirty_of(pg: &Pg, b: &Block) -> u16 {
+pub(crate) fn dirty_of(pg: &Pg, b: &View<'_>) -> u16 {
     if b.newest() <= pg.all_through {
         0
     } else {
@@ -413,17 +413,13 @@ impl Store {
         since: Option<Version>,
     ) -> Vec<BlockInfo> {
         let Some(p) = self.pg(pg) else { return Vec::new() };
-        let blocks = p
-            .ext
-            .range(ExtKey::of(from)..)
-            .flat_map(|(e, x)| x.iter().map(move |(b, blk)| (e.block(b), blk)))
-            .filter(|(k, _)| *k >= from);
+        let blocks = p.blocks_from(&self.sp.slots, ExtKey::of(from)).filter(|(k, _)| *k >= from);
         let mut blocks = blocks
             .map(|(key, b)| BlockInfo {
                 key,
                 version: b.newest(),
                 valid: b.content(),
-                dirty: dirty_of(p, b),
+                dirty: dirty_of(p, &b),
             })
             .peekable();
         let dead = |(k, v): (&BlockKey, &Version)| BlockInfo {
@@ -475,9 +471,9 @@ impl Store {
     pub fn bytes_changed_since(&self, pg: PgId, since: Option<Version>) -> u64 {
         let Some(p) = self.pg(pg) else { return 0 };
         let Some(since) = since else { return p.blocks * BLOCK64 };
-        let all = p.ext.values().flat_map(|x| x.iter());
+        let all = p.blocks_from(&self.sp.slots, ExtKey::MIN);
         let new = all.filter(|(_, b)| b.newest() > since);
-        new.map(|(_, b)| u64::from(dirty_of(p, b).count_ones()) * PAGE as u64).sum()
+        new.map(|(_, b)| u64::from(dirty_of(p, &b).count_ones()) * PAGE as u64).sum()
     }
 
     /// This device no longer holds the group: everything of it goes.
@@ -515,8 +511,7 @@ pub(crate) fn truncate_tail(p: &mut Pg, sp: &mut crate::space::Space, from: Seq)
 /// Frees everything a group has.
 pub(crate) fn clear_pg(p: &mut Pg, sp: &mut crate::space::Space) {
     truncate_tail(p, sp, Seq(0));
-    let keys: Vec<BlockKey> =
-        p.ext.iter().flat_map(|(e, x)| x.iter().map(|(b, _)| e.block(b))).collect();
+    let keys: Vec<BlockKey> = p.blocks_from(&sp.slots, ExtKey::MIN).map(|(k, _)| k).collect();
     keys.into_iter().for_each(|k| apply::remove(p, sp, k));
 }
 

@@ -6,8 +6,6 @@
 //! Invariant: `missing` is the sum over all promises of what is promised and not held. A block that is replaced
 //! (removed and made anew) is missing for a moment within one call only.
 
-use crate::apply::vtree_range;
-use crate::index::{ExtKey, Pg};
 use crate::store::Store;
 use quarry_base::{PgId, VtreeId};
 use std::collections::HashMap;
@@ -59,11 +57,6 @@ impl Promises {
     }
 }
 
-fn held(pg: &Pg, vtree: VtreeId) -> u64 {
-    let (lo, hi) = vtree_range(vtree);
-    pg.ext.range(ExtKey::of(lo)..=ExtKey::of(hi)).map(|(_, x)| x.iter().count() as u64).sum()
-}
-
 impl Store {
     /// Everything that is promised on this device: up to so many blocks of the vTree in the group. Replaces what was
     /// promised before. Not durable: to be said again after `open`.
@@ -72,7 +65,7 @@ impl Store {
         let mut new = Promises::default();
         for (pg, vtree, blocks) in all {
             let known = old.by.get(&(*pg, *vtree)).map(|p| p.held);
-            let count = || self.pg(*pg).map_or(0, |p| held(p, *vtree));
+            let count = || self.pg(*pg).map_or(0, |p| p.count(&self.sp.slots, *vtree));
             let p = Promise { blocks: *blocks, held: known.unwrap_or_else(count) };
             new.missing += p.missing();
             new.by.insert((*pg, *vtree), p);
@@ -84,7 +77,7 @@ impl Store {
     pub(crate) fn check_promises(&self) -> Result<(), String> {
         let mut missing = 0;
         for ((pg, vtree), p) in &self.sp.promises.by {
-            let here = self.pg(*pg).map_or(0, |g| held(g, *vtree));
+            let here = self.pg(*pg).map_or(0, |g| g.count(&self.sp.slots, *vtree));
             if here != p.held {
                 return Err(format!("{pg}: {} blocks of {vtree} held, {here} counted", p.held));
             }

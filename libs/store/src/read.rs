@@ -297,7 +297,7 @@ impl Store {
         let mut wants = SmallVec::<[u32; 16]>::new();
         let mut all = true;
         for (b, from, to) in blocks_of(offset, len) {
-            let Some(block) = pg.block(ext.block(b)).filter(|b| b.slot != NO_SLOT) else {
+            let Some(block) = pg.block(slots, ext.block(b)).filter(|b| b.slot != NO_SLOT) else {
                 continue;
             };
             let pages = block.valid & !block.over_mask() & mask_of(from, to);
@@ -336,7 +336,8 @@ impl Store {
 
     /// Pages of a part that are no longer what they were when the read was planned.
     fn changed(&self, pg: PgId, p: &Part, checks: &[u32]) -> u16 {
-        let block = self.pg(pg).and_then(|g| g.block(p.key)).filter(|b| b.slot == p.slot);
+        let block =
+            self.pg(pg).and_then(|g| g.block(&self.sp.slots, p.key)).filter(|b| b.slot == p.slot);
         let Some(b) = block else { return u16::MAX };
         let here = b.valid & !b.over_mask();
         // One that has left the memory may have been replaced before that.
@@ -347,8 +348,8 @@ impl Store {
 
     fn block_head(&self, pg: PgId, key: BlockKey) -> Option<BlockCopy> {
         let pg = self.pg(pg)?;
-        let (version, valid, dirty) = match pg.block(key) {
-            Some(b) => (b.newest(), b.content(), crate::pgs::dirty_of(pg, b)),
+        let (version, valid, dirty) = match pg.block(&self.sp.slots, key) {
+            Some(b) => (b.newest(), b.content(), crate::pgs::dirty_of(pg, &b)),
             None => (*pg.tombs.get(&key)?, 0, 0xFFFF),
         };
         Some(BlockCopy {
@@ -366,7 +367,7 @@ impl Store {
         let mut bits = vec![0u8; (len as usize / PAGE).div_ceil(8)];
         let mut at = 0usize;
         for (b, from, to) in blocks_of(offset, len) {
-            let block = self.pg(pg).and_then(|p| p.block(ext.block(b)));
+            let block = self.pg(pg).and_then(|p| p.block(&self.sp.slots, ext.block(b)));
             let content = block.map_or(0, |b| b.content());
             for page in from..to {
                 if content >> page & 1 == 1 {
@@ -383,7 +384,7 @@ impl Store {
 
     /// Where pages `from..to` of a block come from.
     fn plan(&self, job: &mut Job, key: BlockKey, from: u32, to: u32, skip_holes: bool) {
-        let block = self.pg(job.req.pg).and_then(|p| p.block(key));
+        let block = self.pg(job.req.pg).and_then(|p| p.block(&self.sp.slots, key));
         let (d, checks) = (&mut job.data, &mut job.checks);
         let mut page = from;
         while page < to {

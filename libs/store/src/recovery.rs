@@ -12,7 +12,7 @@ use crate::layout::{Layout, GROUP_BYTES, LOG_START, SUPER_A, SUPER_B};
 use crate::log_scan::{self, Found, LogImage};
 use crate::planted::{planted, Bug};
 use crate::seal::{BlockSeal, DeviceKey};
-use crate::slots::SlotTable;
+use crate::slots::{Damaged, SlotTable};
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
 use crate::types::{DiskOp, DiskResult, RecordKind, StoreEvent};
@@ -154,8 +154,10 @@ impl Store {
                 let first = tag * (CHUNK / GROUP_BYTES);
                 for (i, b) in buf.chunks(GROUP_BYTES as usize).enumerate() {
                     let page = first + i as u64;
-                    if !self.sp.slots.load(page, b, ckpt) {
-                        return Err(StoreError::TableCorrupt { page });
+                    match self.sp.slots.load(page, b, ckpt) {
+                        Ok(Some(entries)) => self.adopt(page, &entries),
+                        Ok(None) => {}
+                        Err(Damaged) => return Err(StoreError::TableCorrupt { page }),
                     }
                 }
             }

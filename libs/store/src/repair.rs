@@ -17,7 +17,10 @@ impl Store {
     /// exactly the block's version and content.
     pub fn repair(&mut self, pg: PgId, copy: BlockCopy) -> Result<AppendId, RepairError> {
         self.repairable(pg, copy.key)?;
-        let b = self.pg(pg).and_then(|p| p.block(copy.key)).ok_or(RepairError::NoBlock)?;
+        let b = self
+            .pg(pg)
+            .and_then(|p| p.block(&self.sp.slots, copy.key))
+            .ok_or(RepairError::NoBlock)?;
         if b.newest() != copy.version {
             return Err(RepairError::OtherVersion);
         }
@@ -45,8 +48,10 @@ impl Store {
 
     /// Are the checks here that a repair of this block is compared with? They were when its damage was found.
     fn repairable(&mut self, pg: PgId, key: BlockKey) -> Result<(), RepairError> {
-        let here =
-            self.pg(pg).and_then(|p| p.block(key)).map(|b| (b.slot, b.valid & !b.over_mask()));
+        let here = self
+            .pg(pg)
+            .and_then(|p| p.block(&self.sp.slots, key))
+            .map(|b| (b.slot, b.valid & !b.over_mask()));
         match here {
             Some((slot, pages)) if slot != NO_SLOT && !self.sp.slots.need(slot, pages) => {
                 // Told when there is room: by then they are.

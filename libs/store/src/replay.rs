@@ -5,25 +5,27 @@ use crate::checkpoint::decode_pg;
 use crate::codec::Get;
 use crate::error::StoreError;
 use crate::ids::IdTable;
-use crate::index::{Block, Pg, Sealed, TailRec};
-use crate::layout::NO_SLOT;
+use crate::index::{ExtKey, Pg, Sealed, TailRec, View};
+use crate::layout::{GROUP_SLOTS, NO_SLOT};
 use crate::log_format::{Kind, RawRecord};
 use crate::log_scan::{Found, LogImage};
 use crate::pgs::{clear_pg, decode_drops, truncate_tail};
-use crate::slots::SlotEntry;
+use crate::slots::Entries;
 use crate::space::LiveBatch;
 use crate::store::Store;
 use crate::types::{BlockCopy, BlockKey, Record, RecordKind};
 use bytes::Bytes;
 use quarry_base::{PageBuf, Seq, PAGE};
 use smallvec::SmallVec;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 const UNREADABLE: StoreError = StoreError::Inconsistent("a log record does not read");
 
 impl Store {
     pub(crate) fn replay(&mut self, image: &LogImage, found: &[Found]) -> Result<(), StoreError> {
-        self.load_table()?;
+        if self.sp.slots.twice {
+            return Err(StoreError::Inconsistent("two slots for one block"));
+        }
         let mut named = BTreeSet::new();
         let mut prev = self.sb.map_or(0, |s| s.tail_prev_crc);
         for f in found {
@@ -50,20 +52,17 @@ impl Store {
         self.settle_slots(&named)
     }
 
-    /// The index as the checkpoint left it.
-    fn load_table(&mut self) -> Result<(), StoreError> {
-        let all: Vec<(u32, SlotEntry)> = self.sp.slots.entries().collect();
-        for (slot, e) in all {
+    /// A table group's entries, as the checkpoint left them, become blocks of the index.
+    pub(crate) fn adopt(&mut self, group: u64, entries: &Entries) {
+        for (i, e) in entries.iter().enumerate() {
+            let Some(e) = e else { continue };
+            let slot = (group * GROUP_SLOTS) as u32 + i as u32;
             let idx = self.pg_or_new(e.pg);
             let Some(p) = self.pgs[idx as usize].as_mut() else { continue };
-            if p.block(e.key).is_some() {
-                return Err(StoreError::Inconsistent("two slots for one block"));
-            }
             let (version, valid, dirty) = (e.version, e.valid, e.dirty);
-            *p.block_or_new(e.key).0 = Block { version, slot, valid, dirty, over: None };
-            p.slots += 1;
+            let v = View { version, slot, valid, dirty, over: None };
+            self.sp.slots.twice |= !p.adopt(&mut self.sp.slots, e.key, v);
         }
-        Ok(())
     }
 
     fn replay_record(
@@ -149,7 +148,7 @@ impl Store {
         p.meta = b.meta;
         p.ids.merge(&b.ids);
         for (k, v) in b.tombs {
-            if p.newest(k) < v {
+            if p.newest(&self.sp.slots, k) < v {
                 apply::remove(p, &mut self.sp, k);
                 p.tombs.insert(k, v);
             }
@@ -164,23 +163,31 @@ impl Store {
         Ok(())
     }
 
+    /// Entries of the table whose block has moved or gone since.
+    fn free_disowned(&mut self) {
+        let (by_id, pgs) = (&self.by_id, &self.pgs);
+        let t = &self.sp.slots;
+        let gone = t.disowned(|slot, p| {
+            let pg = t.owners.extent(p.ext).and_then(|(l, _)| by_id.get(&l.pg));
+            let pg = pg.and_then(|i| pgs.get(*i as usize)).and_then(|p| p.as_ref());
+            pg.is_some_and(|pg| pg.owns(t, slot, p))
+        });
+        gone.into_iter().for_each(|slot| self.sp.slots.set(slot, None));
+    }
+
     /// Who owns which slot is known now: the allocator and the table follow the index.
     fn settle_slots(&mut self, named: &BTreeSet<u32>) -> Result<(), StoreError> {
         const TWICE: StoreError = StoreError::Inconsistent("two blocks in one slot");
         self.sp.recovering = false;
-        let mut owner: HashMap<u32, SlotEntry> = HashMap::new();
-        for p in self.pgs.iter_mut().flatten() {
+        let mut changed = Vec::new();
+        for (idx, p) in self.pgs.iter_mut().enumerate() {
+            let Some(p) = p.as_mut() else { continue };
             p.stable = p.last;
             p.logged_commit = p.commit;
             p.durable_commit = p.commit;
-            for (e, x) in &p.ext {
-                for (n, b) in x.iter().filter(|(_, b)| b.slot != NO_SLOT) {
-                    let (pg, key) = (p.id, e.block(n));
-                    let (version, valid, dirty) = (b.version, b.valid, b.dirty);
-                    owner.insert(b.slot, SlotEntry { pg, key, version, valid, dirty });
-                    if !self.sp.alloc.take(b.slot) {
-                        return Err(TWICE);
-                    }
+            for (_, b) in p.blocks_from(&self.sp.slots, ExtKey::MIN) {
+                if b.slot != NO_SLOT && !self.sp.alloc.take(b.slot) {
+                    return Err(TWICE);
                 }
             }
             for s in p.tail.iter().flat_map(|t| t.slots.iter()).filter(|s| **s != NO_SLOT) {
@@ -188,15 +195,18 @@ impl Store {
                     return Err(TWICE);
                 }
             }
+            let hot = p.hot_slots(&self.sp.slots);
+            changed.extend(hot.into_iter().map(|(key, slot, u)| (idx, key, slot, u)));
         }
-        let old: Vec<(u32, SlotEntry)> = self.sp.slots.entries().collect();
-        for (slot, e) in old {
-            match owner.remove(&slot) {
-                Some(now) if now == e => {}
-                now => self.sp.slots.set(slot, now),
-            }
+        self.free_disowned();
+        for (idx, key, slot, u) in changed {
+            let Some(p) = self.pgs[idx].as_mut() else { continue };
+            p.cool_if_changed(&mut self.sp.slots, key, slot, u);
         }
-        owner.into_iter().for_each(|(slot, e)| self.sp.slots.set(slot, Some(e)));
+        for p in self.pgs.iter_mut().flatten() {
+            p.sweep(&mut self.sp.slots);
+        }
+        self.sp.slots.owners.drop_orphans();
         let lsn = self.sp.last_lsn;
         for s in named {
             self.sp.named.insert(*s, lsn);

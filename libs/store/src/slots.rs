@@ -2,13 +2,14 @@
 //!
 //! A table group describes 63 slots in two pages, the table page and the CRC page, always written
 //! together, to the side that does not count now. They count once the superblock names their
-//! generation, so a checkpoint is atomic. The owners of all groups in use are in memory; the checks stand apart,
-//! in a bounded cache (see `checks`). A changed group needs its old checks too when it is written: they are read
+//! generation, so a checkpoint is atomic. The owners of all groups in use are in memory, packed (see `owners`); the
+//! checks stand apart, in a bounded cache (see `checks`). A changed group needs its old checks too when it is written: they are read
 //! as soon as it changes, and if a checkpoint begins before they are here, that group's pages wait.
 
 use crate::checks::{CheckCache, GroupChecks, Table, PER};
 use crate::codec::{crc_without, Get, Put};
 use crate::layout::{Layout, GROUP_SLOTS};
+use crate::owners::{Owners, Packed, Unpacked};
 use crate::planted::{planted, Bug};
 use crate::seal::stamp;
 use crate::types::BlockKey;
@@ -21,7 +22,7 @@ const HEAD: usize = 64;
 const ENTRY: usize = 64;
 const CRC_AT: usize = 4;
 
-/// What the table says of one slot. `version` zero: free.
+/// What the table says of one slot that is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotEntry {
     pub pg: PgId,
@@ -31,11 +32,12 @@ pub(crate) struct SlotEntry {
     pub dirty: u16,
 }
 
-type Entries = [Option<SlotEntry>; PER];
+/// A group's entries as a page of the table has them.
+pub(crate) type Entries = [Option<SlotEntry>; PER];
 
 #[derive(Default)]
 struct Group {
-    data: Option<Box<Entries>>,
+    data: Option<Box<[Packed; PER]>>,
     /// Generation and checksum on disk, and the side that counts.
     gen: u64,
     crc: u32,
@@ -82,6 +84,9 @@ pub(crate) struct SlotTable {
     dirty: Vec<u32>,
     pub digest: u64,
     pub cache: CheckCache,
+    pub owners: Owners,
+    /// Two slots of one block were found at opening.
+    pub twice: bool,
 }
 
 fn digest_of(group: u64, gen: u64, crc: u32) -> u64 {
@@ -98,7 +103,8 @@ impl SlotTable {
     /// `cache_bytes`: what the checks in memory may take.
     pub fn new(l: &Layout, cache_bytes: u64) -> SlotTable {
         let groups = (0..l.groups).map(|_| Group::default()).collect();
-        SlotTable { groups, dirty: Vec::new(), digest: 0, cache: CheckCache::new(cache_bytes) }
+        let (cache, owners) = (CheckCache::new(cache_bytes), Owners::default());
+        SlotTable { groups, dirty: Vec::new(), digest: 0, cache, owners, twice: false }
     }
 
     fn place(slot: u32) -> (usize, usize) {
@@ -120,15 +126,47 @@ impl SlotTable {
         self.dirty.len()
     }
 
-    pub fn entry(&self, slot: u32) -> Option<SlotEntry> {
+    /// The slot's entry as it is in memory; `Packed::FREE` also where there is no such slot.
+    pub fn packed(&self, slot: u32) -> Packed {
         let (g, i) = Self::place(slot);
-        self.groups.get(g)?.data.as_ref()?[i]
+        self.groups.get(g).and_then(|g| g.data.as_ref()).map_or(Packed::FREE, |d| d[i])
     }
 
-    pub fn set(&mut self, slot: u32, e: Option<SlotEntry>) {
+    pub fn entry(&self, slot: u32) -> Option<SlotEntry> {
+        unpack(&self.owners, slot, self.packed(slot))
+    }
+
+    /// The slot is that of this block now, or free.
+    pub fn set(&mut self, slot: u32, e: Option<Unpacked>) {
+        self.put(slot, e);
+        self.touch(Self::place(slot).0);
+    }
+
+    /// As `set`, of what is on disk already.
+    pub fn put(&mut self, slot: u32, e: Option<Unpacked>) {
         let (g, i) = Self::place(slot);
-        self.groups[g].data.get_or_insert_with(|| Box::new([None; PER]))[i] = e;
-        self.touch(g);
+        let data = &mut self.groups[g].data;
+        let at = &mut data.get_or_insert_with(|| Box::new([Packed::FREE; PER]))[i];
+        *at = match e {
+            Some(e) => self.owners.pack(slot, *at, e),
+            None => {
+                self.owners.forget(slot, *at);
+                Packed::FREE
+            }
+        };
+    }
+
+    /// Slots in use whose entry nobody has any more: the index has the block elsewhere, or not at all. In order.
+    pub fn disowned(&self, has: impl Fn(u32, Packed) -> bool) -> Vec<u32> {
+        let all = self.used().filter(|(slot, p)| !has(*slot, *p));
+        all.map(|(slot, _)| slot).collect()
+    }
+
+    fn used(&self) -> impl Iterator<Item = (u32, Packed)> + '_ {
+        self.groups.iter().enumerate().flat_map(|(n, g)| {
+            let all = g.data.iter().flat_map(|d| d.iter().enumerate());
+            all.filter(|(_, p)| !p.is_free()).map(move |(i, p)| ((n * PER + i) as u32, *p))
+        })
     }
 
     /// Check of page `page` of a slot, see `seal`.
@@ -194,11 +232,11 @@ impl SlotTable {
             let g = &mut self.groups[n as usize];
             (g.dirty, g.writing) = (false, true);
             let checks = self.cache.group(n, g.gen == 0);
-            let (data, crc) = encode(u64::from(n), gen, g.data.as_deref(), &checks.checks);
+            let entries = unpack_group(&self.owners, n, g.data.as_deref());
+            let (data, crc) = encode(u64::from(n), gen, Some(&entries), &checks.checks);
             let pages = if checks.is_whole() {
                 Pages::Ready(data)
             } else {
-                let entries = g.data.clone().unwrap_or_else(|| Box::new([None; PER]));
                 Pages::Late { gen, entries, checks: Box::new(checks.clone()) }
             };
             digest = digest
@@ -220,14 +258,21 @@ impl SlotTable {
         self.digest = digest;
     }
 
-    /// Recovery: takes group `n` from its 16 KiB on disk, as of checkpoint `ckpt`. False: damaged.
-    pub fn load(&mut self, n: u64, bytes: &[u8], ckpt: u64) -> bool {
+    /// Recovery: takes group `n` from its 16 KiB on disk, as of checkpoint `ckpt`. Its entries, if any is in use, are for
+    /// the index to take over, see `put`. `Err`: damaged.
+    pub fn load(
+        &mut self,
+        n: u64,
+        bytes: &[u8],
+        ckpt: u64,
+    ) -> Result<Option<Box<Entries>>, Damaged> {
         let mut best: Option<(u8, u64, u32)> = None;
         let mut later = false;
         let mut broken = 0;
+        let mut used = None;
         for side in 0..2u8 {
             let at = side as usize * 2 * PAGE;
-            let Some(pair) = bytes.get(at..at + 2 * PAGE) else { return false };
+            let Some(pair) = bytes.get(at..at + 2 * PAGE) else { return Err(Damaged) };
             match side_state(n, pair) {
                 Side::Blank => {}
                 Side::Broken => broken += 1,
@@ -240,17 +285,17 @@ impl SlotTable {
             }
         }
         if broken == 2 {
-            return false;
+            return Err(Damaged);
         }
         if let Some((side, gen, crc)) = best {
             let at = side as usize * 2 * PAGE;
             let Some((entries, checks)) = decode(n, &bytes[at..at + 2 * PAGE]) else {
-                return false;
+                return Err(Damaged);
             };
             let g = &mut self.groups[n as usize];
             (g.side, g.gen, g.crc) = (side, gen, crc);
             if entries.iter().any(Option::is_some) {
-                g.data = Some(entries);
+                used = Some(entries);
                 self.cache.preload(n as u32, &checks);
             }
             self.digest = self.digest.wrapping_add(digest_of(n, gen, crc));
@@ -265,7 +310,7 @@ impl SlotTable {
             // one, or it would count then.
             self.touch(n as usize);
         }
-        true
+        Ok(used)
     }
 
     /// Has a checkpoint written this group?
@@ -305,14 +350,29 @@ impl SlotTable {
 
     /// All entries, by slot.
     pub fn entries(&self) -> impl Iterator<Item = (u32, SlotEntry)> + '_ {
-        self.groups.iter().enumerate().flat_map(|(n, g)| {
-            g.data.iter().flat_map(move |d| {
-                let with =
-                    move |(i, e): (usize, &Option<SlotEntry>)| e.map(|e| ((n * PER + i) as u32, e));
-                d.iter().enumerate().filter_map(with)
-            })
-        })
+        self.used().filter_map(|(slot, p)| Some((slot, unpack(&self.owners, slot, p)?)))
     }
+}
+
+/// Neither side of a table group is whole.
+pub(crate) struct Damaged;
+
+fn unpack(o: &Owners, slot: u32, p: Packed) -> Option<SlotEntry> {
+    if p.is_free() {
+        return None;
+    }
+    let (l, extent) = o.extent(p.ext)?;
+    let key = BlockKey { vtree: l.vtree, layer: l.layer, extent, block: p.block() };
+    let version = o.version(slot, p);
+    Some(SlotEntry { pg: l.pg, key, version, valid: p.valid, dirty: p.dirty })
+}
+
+fn unpack_group(o: &Owners, n: u32, d: Option<&[Packed; PER]>) -> Box<Entries> {
+    let mut out: Box<Entries> = Box::new([None; PER]);
+    for (i, p) in d.into_iter().flatten().enumerate() {
+        out[i] = unpack(o, n * PER as u32 + i as u32, *p);
+    }
+    out
 }
 
 enum Side {

@@ -1,14 +1,12 @@
 //! Slots, the block table, and which log batches must stay: what every change of the index touches.
 
 use crate::alloc::Alloc;
-use crate::index::Block;
 use crate::layout::{Layout, NO_SLOT};
 use crate::planted::{planted, Bug};
 use crate::seal::DeviceKey;
-use crate::slots::{SlotEntry, SlotTable};
+use crate::slots::SlotTable;
 use crate::stats::StoreStats;
 use crate::types::BlockKey;
-use quarry_base::PgId;
 use std::collections::{HashMap, VecDeque};
 
 /// A batch between the log's tail and its head.
@@ -137,15 +135,6 @@ impl Space {
         self.alloc.free_later(slot, self.ckpt_begun, lsn);
         self.slots.set(slot, None);
         self.stats.frees += 1;
-    }
-
-    /// Copies a block's state to the table.
-    pub fn mirror(&mut self, pg: PgId, key: BlockKey, b: &Block) {
-        if self.recovering || b.slot == NO_SLOT {
-            return;
-        }
-        let (version, valid, dirty) = (b.version, b.valid, b.dirty);
-        self.slots.set(b.slot, Some(SlotEntry { pg, key, version, valid, dirty }));
     }
 
     pub fn unpin_all(&mut self, pins: &mut smallvec::SmallVec<[u64; 2]>) {
