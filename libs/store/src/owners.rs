@@ -76,6 +76,9 @@ impl ExtRec {
     }
 }
 
+/// What a block costs: 16 bytes, and with all 16 of an extent in use a sixteenth of its record.
+const _: () = assert!(size_of::<Packed>() == 16 && size_of::<ExtRec>() <= 76);
+
 #[derive(Default)]
 pub(crate) struct Owners {
     layers: Vec<Option<LayerKey>>,
