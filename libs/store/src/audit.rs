@@ -3,6 +3,7 @@
 use crate::batch::Body;
 use crate::index::ExtKey;
 use crate::layout::NO_SLOT;
+use crate::owners::Census;
 use crate::store::Store;
 use std::collections::HashMap;
 
@@ -86,6 +87,30 @@ impl Store {
         if sums != kept {
             return Err(format!("pins, dirty pages, unslotted: {sums:?} counted, {kept:?} kept"));
         }
+        self.check_table()?;
         self.check_promises()
+    }
+
+    /// Does the table hold what the groups have, and nothing else?
+    fn check_table(&self) -> Result<(), String> {
+        let mut want = Census::default();
+        for p in self.live_pgs() {
+            let (layers, extents) = p.counts();
+            want.layers += layers;
+            want.extents += extents;
+            want.entries += p.slots as usize;
+        }
+        let (kept, used) = (self.sp.slots.owners.census(), self.sp.slots.count_used());
+        if kept != want || used != want.entries {
+            return Err(format!("the table has {kept:?}, {used} slots; the groups {want:?}"));
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory of the block table: who owns which slot, and the index of the groups. Without the cache of checks
+    /// and the content of pages that are in the log alone. Costs time in proportion to the table.
+    pub fn table_memory(&self) -> u64 {
+        let index = self.live_pgs().map(|p| p.index_memory()).sum::<usize>();
+        (self.sp.slots.memory() + index) as u64
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::index::{Block, ExtKey, Extents, Pg, View};
 use crate::layout::NO_SLOT;
-use crate::owners::{ExtRec, LayerKey, Packed, Unpacked};
+use crate::owners::{map_bytes, ExtRec, LayerKey, Packed, Unpacked};
 use crate::slots::SlotTable;
 use crate::types::BlockKey;
-use quarry_base::{Extent, Version, VtreeId};
+use quarry_base::{Extent, Layer, Version, VtreeId};
 use std::collections::BTreeMap;
 
 impl Pg {
@@ -68,6 +68,9 @@ impl Pg {
     fn hand_over(&mut self, t: &mut SlotTable, k: BlockKey) {
         let Some(r) = self.find(k) else { return };
         let x = t.owners.ext_mut(r);
+        if !x.is_hot(k.block) {
+            return;
+        }
         let at = x.at[k.block as usize];
         let here = self.hot.get(at).filter(|b| b.over.is_none());
         if let Some(slot) = here.map(|b| b.slot) {
@@ -213,6 +216,17 @@ impl Pg {
             }
         }
         out
+    }
+
+    /// Bytes of memory of the index and of the hot blocks, their overlays' content not counted.
+    pub fn index_memory(&self) -> usize {
+        let by = self.layers.values().map(|x| map_bytes::<u32, u32>(x.by.len())).sum::<usize>();
+        by + map_bytes::<(VtreeId, Layer), Extents>(self.layers.len()) + self.hot.memory()
+    }
+
+    /// For the audit: layers, and records of extents.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.layers.len(), self.layers.values().map(|x| x.by.len()).sum())
     }
 
     /// For the audit: blocks held here, and blocks with an overlay. The same outside of a change.

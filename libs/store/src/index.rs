@@ -13,7 +13,8 @@ use crate::types::{BlockCopy, BlockKey, Record};
 use bytes::Bytes;
 use quarry_base::{Extent, Instance, Layer, PgId, RequestId, Seq, Version, VtreeId};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 
 /// A copy of a block and the checks of its pages.
 pub(crate) struct Sealed {
@@ -110,35 +111,57 @@ impl ExtKey {
     }
 }
 
-/// The hot blocks of a group, by place.
+/// The hot blocks of a group, by place. The lowest place is taken first, so that the end of the list becomes free and its
+/// memory is given back: there are many groups, and what one once needed is not what it needs now.
 #[derive(Default)]
 pub(crate) struct Hot {
     list: Vec<Option<Block>>,
-    free: Vec<u32>,
+    /// Every place not in use is here; one that is in use or beyond the end may be, and is passed over.
+    free: BinaryHeap<Reverse<u32>>,
+    used: usize,
 }
 
-/// With more places than this their memory is given back when none is in use.
+/// So many places are kept.
 const KEEP_PLACES: usize = 64;
 
 impl Hot {
     pub fn put(&mut self, b: Block) -> u32 {
-        if let Some(i) = self.free.pop() {
-            self.list[i as usize] = Some(b);
-            return i;
+        self.used += 1;
+        while let Some(Reverse(i)) = self.free.pop() {
+            if let Some(p @ None) = self.list.get_mut(i as usize) {
+                *p = Some(b);
+                return i;
+            }
         }
         self.list.push(Some(b));
         self.list.len() as u32 - 1
     }
     pub fn take(&mut self, i: u32) -> Option<Block> {
-        let b = self.list.get_mut(i as usize)?.take();
-        self.free.push(i);
-        if self.free.len() == self.list.len() && self.list.len() > KEEP_PLACES {
+        let b = self.list.get_mut(i as usize)?.take()?;
+        self.used -= 1;
+        self.free.push(Reverse(i));
+        while self.list.last().is_some_and(Option::is_none) {
+            self.list.pop();
+        }
+        let n = self.list.len().max(KEEP_PLACES);
+        if self.used == 0 && self.list.capacity() > n {
             *self = Hot::default();
         }
-        b
+        if self.list.capacity() > 4 * n {
+            self.list.shrink_to(2 * n);
+        }
+        if self.free.len() > 2 * n {
+            let places = self.list.iter().zip(0..);
+            self.free = places.filter(|(p, _)| p.is_none()).map(|(_, i)| Reverse(i)).collect();
+        }
+        Some(b)
     }
     pub fn len(&self) -> usize {
-        self.list.len() - self.free.len()
+        self.used
+    }
+    /// Bytes of memory, what is reserved included.
+    pub fn memory(&self) -> usize {
+        self.list.capacity() * size_of::<Option<Block>>() + self.free.capacity() * 4
     }
     pub fn get(&self, i: u32) -> Option<&Block> {
         self.list.get(i as usize)?.as_ref()
@@ -259,4 +282,36 @@ pub(crate) enum Done {
     Rec { pg: u32, version: Version },
     Copy { pg: u32, copy: Box<Sealed>, slot: u32, repair: bool },
     Drop { pg: u32, list: Vec<(BlockKey, Version)> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks come and go; one is always there. What a burst needed is given back after it.
+    #[test]
+    fn a_group_gives_back_what_a_burst_of_hot_blocks_took() {
+        let mut h = Hot::default();
+        let small = |h: &Hot| h.memory() <= 4 * KEEP_PLACES * (size_of::<Option<Block>>() + 4);
+        for round in 0..20u32 {
+            let mut all: Vec<u32> = (0..20_000).map(|_| h.put(Block::empty())).collect();
+            all.sort_unstable();
+            all.dedup();
+            assert_eq!((all.len(), h.len()), (20_000, 20_000));
+            assert!(!small(&h));
+            let mut last = h.put(Block::empty());
+            for (n, i) in all.into_iter().enumerate() {
+                assert!(h.take(i).is_some() && h.take(i).is_none());
+                if n as u32 % 3 == round % 3 {
+                    let next = h.put(Block::empty());
+                    assert!(h.get(next).is_some() && h.take(last).is_some());
+                    last = next;
+                }
+            }
+            assert_eq!(h.len(), 1);
+            assert!(small(&h), "{} bytes for one block", h.memory());
+            assert!(h.take(last).is_some());
+        }
+        assert_eq!(h.len(), 0);
+    }
 }

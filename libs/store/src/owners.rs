@@ -4,8 +4,8 @@
 //! it is; the extent's record says where each of its blocks is, so that the index of a group needs no more than the
 //! record's number (see `index`). A record stays as long as a block is in it; its place is used again, the memory is not given back.
 //!
-//! Versions are packed into 60 bits: the number of the epoch in a list of those that ever were in the table, and the
-//! seq. One that does not fit (more than 65,535 epochs since open, or a seq from 2^44 on) is kept beside, by slot.
+//! Versions are packed into 60 bits: the number of the epoch in a list of those that are in the table, and the
+//! seq. One that does not fit (more than 65,535 epochs at a time, or a seq from 2^44 on) is kept beside, by slot.
 //!
 //! Nothing walks a hash map here: the one there is finds an epoch's number.
 
@@ -85,11 +85,22 @@ pub(crate) struct Owners {
     free_layers: Vec<u32>,
     chunks: Vec<Vec<ExtRec>>,
     free_ext: Option<u32>,
-    epochs: Vec<Epoch>,
+    /// By number, with how many entries have it; none: the number is free.
+    epochs: Vec<(Epoch, u32)>,
+    free_epochs: Vec<u16>,
     by_epoch: HashMap<Epoch, u16>,
     /// The one looked for last.
     last: Option<(Epoch, u16)>,
     wide: BTreeMap<u32, Version>,
+}
+
+/// What is in use, for the audit.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Census {
+    pub layers: usize,
+    pub extents: usize,
+    /// Entries that are not free.
+    pub entries: usize,
 }
 
 impl Owners {
@@ -159,33 +170,39 @@ impl Owners {
         &mut self.chunks[r as usize / CHUNK][r as usize % CHUNK]
     }
 
+    /// The number of an epoch, for one more entry.
     fn epoch_no(&mut self, e: Epoch) -> u64 {
-        if let Some((_, n)) = self.last.filter(|(last, _)| *last == e) {
-            return u64::from(n);
-        }
-        let next = self.epochs.len() as u64;
-        let n = match self.by_epoch.get(&e) {
-            Some(n) => *n,
-            None if next == WIDE => return WIDE,
+        let known = self.last.filter(|(last, _)| *last == e).map(|(_, n)| n);
+        let n = match known.or_else(|| self.by_epoch.get(&e).copied()) {
+            Some(n) => n,
             None => {
-                self.epochs.push(e);
-                self.by_epoch.insert(e, next as u16);
-                next as u16
+                let n = match self.free_epochs.pop() {
+                    Some(n) => n,
+                    None if self.epochs.len() as u64 == WIDE => return WIDE,
+                    None => {
+                        self.epochs.push((e, 0));
+                        (self.epochs.len() - 1) as u16
+                    }
+                };
+                self.epochs[usize::from(n)] = (e, 0);
+                self.by_epoch.insert(e, n);
+                n
             }
         };
+        self.epochs[usize::from(n)].1 += 1;
         self.last = Some((e, n));
         u64::from(n)
     }
 
     /// The entry of a slot. `old`: the one that it replaces.
     pub fn pack(&mut self, slot: u32, old: Packed, new: Unpacked) -> Packed {
-        self.forget(slot, old);
         let Unpacked { ext, block, version, valid, dirty } = new;
         let seq = version.seq.0;
         let mut no = WIDE;
         if seq >> SEQ_BITS == 0 {
             no = self.epoch_no(version.epoch);
         }
+        self.forget(slot, old);
         let low = if no == WIDE { 0 } else { seq };
         if no == WIDE {
             self.wide.insert(slot, version);
@@ -194,8 +211,20 @@ impl Owners {
     }
     /// The slot's entry counts no more.
     pub fn forget(&mut self, slot: u32, old: Packed) {
+        if old.is_free() {
+            return;
+        }
         if old.is_wide() {
             self.wide.remove(&slot);
+            return;
+        }
+        let n = (old.word >> 48) as u16;
+        let Some((epoch, used)) = self.epochs.get_mut(usize::from(n)) else { return };
+        *used -= 1;
+        if *used == 0 {
+            self.by_epoch.remove(epoch);
+            self.free_epochs.push(n);
+            self.last = self.last.filter(|(_, last)| *last != n);
         }
     }
 
@@ -203,9 +232,36 @@ impl Owners {
         if p.is_wide() {
             return self.wide.get(&slot).copied().unwrap_or_default();
         }
-        let epoch = self.epochs.get((p.word >> 48) as usize).copied().unwrap_or_default();
+        let epoch = self.epochs.get((p.word >> 48) as usize).copied().unwrap_or_default().0;
         Version::new(epoch, Seq(p.word >> 4 & ((1 << SEQ_BITS) - 1)))
     }
+
+    pub fn census(&self) -> Census {
+        let records = self.chunks.iter().flatten();
+        let numbered: usize = self.epochs.iter().map(|(_, used)| *used as usize).sum();
+        Census {
+            layers: self.layers.iter().flatten().count(),
+            extents: records.filter(|x| x.layer != NONE).count(),
+            entries: numbered + self.wide.len(),
+        }
+    }
+
+    /// Bytes of memory, what is reserved included.
+    pub fn memory(&self) -> usize {
+        let records = self.chunks.iter().map(|c| c.capacity() * size_of::<ExtRec>()).sum::<usize>();
+        records
+            + self.chunks.capacity() * size_of::<Vec<ExtRec>>()
+            + self.layers.capacity() * size_of::<Option<LayerKey>>()
+            + (self.free_layers.capacity() + self.free_epochs.capacity()) * 4
+            + self.epochs.capacity() * size_of::<(Epoch, u32)>()
+            + self.by_epoch.capacity() * size_of::<(Epoch, u16, u8)>()
+            + map_bytes::<u32, Version>(self.wide.len())
+    }
+}
+
+/// What so many entries of an ordered map take: nodes of eleven places, about half of them in use, as after entries in order.
+pub(crate) fn map_bytes<K, V>(n: usize) -> usize {
+    (n * (size_of::<K>() + size_of::<V>() + 4)).div_ceil(4) * 7
 }
 
 /// What an entry says.
@@ -240,10 +296,28 @@ mod tests {
             assert_eq!(back, (u.ext, u.block, u.version, u.valid, u.dirty));
         }
         assert!(o.wide.len() > 4000, "more epochs than have numbers");
+        assert_eq!(o.census().entries, kept.len());
         for (slot, _, p) in &kept {
             o.forget(*slot, *p);
         }
         assert!(o.wide.is_empty());
+        assert_eq!((o.census(), o.by_epoch.len(), o.last), (Census::default(), 0, None));
+    }
+
+    /// A group's epoch rises with each change of its members: there is no end to them while a store is open.
+    #[test]
+    fn numbers_of_epochs_are_used_again() {
+        let mut o = Owners::default();
+        let mut at = [Packed::FREE; 8];
+        for e in 0..200_000u64 {
+            let slot = (e % 8) as u32;
+            let version = Version::new(Epoch(e), Seq(e));
+            let new = Unpacked { ext: 1, block: 0, version, valid: 1, dirty: 1 };
+            at[slot as usize] = o.pack(slot, at[slot as usize], new);
+            assert_eq!(o.version(slot, at[slot as usize]), version);
+        }
+        assert!(o.wide.is_empty() && o.epochs.len() < 16, "{} epochs", o.epochs.len());
+        assert_eq!(o.census().entries, 8);
     }
 
     #[test]

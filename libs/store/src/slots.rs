@@ -348,6 +348,20 @@ impl SlotTable {
         }
     }
 
+    /// How many slots are in use, for the audit.
+    pub fn count_used(&self) -> usize {
+        self.used().count()
+    }
+
+    /// Bytes of memory of the entries and what they share, the cache of checks not counted.
+    pub fn memory(&self) -> usize {
+        let pages = self.groups.iter().filter(|g| g.data.is_some()).count();
+        self.groups.capacity() * size_of::<Group>()
+            + pages * size_of::<[Packed; PER]>().next_multiple_of(64)
+            + self.dirty.capacity() * 4
+            + self.owners.memory()
+    }
+
     /// All entries, by slot.
     pub fn entries(&self) -> impl Iterator<Item = (u32, SlotEntry)> + '_ {
         self.used().filter_map(|(slot, p)| Some((slot, unpack(&self.owners, slot, p)?)))
