@@ -128,6 +128,7 @@ fn main() {
     let blocks = s.stats().used_bytes / u64::from(BLOCK);
     println!("{blocks} blocks of a device of {gib} GiB in use");
     show("filled", resident(&disk) - before, blocks);
+    show("of that, the block table by its own account", s.table_memory(), blocks);
     let st = s.stats();
     println!(
         "of that, cached checksums: {:.1} MiB, limit {:.1} MiB",
