@@ -49,19 +49,19 @@ macro_rules! caught {
 caught! {
     a_skipped_sync_of_a_batch: SkippedSync PLAIN 300, 0 + 100;
     an_acknowledgement_before_the_sync: StableBeforeSync PLAIN 300, 2 + 100;
-    a_superblock_before_the_sync_of_its_tables: CheckpointUnsynced PLAIN 300, 7 + 100;
+    a_superblock_before_the_sync_of_its_tables: CheckpointUnsynced PLAIN 300, 127 + 200;
     a_checkpoint_before_its_data: CheckpointBeforeData PLAIN 300, 2 + 100;
     a_table_page_written_in_place: SameSide PLAIN 300, 0 + 200;
     a_checksum_without_the_address_and_a_write_that_went_astray: CheckWithoutAddress ASTRAY 300, 0 + 200;
     a_checksum_without_the_address_and_a_write_that_never_happened: CheckWithoutAddress LOST 300, 0 + 200;
-    a_checksum_without_the_address_and_a_power_loss: CheckWithoutAddress PLAIN 300, 0 + 200;
+    a_checksum_without_the_address_and_a_power_loss: CheckWithoutAddress PLAIN 300, 24 + 200;
     a_checksum_not_checked: CrcUnchecked ROT 300, 3 + 200;
-    a_block_reused_before_its_freeing_is_durable: ReusedEarly PLAIN 300, 0 + 100;
+    a_block_reused_before_its_freeing_is_durable: ReusedEarly PLAIN 300, 10 + 100;
     a_recycled_block_without_valid_mask: NoValidMask PLAIN 300, 0 + 100;
     a_legal_tail_called_corruption: TailCalledCorruption PLAIN 300, 26 + 100;
-    corruption_called_a_tail: CorruptionCalledTail ROT 300, 5 + 200;
+    corruption_called_a_tail: CorruptionCalledTail ROT 300, 8 + 200;
     a_destage_before_its_commit_is_durable: CommitNotDurable PLAIN 300, 6 + 200;
-    direct_data_not_checked: DirectUnchecked PLAIN 300, 21 + 100;
+    direct_data_not_checked: DirectUnchecked PLAIN 300, 80 + 100;
     tombstones_not_checkpointed: TombstonesForgotten PLAIN 300, 0 + 100;
     ids_not_checkpointed: IdsForgotten PLAIN 300, 0 + 100;
     a_dirty_mask_that_forgets: DirtyForgotten PLAIN 300, 0 + 100;
