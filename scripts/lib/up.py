@@ -128,7 +128,7 @@ def _start(cluster, known):
         how = "ok"
     except Failure:
         how = _healthy(api)[len("health is "):] or "ok"
-        if not known or not how.startswith(("ok", "degraded")):
+        if not known or not how.startswith(("ok", "degraded")) or _failed(api):
             raise
     _ids(cluster, api)
     cluster.save()
@@ -205,12 +205,15 @@ def _healthy(api):
 def _well(api):
     """Health is ok. By a device that has failed it will not become so: nobody need wait for it."""
     missing = _healthy(api)
-    devices = api.call("GET", "/device/list")[1] if missing else []
-    for d in devices if isinstance(devices, list) else []:
-        if d.get("state") == "failed":
-            raise Failure(f"{d.get('sds')}'s device {d.get('path')} has failed: {d.get('error')}",
-                          "what it says is in the log of that server; `sds-server check` reads the device itself")
+    for d in _failed(api) if missing else []:
+        raise Failure(f"{d.get('sds')}'s device {d.get('path')} has failed: {d.get('error')}",
+                      "what it says is in the log of that server; `sds-server check` reads the device itself")
     return missing
+
+
+def _failed(api):
+    devices = api.call("GET", "/device/list")[1]
+    return [d for d in devices if d.get("state") == "failed"] if isinstance(devices, list) else []
 
 
 def _named(api, path):

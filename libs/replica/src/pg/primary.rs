@@ -66,6 +66,8 @@ pub(crate) struct Primary {
     /// Deleted vTrees have been looked for since this index of the view.
     pub drops_checked: Option<quarry_base::ConfigIndex>,
     pub syncs: u64,
+    /// This configuration is led since.
+    pub since: Nanos,
     pub wake_at: Nanos,
 }
 
@@ -108,6 +110,7 @@ impl Primary {
             all_through_at: state.commit,
             drops_checked: None,
             syncs: 0,
+            since: cx.now,
             wake_at: Nanos::MAX,
             cfg,
         }

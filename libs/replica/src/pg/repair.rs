@@ -3,8 +3,8 @@
 //! The block is locked, writes in flight on it are waited for, every in-sync member is asked in turn for its
 //! copy; only content of exactly our version is taken (the store checks it). Whoever needed the page goes on
 //! then; without a good copy reads and merges of it are answered `Corrupt`, until it is overwritten (R25).
-//! While a copy is away that is listed and may have the page, they are told to try again instead: it comes back, or
-//! is replaced after the grace time.
+//! While a copy is away that is listed and may have the page, they are told to try again instead, for a minute: it
+//! comes back, or is replaced after the grace time.
 
 use super::locks::{LockId, PageRange, Span};
 use super::member::frame_copy;
@@ -15,9 +15,13 @@ use crate::event::{LinkId, Note};
 use quarry_base::{DeviceId, Nanos, RequestId, Seq};
 use quarry_store::{AppendError, AppendId, BlockKey, RepairError};
 use quarry_wire::{Frame, Op, Status};
+use std::time::Duration;
 
 /// A member that is there and does not answer is asked so often.
 const ASKS: usize = 4;
+/// A copy that is away is waited for so long: a restart takes less, and after it copies are made elsewhere (the usual
+/// grace time).
+const AWAY: Duration = Duration::from_secs(60);
 
 pub(crate) struct Repair {
     key: BlockKey,
@@ -122,7 +126,10 @@ impl Primary {
     }
 
     /// A listed device may have the page that is missing here: one that is away, or is sent what changed only.
-    fn is_one_to_come(&self, key: BlockKey) -> bool {
+    fn is_one_to_come(&self, key: BlockKey, now: Nanos) -> bool {
+        if now.since(self.since) >= AWAY {
+            return false;
+        }
         let c = &self.cfg;
         c.listed.iter().filter(|d| !c.in_sync.iter().any(|m| m.device == **d)).any(|d| {
             let f = self.followers.iter().find(|f| f.member.device == *d);
@@ -201,7 +208,7 @@ impl Primary {
             cx.stats.no_good_copy += 1;
             cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
         }
-        let waits = r.failed || self.is_one_to_come(r.key);
+        let waits = r.failed || self.is_one_to_come(r.key, cx.now);
         let bad = if waits { Status::TryAgain } else { Status::Corrupt };
         for req in r.readers {
             if good {
