@@ -79,7 +79,7 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
     };
     let summary = match (health, w.why.is_empty()) {
         _ if empty => format!("{kind} {name} cannot take data yet"),
-        (h, _) if cx.is_away(what) => format!("{kind} {name} is not there: {}", without(h)),
+        (h, _) if cx.is_away(what) => format!("{kind} {name} is out of use: {}", without(h)),
         (Health::Ok, true) => format!("{kind} {name} is well: nothing to do"),
         (Health::Ok, false) => format!("{kind} {name} has all its copies, but see below"),
         (Health::Degraded, _) => format!("{kind} {name} works, but some data has too few copies"),
@@ -142,7 +142,7 @@ impl Cx<'_> {
         })
     }
 
-    /// A server that is down or taken out; a node with such a server or a client that is down.
+    /// A server that is down or taken out; a node of which that holds for all servers and clients.
     fn is_away(&self, what: Subject) -> bool {
         let sds = |id: SdsId| {
             self.s.sds.get(&id).is_some_and(|x| x.fenced || (!x.up && x.start.get() > 0))
@@ -150,9 +150,11 @@ impl Cx<'_> {
         match what {
             Subject::Sds(id) => sds(id),
             Subject::Node(id) => {
-                let mut clients = self.s.sdcs.values().filter(|x| x.node == Some(id));
-                let mut servers = self.s.sds_of(id).into_iter();
-                servers.any(sds) || clients.any(|x| !x.up && x.instance.get() > 0)
+                let clients = self.s.sdcs.values().filter(|x| x.node == Some(id));
+                let clients = clients.map(|x| !x.up && x.instance.get() > 0);
+                let all: Vec<bool> =
+                    self.s.sds_of(id).into_iter().map(sds).chain(clients).collect();
+                !all.is_empty() && all.iter().all(|away| *away)
             }
             _ => false,
         }

@@ -123,6 +123,8 @@ pub struct Known {
     pub adds: bool,
     /// An SDC that does not detach, an SDS that does not confirm.
     pub detached: bool,
+    /// A client on a host whose kernel has no NBD.
+    pub no_kernel: bool,
     pub results: Vec<(u64, bool, String)>,
     /// Answers to `MapHere`.
     pub mapped: Vec<(String, Result<quarry_base::VolumeId, String>)>,
@@ -347,13 +349,14 @@ fn attach(k: &mut Known) -> Vec<FromNode> {
         return Vec::new();
     }
     let mine = k.view.volumes.values().filter(|v| v.mappings.iter().any(|m| m.sdc == k.sdc));
+    let wanted = |v: &quarry_wire::VolumeInfo| v.mappings.iter().any(|m| m.device);
     let list: Vec<Attachment> = mine
         .map(|v| Attachment {
             volume: v.id,
             generation: v.generation,
             socket: Some(format!("/run/{}.sock", v.name).into()),
-            device: v.mappings.iter().any(|m| m.device).then(|| "/dev/nbd0".into()),
-            error: None,
+            device: (wanted(v) && !k.no_kernel).then(|| "/dev/nbd0".into()),
+            error: (wanted(v) && k.no_kernel).then(|| "no NBD driver".into()),
         })
         .collect();
     vec![FromNode::Attachments(list)]

@@ -134,6 +134,16 @@ class ClusterCase(unittest.TestCase):
         self.assertIn("no space left", r.stderr)
         self.assertLess(time.monotonic() - begin, 30)
 
+    def test_an_up_that_fails_on_a_running_cluster_stops_nothing_of_it(self):
+        self.assertEqual(self.up().returncode, 0)
+        before = self.pids()
+        self.assertEqual(self.cluster("kill", "mdm1", "--dir", self.dir).returncode, 0)
+        r = self.up(FAKE_HEALTH="degraded", FAKE_DISK="no space left")
+        self.assertEqual(r.returncode, 1, r.stderr)
+        for name in ("sds1", "sds2", "sds3", "sdc1"):
+            self.assertEqual(self.pids()[name], before[name])
+            self.assertIsNotNone(proc.start_time(before[name]))
+
     def test_what_cannot_work_is_refused_before_anything_is_made(self):
         for args in (["--copies", "4"], ["--copies", "3", "--sds", "2"], ["--sds", "0"],
                      ["--mdm", "3"], ["--device-size", "17"], ["--device-size", "big"]):

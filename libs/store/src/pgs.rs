@@ -303,6 +303,11 @@ impl Store {
         truncate_tail(p, &mut self.sp, from);
     }
 
+    /// Has the group a block of this vTree? Tombstones do not count.
+    pub fn has_blocks_of(&self, pg: PgId, vtree: VtreeId) -> bool {
+        self.pg(pg).is_some_and(|p| p.count(&self.sp.slots, vtree) > 0)
+    }
+
     /// Groups on this device.
     pub fn pgs(&self) -> Vec<PgId> {
         let mut v: Vec<PgId> = self.by_id.keys().copied().collect();

@@ -293,6 +293,42 @@ async fn a_client_maps_the_volumes_of_its_table_to_itself() {
     assert!(a.with(|k| k.mapped.is_empty()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_device_that_cannot_be_attached_is_given_up_by_mapping_without_one() {
+    let mdm = Mdm::start().await;
+    let _servers = pair(&mdm).await;
+    let c = Fake::join(&mdm, hello(Role::Sdc, "c", 3)).await;
+    c.with(|k| k.no_kernel = true);
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    let map = |device| json!({"volume": "v", "sdc": "c", "device": device});
+    let (status, e) = mdm.call("POST", "/vol/map", Some(map(true))).await;
+    assert_eq!((status, e["code"].as_str().unwrap()), (422, "attach_failed"));
+    assert!(mdm.get("/explain/volume/v").await["why"].to_string().contains("no NBD driver"));
+    let mapped = mdm.post("/vol/map", map(false)).await;
+    assert!(mapped["uri"].is_string() && mapped["device"].is_null(), "{mapped}");
+    assert!(c.with(|k| k.view.volumes.values().all(|v| !v.mappings[0].device)));
+    assert!(!mdm.get("/explain/volume/v").await["why"].to_string().contains("NBD"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_away_or_waits_for_devices_is_explained_as_such() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    let summary = |v: serde_json::Value| v["summary"].as_str().unwrap().to_string();
+    assert!(summary(mdm.get("/explain/sds/b").await).contains("is well"));
+    drop(b);
+    a.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    for path in ["/explain/sds/b", "/explain/node/b"] {
+        assert!(summary(mdm.get(path).await).contains("is out of use"), "{path}");
+    }
+    assert!(!summary(mdm.get("/explain/node/a").await).contains("out of use"));
+    mdm.post("/pd/create", json!({"name": "d2"})).await;
+    mdm.post("/pool/create", json!({"name": "p2", "protection_domain_id": 2})).await;
+    let p = mdm.get("/explain/pool/p2").await;
+    assert!(summary(p.clone()).contains("cannot take data yet"), "{p}");
+    assert!(p["why"].to_string().contains("waits for devices"), "{p}");
+}
+
 /// R26: what would be lost is said, nothing happens without a yes, and the decision waits for a client that is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_lets_older_copies_count() {

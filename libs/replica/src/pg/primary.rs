@@ -238,22 +238,6 @@ impl Primary {
         !self.started || cx.handing_over || self.cfg.in_sync.len() < self.cfg.min_copies as usize
     }
 
-    /// Is there a block of the vTree with content? Tombstones come first as often as not.
-    pub(super) fn has_data_of(&self, vtree: quarry_base::VtreeId, cx: &Cx) -> bool {
-        const LOOK: usize = 64;
-        let mut at = quarry_store::BlockKey { vtree, ..quarry_store::BlockKey::MIN };
-        loop {
-            let rows = cx.store.scan(self.pg, at, LOOK, None);
-            if rows.iter().any(|r| r.key.vtree == vtree && r.valid != 0) {
-                return true;
-            }
-            match rows.last() {
-                Some(r) if rows.len() == LOOK && r.key.vtree == vtree => at = r.key.next(),
-                _ => return false,
-            }
-        }
-    }
-
     /// Deleted volumes: one record drops a vTree's blocks of this group.
     fn drop_deleted(&mut self, cx: &mut Cx) {
         if self.is_closed(cx) || self.drops_checked == Some(cx.view.index()) {
@@ -261,7 +245,7 @@ impl Primary {
         }
         let pool = self.pg.pool();
         for (&vtree, _) in cx.view.cluster.deleted.iter().filter(|(_, p)| **p == pool) {
-            let held = self.has_data_of(vtree, cx);
+            let held = cx.store.has_blocks_of(self.pg, vtree);
             let tail: Vec<_> = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).collect();
             let pending = tail.iter().any(|t| record_of(&t.rec, vtree));
             let dropping = tail

@@ -171,7 +171,7 @@ impl Primary {
                 None => BlockKey::MAX,
             };
             // Still here: it is dropped by a record to come.
-            if !self.has_data_of(vtree, cx) {
+            if !cx.store.has_blocks_of(self.pg, vtree) {
                 self.send_drop(i, s, from, to, &[], cx);
             }
         }
