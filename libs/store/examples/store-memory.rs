@@ -5,67 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use bytes::Bytes;
+#[path = "../tests/common/standin.rs"]
+mod standin;
+
 use quarry_base::*;
 use quarry_store::*;
-use std::collections::HashMap;
+use standin::Disk;
 use std::time::Instant;
-
-struct Disk {
-    pages: HashMap<u64, Bytes>,
-    /// Where the data begins: not kept from there on.
-    data: u64,
-    zero: Bytes,
-}
-
-impl Disk {
-    fn write(&mut self, mut offset: u64, data: &[u8]) {
-        for p in data.chunks(PAGE) {
-            if offset < self.data {
-                self.pages.insert(offset, Bytes::copy_from_slice(p));
-            }
-            offset += PAGE as u64;
-        }
-    }
-
-    fn run(&mut self, s: &mut Store, events: &mut Vec<StoreEvent>) {
-        self.run_until(s, events, false);
-    }
-
-    /// Until nothing is left to do; `open`: until the store is open.
-    fn run_until(&mut self, s: &mut Store, events: &mut Vec<StoreEvent>, open: bool) {
-        let mut ops = Vec::new();
-        loop {
-            s.poll(Nanos(1), &mut ops, events);
-            let is_open = || events.iter().any(|e| matches!(e, StoreEvent::Opened));
-            if ops.is_empty() || open && is_open() {
-                return;
-            }
-            for op in ops.drain(..) {
-                let id = op.id();
-                let r = match op {
-                    DiskOp::Read { offset, len, .. } => {
-                        let mut b = PageBuf::zeroed(len);
-                        for (i, p) in b.chunks_mut(PAGE).enumerate() {
-                            let at = offset + (i * PAGE) as u64;
-                            p.copy_from_slice(self.pages.get(&at).unwrap_or(&self.zero));
-                        }
-                        DiskResult::Read(Ok(b))
-                    }
-                    DiskOp::Write { mut offset, data, .. } => {
-                        for d in data {
-                            self.write(offset, &d);
-                            offset += d.len() as u64;
-                        }
-                        DiskResult::Done(Ok(()))
-                    }
-                    _ => DiskResult::Done(Ok(())),
-                };
-                s.complete(Nanos(1), id, r);
-            }
-        }
-    }
-}
 
 /// Resident bytes of this process without the disk's pages.
 fn resident(d: &Disk) -> u64 {
@@ -77,19 +23,10 @@ fn resident(d: &Disk) -> u64 {
 fn main() {
     let gib: u64 = std::env::args().nth(1).map_or(16, |a| a.parse().expect("GiB"));
     let cfg = StoreConfig { device_bytes: gib << 30, ..StoreConfig::default() };
-    let ident = DeviceIdent { cluster: [7; 16], device_uuid: [3; 16], device: DeviceId(1) };
-    let zero = PageBuf::zeroed(PAGE).freeze();
-    let table = cfg.device_bytes / 240 + (1 << 20);
-    let data = cfg.log_bytes_or_default() + table;
-    let mut disk = Disk { pages: HashMap::new(), data, zero };
-    for step in format(&cfg, ident).unwrap() {
-        if let FormatStep::Write { offset, data } = step {
-            disk.write(offset, &data);
-        }
-    }
+    let mut disk = Disk::new(&cfg);
     let mut s = Store::open(cfg.clone(), None);
     let mut events = Vec::new();
-    disk.run(&mut s, &mut events);
+    disk.run(&mut s, &mut events, false);
     let before = resident(&disk);
     let content = PageBuf::zeroed(EXTENT as usize).freeze();
     let crcs: smallvec::SmallVec<[u32; 1]> = content.chunks(PAGE).map(crc32c).collect();
@@ -111,12 +48,12 @@ fn main() {
             Err(AppendError::LogFull) => {}
             Err(e) => panic!("{e}"),
         }
-        disk.run(&mut s, &mut events);
+        disk.run(&mut s, &mut events, false);
         s.set_commit(pg, seq.min(s.pg_state(pg).stable.seq));
         events.clear();
     }
     s.flush_all();
-    disk.run(&mut s, &mut events);
+    disk.run(&mut s, &mut events, false);
     let show = |what: &str, bytes: u64, blocks: u64| {
         println!(
             "{what}: {:.1} MiB resident, {:.1} bytes a block, {:.2} GiB a TiB",
@@ -144,7 +81,7 @@ fn main() {
 fn opened(cfg: &StoreConfig, disk: &mut Disk, what: &str) -> Store {
     let start = Instant::now();
     let mut s = Store::open(cfg.clone(), None);
-    disk.run_until(&mut s, &mut Vec::new(), true);
+    disk.run(&mut s, &mut Vec::new(), true);
     let st = s.stats();
     println!(
         "opened {what} in {:.2} s (log {} MiB, {} MiB of it in use, {} pages in memory)",
@@ -162,7 +99,7 @@ fn full_log(cfg: &StoreConfig, disk: &mut Disk, s: Store) {
     let lazy = StoreConfig { destage_start: 1 << 20, ..cfg.clone() };
     let mut s = Store::open(lazy, None);
     let (mut events, mut ops) = (Vec::new(), Vec::new());
-    disk.run(&mut s, &mut events);
+    disk.run(&mut s, &mut events, false);
     let data = PageBuf::zeroed(PAGE).freeze();
     let pg = PgId::new(PoolId(1), 1);
     let crcs: smallvec::SmallVec<[u32; 1]> = data.chunks(PAGE).map(crc32c).collect();
@@ -183,7 +120,7 @@ fn full_log(cfg: &StoreConfig, disk: &mut Disk, s: Store) {
         }
         n += 1;
         if n.is_multiple_of(16) {
-            disk.run(&mut s, &mut events);
+            disk.run(&mut s, &mut events, false);
             events.clear();
             let stable = s.pg_state(pg).stable.seq;
             s.set_commit(pg, stable);

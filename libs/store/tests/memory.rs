@@ -1,56 +1,18 @@
 //! What the block table takes in memory, by its own account: 0.4 GiB for a full TiB are 25.6 bytes a block.
-//!
-//! The device is a stand-in that keeps superblocks, log and table and forgets the data.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/standin.rs"]
+mod standin;
 
 use bytes::Bytes;
 use quarry_base::*;
 use quarry_store::*;
-use std::collections::HashMap;
+use standin::Disk;
 
 const GROUPS: u32 = 64;
 /// 0.4 GiB a TiB in tenths of a byte for each block of 64 KiB.
 const LIMIT: u64 = 256;
-
-struct Disk {
-    pages: HashMap<u64, Bytes>,
-    /// Where the data begins: not kept from there on.
-    data: u64,
-    zero: Bytes,
-}
-
-impl Disk {
-    fn write(&mut self, mut offset: u64, data: &[u8]) {
-        for p in data.chunks(PAGE) {
-            if offset < self.data {
-                self.pages.insert(offset, Bytes::copy_from_slice(p));
-            }
-            offset += PAGE as u64;
-        }
-    }
-
-    fn done(&mut self, op: DiskOp) -> DiskResult {
-        match op {
-            DiskOp::Read { offset, len, .. } => {
-                let mut b = PageBuf::zeroed(len);
-                for (i, p) in b.chunks_mut(PAGE).enumerate() {
-                    let at = offset + (i * PAGE) as u64;
-                    p.copy_from_slice(self.pages.get(&at).unwrap_or(&self.zero));
-                }
-                DiskResult::Read(Ok(b))
-            }
-            DiskOp::Write { mut offset, data, .. } => {
-                for d in data {
-                    self.write(offset, &d);
-                    offset += d.len() as u64;
-                }
-                DiskResult::Done(Ok(()))
-            }
-            _ => DiskResult::Done(Ok(())),
-        }
-    }
-}
 
 struct Rig {
     cfg: StoreConfig,
@@ -62,33 +24,15 @@ struct Rig {
 impl Rig {
     fn new(gib: u64) -> Rig {
         let cfg = StoreConfig { device_bytes: gib << 30, ..StoreConfig::default() };
-        let ident = DeviceIdent { cluster: [7; 16], device_uuid: [3; 16], device: DeviceId(1) };
-        let zero = PageBuf::zeroed(PAGE).freeze();
-        let data = cfg.log_bytes_or_default() + cfg.device_bytes / 240 + (1 << 20);
-        let mut disk = Disk { pages: HashMap::new(), data, zero };
-        for step in format(&cfg, ident).unwrap() {
-            if let FormatStep::Write { offset, data } = step {
-                disk.write(offset, &data);
-            }
-        }
+        let disk = Disk::new(&cfg);
         let mut r = Rig { s: Store::open(cfg.clone(), None), cfg, disk, epoch: 1 };
         r.run();
         r
     }
 
     fn run(&mut self) {
-        let (mut ops, mut events) = (Vec::new(), Vec::new());
-        loop {
-            self.s.poll(Nanos(1), &mut ops, &mut events);
-            if ops.is_empty() {
-                break;
-            }
-            for op in ops.drain(..) {
-                let id = op.id();
-                let r = self.disk.done(op);
-                self.s.complete(Nanos(1), id, r);
-            }
-        }
+        let mut events = Vec::new();
+        self.disk.run(&mut self.s, &mut events, false);
         assert!(!events.iter().any(|e| matches!(e, StoreEvent::OpenFailed(_))), "{events:?}");
     }
 
