@@ -13,13 +13,15 @@ use crate::log_format::Kind;
 use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::store::{OpKind, Store};
-use crate::types::{BlockKey, DiskOp};
+use crate::types::{BlockKey, DiskOp, WriteSync};
 use crate::{apply, config::StoreConfig};
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, Version, PAGE};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
+/// Blocks begun in one turn while nothing presses, and twice the records that came: a turn is what somebody waits for.
+const STEP: u64 = 2;
 /// Bytes in one merged write at most.
 const MAX_WRITE: usize = 1 << 20;
 
@@ -39,6 +41,8 @@ struct Job {
 pub(crate) struct Destage {
     jobs: HashMap<u64, Job>,
     next: u64,
+    /// Newest log entry at the last look.
+    seen: u64,
     /// No slot was free for a block that needs one.
     pub starved: bool,
 }
@@ -92,13 +96,14 @@ impl Store {
         }
         let depth = depth(&self.cfg, self.log_used(), self.sp.layout.log_bytes);
         let mut pages = Pages::new();
-        let mut looks = self.sp.dirty_q.len();
+        let (mut looks, mut left) = (self.sp.dirty_q.len(), self.destage_step(now));
         self.destage.starved = false;
-        while self.destage.jobs.len() < depth && looks > 0 {
+        while self.destage.jobs.len() < depth && looks > 0 && left > 0 {
             looks -= 1;
             let Some((idx, key)) = self.sp.dirty_q.pop_front() else { break };
             match self.pick(idx, key, &mut pages) {
-                Pick::Taken | Pick::Skip => {}
+                Pick::Taken => left -= 1,
+                Pick::Skip => {}
                 Pick::Later => self.sp.dirty_q.push_back((idx, key)),
                 Pick::NotMarked => {
                     self.sp.dirty_q.push_front((idx, key));
@@ -118,6 +123,21 @@ impl Store {
             }
         }
         self.write_merged(pages, ops);
+    }
+
+    /// Blocks that this turn begins at most.
+    fn destage_step(&mut self, now: Nanos) -> u64 {
+        let came = self.sp.last_lsn - std::mem::replace(&mut self.destage.seen, self.sp.last_lsn);
+        let presses = self.ckpt.flush_wanted()
+            || self.log.refused
+            || self.log_used() > self.sp.layout.log_bytes / 2
+            || self.space_is_short()
+            || self.is_idle_time(now);
+        if presses {
+            u64::MAX
+        } else {
+            STEP + 2 * came
+        }
     }
 
     /// Gets the sync mark into the log: a sync, then a batch that says so, itself synced.
@@ -216,7 +236,7 @@ impl Store {
             }
             self.sp.stats.destage_writes += 1;
             let id = self.ops.start(OpKind::Destage(jobs));
-            ops.push(DiskOp::Write { id, offset, data, sync: false });
+            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::None });
         }
     }
 
