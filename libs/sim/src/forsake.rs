@@ -209,6 +209,10 @@ impl World {
     fn end_forsaking(&mut self) {
         for node in std::mem::take(&mut self.forsaking.away) {
             let device = self.nodes[node].device;
+            if self.nodes[node].engine.is_some() {
+                // Another fault has brought it back already: nobody takes a disk from under it.
+                continue;
+            }
             if !self.mdm.needed().contains(&device) && self.rng.chance(40) {
                 self.left_at.retain(|(_, d), _| *d != device);
                 if let Err(e) = self.format(node) {

@@ -24,6 +24,7 @@ const FAILED_ONCE: &[(u64, &str)] = &[
     (358, "a trim of a trimmed block left its tombstone older than the same trim made a member's stale block"),
     (970, "a group that only lacks room that thick volumes were promised is degraded, not broken"),
     (642, "a tombstone of a deleted volume hid its blocks: a member that had them kept them"),
+    (20539, "the simulator formatted the disk of a server that was given up and had come back meanwhile, under the running process"),
     (2039, "the checker took a copy that had to go to a taken fault set, after its server was fenced, for misplaced"),
     (1350, "the member's commit point was moved into the gap before its stream; it then seemed to have diverged"),
 ];
