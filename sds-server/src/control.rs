@@ -142,8 +142,9 @@ impl Control {
             waker: shard.waker.clone(),
             last: Mutex::new(Vec::new()),
         };
-        let session =
-            Session::start(SessionConfig { mdms: node.mdm.clone() }, move || greeter.greet());
+        let place =
+            SessionConfig { mdms: node.mdm.clone(), data_dir: Some(config.data_dir.clone()) };
+        let session = Session::start(place, move || greeter.greet());
         Control {
             to_mdm: session.sender(),
             session,

@@ -37,6 +37,20 @@ fn an_mdm_restored_from_an_older_backup_changes_nothing() -> Res<()> {
         let (status, answer) = create(c, "other")?;
         ensure!(status == 503 && answer["code"] == "state_older", "{status} {answer}");
         ensure!(io.read_at(0, 4096)? == [0xA5; 4096], "I/O goes on");
+        // Also where nothing ran on that could remember: daemons keep what they were told.
+        drop(io);
+        for name in ["mdm1", "sds1", "sds2", "sdc1"] {
+            c.kill(name)?;
+        }
+        for name in ["mdm1", "sds1", "sds2", "sdc1"] {
+            c.start(name)?;
+        }
+        wait_until("the MDM to find out again", Duration::from_secs(20), || {
+            let reasons = c.status()?["reasons"].to_string();
+            Ok(reasons.contains("was told of change").then_some(()))
+        })?;
+        let (status, answer) = create(c, "other")?;
+        ensure!(status == 503 && answer["code"] == "state_older", "{status} {answer}");
         // The newer state is put back: everything is there.
         c.stop("mdm1")?;
         std::fs::remove_dir_all(&data).doing(|| "removing the old state".into())?;

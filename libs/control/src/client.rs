@@ -2,11 +2,12 @@
 //!
 //! The daemon goes on serving I/O while the session is away (no MDM at all: I/O goes on).
 //!
-//! The session knows the newest change that an MDM has told of, over all sessions of the process, and says so in each
-//! registration: an MDM whose state is older than that was restored from a backup and must change nothing.
+//! The session knows the newest change that an MDM has told of, over all sessions and restarts (`told.rs`), and says so in
+//! each registration: an MDM whose state is older than that was restored from a backup and must change nothing.
 
+use crate::told::Told;
 use crate::{read_message, write_message, ControlError, FromNode, Hello, ToNode};
-use quarry_base::ConfigIndex;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -25,6 +26,8 @@ const QUEUE: usize = 1024;
 pub struct SessionConfig {
     /// `host:port` of each member; tried in turn.
     pub mdms: Vec<String>,
+    /// The daemon's data directory, where the newest change told of is kept.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// What the session tells the daemon.
@@ -81,14 +84,14 @@ async fn run<F: Fn() -> Hello>(
     tx: mpsc::Sender<SessionEvent>,
 ) {
     let mut n = 0;
-    let mut seen = ConfigIndex::ZERO;
+    let mut told = Told::load(cfg.data_dir.as_deref(), hello().cluster);
     loop {
         let Some(addr) = cfg.mdms.get(n % cfg.mdms.len().max(1)).cloned() else {
             return;
         };
         n += 1;
-        let hello = Hello { seen, ..hello() };
-        let reason = match one(&addr, hello, &mut seen, &mut out, &tx).await {
+        let hello = Hello { seen: told.index(), ..hello() };
+        let reason = match one(&addr, hello, &mut told, &mut out, &tx).await {
             Ok(()) => return,
             Err(e @ ControlError::Refused { .. }) => {
                 // The receiver may be gone already; then nobody needs to know.
@@ -109,7 +112,7 @@ async fn run<F: Fn() -> Hello>(
 async fn one(
     addr: &str,
     hello: Hello,
-    seen: &mut ConfigIndex,
+    told: &mut Told,
     out: &mut mpsc::Receiver<FromNode>,
     tx: &mpsc::Sender<SessionEvent>,
 ) -> Result<(), ControlError> {
@@ -132,7 +135,7 @@ async fn one(
             }
         }
     });
-    let result = pump(&mut incoming, &mut w, seen, out, tx).await;
+    let result = pump(&mut incoming, &mut w, told, out, tx).await;
     reader.abort();
     result
 }
@@ -140,7 +143,7 @@ async fn one(
 async fn pump(
     incoming: &mut mpsc::Receiver<Result<ToNode, ControlError>>,
     w: &mut tokio::net::tcp::OwnedWriteHalf,
-    seen: &mut ConfigIndex,
+    told: &mut Told,
     out: &mut mpsc::Receiver<FromNode>,
     tx: &mpsc::Sender<SessionEvent>,
 ) -> Result<(), ControlError> {
@@ -155,7 +158,10 @@ async fn pump(
                 if let ToNode::Refused { code, message, hint } = m {
                     return Err(ControlError::Refused { code, message, hint });
                 }
-                *seen = m.index().map_or(*seen, |i| i.max(*seen));
+                if let ToNode::Registered { cluster, .. } = &m {
+                    told.belongs_to(cluster);
+                }
+                m.index().into_iter().for_each(|i| told.note(i));
                 if tx.send(SessionEvent::Message(m)).await.is_err() {
                     return Ok(());
                 }

@@ -10,6 +10,8 @@ mod frame;
 mod messages;
 mod node;
 
+mod told;
+
 pub use client::{Session, SessionConfig, SessionEvent};
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};

@@ -53,7 +53,7 @@ pub struct Hello {
     pub resume: Option<u64>,
     pub endpoints: Vec<Endpoint>,
     pub devices: Vec<DeviceReport>,
-    /// Newest change of the cluster that this process was told of; the session fills it in.
+    /// Newest change of the cluster that this daemon was told of, before its restarts too; the session fills it in.
     #[serde(default)]
     pub seen: ConfigIndex,
 }

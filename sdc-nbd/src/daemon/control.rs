@@ -101,7 +101,11 @@ impl Control {
             h.cluster = seen.cluster.lock().unwrap_or_else(|e| e.into_inner()).clone();
             h
         };
-        let session = Session::start(SessionConfig { mdms: config.node.mdm.clone() }, greet);
+        let place = SessionConfig {
+            mdms: config.node.mdm.clone(),
+            data_dir: Some(config.data_dir.clone()),
+        };
+        let session = Session::start(place, greet);
         Ok(Control {
             devices: Devices::new(shard.tx.clone(), shard.waker.clone()),
             usage: Usage::new(meters.clone()),
