@@ -54,7 +54,7 @@ pub struct Device {
     pub phase: Phase,
     /// Formatting it failed.
     pub unformatted: bool,
-    /// Bytes a second that its scrub reads.
+    /// Bytes a second that its scrub reads where its pool says nothing of it.
     pub scrub_rate: u64,
     /// Memory for checksums of its pages.
     pub checksum_cache: u64,
@@ -107,7 +107,7 @@ impl Device {
         }
     }
 
-    /// Sets what its scrub reads a second, bytes.
+    /// Sets what its scrub reads a second where its pool says nothing of it, bytes.
     pub fn set_scrub_rate(&mut self, rate: u64) {
         self.scrub_rate = rate;
         if let Phase::Opening(s) | Phase::Recovered(s) = &mut self.phase {
@@ -134,7 +134,10 @@ impl Device {
 
     /// Begins recovery. It is of `cluster` if that is known.
     pub fn recover(&mut self, cluster: Option<[u8; 16]>) {
-        self.phase = Phase::Opening(Box::new(Store::open(self.store_config(), cluster)));
+        let mut store = Store::open(self.store_config(), cluster);
+        // Its pool may want no scrub: it begins when the engine knows what the pool says.
+        store.set_scrub_policy(Some(0));
+        self.phase = Phase::Opening(Box::new(store));
     }
 }
 

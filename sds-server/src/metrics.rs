@@ -182,7 +182,7 @@ impl SdsMetrics {
                 f64::from(u8::from(d.failed))
             }),
         ];
-        let scrub: [(&'static str, &'static str, Level); 3] = [
+        let scrub: [(&'static str, &'static str, Level); 4] = [
             (
                 "quarry_device_stalled_seconds",
                 "Time for which operations are in flight and none has ended",
@@ -191,6 +191,11 @@ impl SdsMetrics {
             ("quarry_scrub_position_blocks", "Blocks that this pass of the scrub is past", |d| {
                 d.scrub.position as f64
             }),
+            (
+                "quarry_scrub_rate_bytes_per_second",
+                "Bytes a second that the scrub reads at most; 0: it is off",
+                |d| d.scrub.rate as f64,
+            ),
             ("quarry_scrub_blocks", "Blocks that a pass of the scrub goes through", |d| {
                 d.scrub.blocks as f64
             }),

@@ -81,7 +81,7 @@ pub struct Settings {
     /// Pin the data thread to this core, counted from 0
     #[arg(long, value_name = "N")]
     pub shard_core: Option<u32>,
-    /// Bytes a second that the scrub of each device reads, for example 8MiB; 0 switches it off [default: 8MiB]
+    /// Bytes a second that the scrub of each device reads where its pool's policy does not say; 0 switches it off [default: 8MiB]
     #[arg(long, value_name = "SIZE", env = "QUARRY_SCRUB_RATE")]
     pub scrub_rate: Option<String>,
     /// Memory for checksums of each device's pages, for example 256MiB; the rest is read from the device when
@@ -101,7 +101,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub devices: Vec<PathBuf>,
     pub device_bytes: Option<u64>,
-    /// Bytes a second and device; 0: no scrub.
+    /// Bytes a second and device where the pool's policy does not say; 0: no scrub.
     pub scrub_rate: u64,
     /// Bytes of memory a device.
     pub checksum_cache: u64,

@@ -65,6 +65,7 @@ fn view(pg: PgConfig, servers: &[SdsInfo]) -> ToNode {
         cached: false,
         confirm: false,
         rebuild_bytes_per_second: 0,
+        scrub_bytes_per_second: None,
     }));
     v.apply(Change::Sdc(SdcInfo {
         id: SdcId(1),
@@ -406,4 +407,63 @@ fn a_client_that_takes_no_answers_is_not_read_from_and_harms_nobody() {
         assert_eq!(f.header.op, Op::ReadReply);
         assert!(f.data == big);
     }
+}
+
+/// What the scrub of the server's device reads a second at most, as its metrics tell.
+fn until_scrub_rate(s: &Session, want: u64) {
+    let start = Instant::now();
+    loop {
+        let page = metrics(s);
+        let of = |name: &str| {
+            let line = page.lines().find(|l| l.starts_with(&format!("{name}{{")));
+            line.and_then(|l| l.rsplit(' ').next()).and_then(|n| n.parse::<f64>().ok())
+        };
+        let now = of("quarry_scrub_rate_bytes_per_second");
+        // Before its store is open it says nothing.
+        if now == Some(want as f64) && of("quarry_scrub_blocks").is_some_and(|n| n > 0.0) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "{now:?}, not {want}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_scrub_keeps_to_its_pools_rate_live_and_over_a_restart() {
+    const OWN: u64 = 8 << 20;
+    let (d, mdm) = (Dir::new("scrub"), Mdm::new());
+    let with_rate = |m: ToNode, rate| {
+        let ToNode::Snapshot(mut v) = m else { panic!("a snapshot") };
+        v.pools.values_mut().for_each(|p| p.scrub_bytes_per_second = rate);
+        v
+    };
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    until_scrub_rate(&s, 0);
+    let first = with_rate(view(config(1, 1, &[member(1, 1)], &[], 1), &[s.info(1, 1)]), None);
+    let mut pool = first.pools[&PoolId(1)].clone();
+    s.send(&ToNode::Snapshot(first));
+    until_scrub_rate(&s, OWN);
+    for (n, rate) in [(20, Some(0)), (21, Some(32 << 20)), (22, None), (23, Some(64 << 10))] {
+        pool.scrub_bytes_per_second = rate;
+        let changes = vec![Change::Pool(pool.clone())];
+        s.send(&ToNode::Changes { index: ConfigIndex(n), changes });
+        until_scrub_rate(&s, rate.unwrap_or(OWN));
+    }
+    server.kill();
+    drop(s);
+
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 2);
+    s.until_open();
+    until_scrub_rate(&s, 0);
+    let again = view(config(2, 1, &[member(1, 2)], &[], 1), &[s.info(1, 2)]);
+    s.send(&ToNode::Snapshot(with_rate(again, Some(64 << 10))));
+    until_scrub_rate(&s, 64 << 10);
+    let changes = vec![Change::DeviceGone(DeviceId(1))];
+    s.send(&ToNode::Changes { index: ConfigIndex(30), changes });
+    until_scrub_rate(&s, OWN);
 }

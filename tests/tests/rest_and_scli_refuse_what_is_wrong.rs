@@ -255,6 +255,11 @@ fn scli(c: &Cluster) -> Res<()> {
     run(&["volume", "delete", "--name", "v1", "--yes"], 4, "mapped")?;
     run(&["policy", "set", "--pool", "default"], 2, "nothing to change")?;
     run(&["policy", "get", "--json"], 0, "rebuild_policy")?;
+    run(&["policy", "set", "--pool", "default", "--scrub", "1KiB"], 1, "scrub_bytes_per_second")?;
+    run(&["policy", "set", "--pool", "default", "--scrub", "fast"], 2, "as each server is set")?;
+    run(&["policy", "set", "--pool", "default", "--scrub", "32MiB"], 0, "changed")?;
+    run(&["policy", "list"], 0, "32 MiB")?;
+    run(&["policy", "set", "--pool", "default", "--scrub", "server"], 0, "changed")?;
     run(&["fault-set", "create", "--name", "rack2"], 0, "made")?;
     run(&["fault-set", "assign", "--sds", "sds1", "--fault-set", "rack2"], 0, "sds1")?;
     run(&["fault-set", "assign", "--sds", "sds1"], 0, "none")?;

@@ -33,6 +33,8 @@ pub(crate) struct Scrub {
     group_done: Option<u64>,
     /// Something was looked at since the last pass ended.
     any: bool,
+    /// What the pool says of the rate, bytes a second; `None`: nothing, so the server's own counts.
+    policy: Option<u64>,
 }
 
 /// What a scrub has done and found, and how far it is.
@@ -41,6 +43,8 @@ pub struct ScrubStats {
     /// Blocks looked at in this pass, and in all.
     pub position: u64,
     pub blocks: u64,
+    /// Bytes a second that it reads at most now; 0: it is off.
+    pub rate: u64,
     /// Passes completed since the device was formatted.
     pub passes: u64,
     /// Bytes read since open.
@@ -59,14 +63,36 @@ impl Store {
         ScrubStats {
             position: u64::from(self.scrub.slot),
             blocks: self.sp.layout.blocks,
+            rate: self.scrub_rate(),
             passes: self.scrub.passes,
             ..self.sp.scrub
         }
     }
 
-    /// Bytes a second from now on; 0: none.
+    /// Bytes a second from now on, as long as no policy says otherwise; 0: none.
     pub fn set_scrub_rate(&mut self, bytes_per_second: u64) {
+        let before = self.scrub_rate();
         self.cfg.scrub_bytes_per_second = bytes_per_second;
+        self.paced_anew(before);
+    }
+
+    /// What the pool says of the rate from now on, bytes a second; 0: no scrub; `None`: nothing, so that
+    /// [`set_scrub_rate`](Store::set_scrub_rate)'s counts.
+    pub fn set_scrub_policy(&mut self, bytes_per_second: Option<u64>) {
+        let before = self.scrub_rate();
+        self.scrub.policy = bytes_per_second;
+        self.paced_anew(before);
+    }
+
+    /// The wait that an earlier rate called for ends: it may have been hours.
+    fn paced_anew(&mut self, before: u64) {
+        if self.scrub_rate() != before {
+            self.scrub.next = Nanos::ZERO;
+        }
+    }
+
+    fn scrub_rate(&self) -> u64 {
+        self.scrub.policy.unwrap_or(self.cfg.scrub_bytes_per_second)
     }
 
     /// The next pass begins now, at the device's start.
@@ -77,7 +103,7 @@ impl Store {
     }
 
     fn scrubs(&self) -> bool {
-        self.cfg.scrub_bytes_per_second > 0 && self.failed.is_none()
+        self.scrub_rate() > 0 && self.failed.is_none()
     }
 
     /// When the scrub wants to go on.
@@ -123,7 +149,7 @@ impl Store {
 
     /// `bytes` are read now: when the next may be.
     fn pace(&mut self, now: Nanos, bytes: u64) {
-        let nanos = bytes.saturating_mul(1_000_000_000) / self.cfg.scrub_bytes_per_second.max(1);
+        let nanos = bytes.saturating_mul(1_000_000_000) / self.scrub_rate().max(1);
         self.scrub.next = now + Duration::from_nanos(nanos);
         self.scrub.any = true;
         self.sp.scrub.bytes += bytes;

@@ -275,6 +275,37 @@ fn the_scrub_goes_on_where_it_was_and_keeps_its_rate() {
 }
 
 #[test]
+fn a_policy_goes_before_the_servers_own_rate_and_takes_hold_at_once() {
+    // One block takes hours at this rate.
+    let mut r = Rig::new(StoreConfig { scrub_bytes_per_second: 1, ..small_config() });
+    for i in 0..12 {
+        r.put(PG, write(0, i * 65536, &whole(i * 16 + 1)));
+    }
+    r.flush();
+    r.store.restart_scrub();
+    let read_in = |r: &mut Rig, seconds: u64| {
+        let before = r.store.scrub_stats().bytes;
+        for _ in 0..seconds * 10 {
+            r.run_all();
+            r.wait(Duration::from_millis(100));
+        }
+        r.store.scrub_stats().bytes - before
+    };
+    assert!(read_in(&mut r, 2) <= 65536);
+    assert_eq!(read_in(&mut r, 2), 0);
+    r.store.set_scrub_policy(Some(1 << 20));
+    assert_eq!(r.store.scrub_stats().rate, 1 << 20);
+    assert!(read_in(&mut r, 1) > 512 << 10, "the long wait has ended");
+    r.store.set_scrub_policy(Some(0));
+    assert_eq!((r.store.scrub_stats().rate, read_in(&mut r, 10)), (0, 0));
+    r.store.set_scrub_rate(2 << 20);
+    assert_eq!(read_in(&mut r, 10), 0, "the policy still stands");
+    r.store.set_scrub_policy(None);
+    assert_eq!(r.store.scrub_stats().rate, 2 << 20);
+    assert!(read_in(&mut r, 1) > 0);
+}
+
+#[test]
 fn a_store_opened_read_only_writes_nothing_and_reads_everything() {
     let mut r = Rig::new(small_config());
     r.put(PG, write(0, 0, &whole(1)));

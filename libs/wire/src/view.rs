@@ -135,6 +135,9 @@ pub struct PoolInfo {
     /// Bytes a second of sync traffic a primary may send (0: no limit).
     #[serde(default)]
     pub rebuild_bytes_per_second: u64,
+    /// Bytes a second that the scrub of each of its devices reads (0: none); `None`: as each server is set itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_bytes_per_second: Option<u64>,
 }
 
 /// A mapping of a volume to a client.

@@ -243,6 +243,10 @@ body! {
         auto_rebalance: Option<bool>,
         /// Placement groups on the move at a time.
         moves_at_once: Option<u32>,
+        /// Bytes a second that the scrub of each device reads; 0: no scrub.
+        scrub_bytes_per_second: Option<u64>,
+        /// True: each server scrubs at its own scrub_rate again.
+        scrub_by_server: Option<bool>,
     }
 }
 
@@ -277,6 +281,8 @@ async fn policy_set(
         alert_critical_percent: b.alert_critical_percent,
         auto_rebalance: b.auto_rebalance,
         moves_at_once: b.moves_at_once,
+        scrub_bytes_per_second: b.scrub_bytes_per_second,
+        scrub_by_server: b.scrub_by_server,
     });
     api.engine.submit(ADMIN, None, Op::SetPolicy { pool, policy }).await?;
     policy_json(&api, pool)

@@ -56,7 +56,8 @@ pub fn policy(p: &Pool) -> Value {
         "rebuild_grace_seconds": p.rebuild_grace_seconds, "over_commit": p.over_commit,
         "reserve_percent": p.reserve_percent, "alert_high_percent": p.alert_high_percent,
         "alert_critical_percent": p.alert_critical_percent, "auto_rebalance": p.auto_rebalance,
-        "moves_at_once": p.moves_at_once,
+        "moves_at_once": p.moves_at_once, "scrub_bytes_per_second": p.scrub_bytes_per_second,
+        "scrub_by_server": p.scrub_bytes_per_second.is_none(),
     })
 }
 

@@ -170,6 +170,8 @@ pub const OBJECTS: &[Object] = &[
             ("alert_critical_percent", "integer"),
             ("auto_rebalance", "boolean"),
             ("moves_at_once", "integer"),
+            ("scrub_bytes_per_second", "integer?"),
+            ("scrub_by_server", "boolean"),
         ],
     ),
     (

@@ -391,6 +391,12 @@ pub struct Policy {
     pub alert_critical_percent: Option<u32>,
     pub auto_rebalance: Option<bool>,
     pub moves_at_once: Option<u32>,
+    /// Bytes a second and device; 0: no scrub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_bytes_per_second: Option<u64>,
+    /// True: each server scrubs as it is set itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_by_server: Option<bool>,
 }
 
 /// What a command that was done answers.

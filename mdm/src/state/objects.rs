@@ -160,6 +160,9 @@ pub struct Pool {
     /// Placement groups that may be on the move at a time.
     #[serde(default = "default_moves")]
     pub moves_at_once: u32,
+    /// Bytes a second that the scrub of each device reads, 0: none; `None`: as each server is set itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_bytes_per_second: Option<u64>,
     /// Health as it was noted last, for events.
     #[serde(default)]
     pub health: String,
@@ -174,6 +177,7 @@ impl Pool {
             cached: self.ack == Ack::Cached,
             confirm: self.reads == Reads::Confirm,
             rebuild_bytes_per_second: self.rate_now,
+            scrub_bytes_per_second: self.scrub_bytes_per_second,
         }
     }
 }

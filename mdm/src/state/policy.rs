@@ -70,10 +70,13 @@ impl State {
         q.alert_critical_percent = n.alert_critical_percent.unwrap_or(q.alert_critical_percent);
         q.auto_rebalance = n.auto_rebalance.unwrap_or(q.auto_rebalance);
         q.moves_at_once = n.moves_at_once.unwrap_or(q.moves_at_once);
+        q.scrub_bytes_per_second = scrub_after(q.scrub_bytes_per_second, n)?;
         check_limits(q.over_commit, q.reserve_percent)?;
         check_policy(&q)?;
         if q.pacing != p.pacing || q.rebuild_bytes_per_second != p.rebuild_bytes_per_second {
             q.rate_now = rate_of(&q, 0, 0);
+        }
+        if q.info() != p.info() {
             ctx.change(Change::Pool(q.info()));
         }
         let what = serde_json::to_value(n).unwrap_or_default();
@@ -146,6 +149,38 @@ impl State {
     }
 }
 
+/// The rate of the scrub after a change, bytes a second and device; `None`: as each server is set itself.
+fn scrub_after(before: Option<u64>, n: &Policy) -> Result<Option<u64>, Reject> {
+    let after =
+        match (n.scrub_by_server, n.scrub_bytes_per_second) {
+            (Some(true), Some(_)) => return Err(Reject::invalid(
+                "bad_limit",
+                "scrub_by_server and scrub_bytes_per_second contradict each other",
+                "give a rate for all devices of the pool, or leave it to each server's scrub_rate",
+            )),
+            (Some(false), None) if before.is_none() => {
+                return Err(Reject::invalid(
+                    "bad_limit",
+                    "without scrub_by_server the scrub needs scrub_bytes_per_second",
+                    "for example 8388608 for 8 MiB/s; 0 switches it off",
+                ))
+            }
+            (Some(true), None) => None,
+            (_, Some(rate)) => Some(rate),
+            (_, None) => before,
+        };
+    if after.is_some_and(|rate| (1..SLOWEST).contains(&rate)) {
+        return Err(Reject::invalid(
+            "bad_limit",
+            format!(
+                "scrub_bytes_per_second must be 0 (no scrub) or at least {SLOWEST} for a device"
+            ),
+            "for example 8388608 for 8 MiB/s",
+        ));
+    }
+    Ok(after)
+}
+
 fn check_policy(q: &Pool) -> Result<(), Reject> {
     let alerts = (1..=100).contains(&q.alert_high_percent)
         && (1..=100).contains(&q.alert_critical_percent)
@@ -199,6 +234,77 @@ mod tests {
         assert_eq!(l.run(set(5)).unwrap_err().code, "bad_limit");
         l.ok(set(SLOWEST));
         l.ok(set(0));
+    }
+
+    #[test]
+    fn the_scrub_of_a_pool_is_set_live_and_given_back_to_its_servers() {
+        let mut l = Lab::cluster(2, 2);
+        let pool = PoolId(1);
+        let set = |rate, by_server| {
+            let policy = Policy {
+                scrub_bytes_per_second: rate,
+                scrub_by_server: by_server,
+                ..Policy::default()
+            };
+            super::super::Op::SetPolicy { pool, policy: Box::new(policy) }
+        };
+        let seen = |l: &Lab| (l.s.pools[&pool].scrub_bytes_per_second, l.view.pools[&pool].clone());
+        assert_eq!(seen(&l).0, None, "as the servers are set");
+        for rate in [32 << 20, 0] {
+            l.ok(set(Some(rate), None));
+            assert_eq!((seen(&l).0, seen(&l).1.scrub_bytes_per_second), (Some(rate), Some(rate)));
+            let text = &l.s.events.back().unwrap().reason;
+            assert!(text.contains(&format!("scrub_bytes_per_second={rate}")), "{text}");
+        }
+        let other = Policy { moves_at_once: Some(4), ..Policy::default() };
+        l.ok(super::super::Op::SetPolicy { pool, policy: Box::new(other) });
+        assert_eq!(seen(&l).1.scrub_bytes_per_second, Some(0), "what is left out stays");
+        l.ok(set(Some(1 << 20), Some(false)));
+        l.ok(set(None, Some(false)));
+        assert_eq!(seen(&l).0, Some(1 << 20));
+        l.ok(set(None, Some(true)));
+        assert_eq!((seen(&l).0, seen(&l).1.scrub_bytes_per_second), (None, None));
+    }
+
+    #[test]
+    fn a_scrub_that_would_never_end_or_contradicts_itself_is_refused() {
+        let mut l = Lab::cluster(2, 2);
+        let before = l.s.pools.clone();
+        for (rate, by_server) in [
+            (Some(1), None),
+            (Some(SLOWEST - 1), None),
+            (Some(SLOWEST), Some(true)),
+            (None, Some(false)),
+        ] {
+            let policy = Policy {
+                scrub_bytes_per_second: rate,
+                scrub_by_server: by_server,
+                ..Policy::default()
+            };
+            let e =
+                l.run(super::super::Op::SetPolicy { pool: PoolId(1), policy: Box::new(policy) });
+            let e = e.unwrap_err();
+            assert!(
+                e.code == "bad_limit" && e.message.contains("scrub") && !e.hint.is_empty(),
+                "{e:?}"
+            );
+        }
+        assert_eq!(l.s.pools, before);
+    }
+
+    #[test]
+    fn a_pool_stored_before_there_was_a_scrub_policy_leaves_it_to_its_servers() {
+        let l = Lab::cluster(2, 2);
+        let p = l.s.pools.values().next().unwrap();
+        let stored = serde_json::to_value(p).unwrap();
+        assert!(stored.get("scrub_bytes_per_second").is_none(), "and an older MDM could read it");
+        assert_eq!(&serde_json::from_value::<Pool>(stored).unwrap(), p);
+        let told = serde_json::to_value(p.info()).unwrap();
+        assert!(told.get("scrub_bytes_per_second").is_none());
+        assert_eq!(serde_json::from_value::<quarry_wire::PoolInfo>(told).unwrap(), p.info());
+        let logged = serde_json::json!({"moves_at_once": 3});
+        let policy: Policy = serde_json::from_value(logged).unwrap();
+        assert_eq!(policy, Policy { moves_at_once: Some(3), ..Policy::default() });
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl State {
             auto_rebalance: true,
             rebalancing: false,
             moves_at_once: DEFAULT_MOVES,
+            scrub_bytes_per_second: None,
             health: String::new(),
         };
         pool.rate_now = super::rate_of(&pool, 0, 0);

@@ -203,6 +203,9 @@ pub enum Policy {
         /// Placement groups on the move at a time
         #[arg(long)]
         moves_at_once: Option<u32>,
+        /// Bytes a second that the scrub of each device reads, for example 8MiB; off: none; server: as each server is set
+        #[arg(long, value_name = "SIZE|off|server")]
+        scrub: Option<String>,
     },
 }
 

@@ -69,6 +69,7 @@ pub fn view(cached: bool) -> quarry_wire::ClusterView {
         cached,
         confirm: false,
         rebuild_bytes_per_second: 0,
+        scrub_bytes_per_second: None,
     }));
     (0..PGS).for_each(|pg| v.apply(Change::Pg(config(pg, 1, 1 + pg % 2))));
     v.apply(Change::Volume(volume(1, true)));

@@ -87,6 +87,7 @@ pub fn view(sockets: &[PathBuf], primary: u32) -> ClusterView {
         cached: false,
         confirm: false,
         rebuild_bytes_per_second: 0,
+        scrub_bytes_per_second: None,
     }));
     (0..PGS).for_each(|pg| v.apply(Change::Pg(config(pg, 1, primary))));
     v.apply(Change::Volume(volume(1, "vol1", SIZE, 1, true)));

@@ -45,16 +45,21 @@ impl Engine {
             };
             self.hold(pg, dev, device, meta);
         }
-        self.set_acks();
+        self.set_by_pools();
         self.meet_configs(now, out);
         self.promise();
     }
 
-    /// A device acknowledges as its pool does (R29); until its pool is known, only what is durable.
-    fn set_acks(&mut self) {
+    /// A device acknowledges as its pool does (R29); until its pool is known, only what is durable. It is scrubbed as
+    /// its pool says; one that is in none, or whose pool says nothing, as the server is set.
+    fn set_by_pools(&mut self) {
         for d in &mut self.devices {
             let pool = self.view.cluster.devices.get(&d.id).map(|i| i.pool);
-            let Some(p) = pool.and_then(|p| self.view.cluster.pools.get(&p)) else { continue };
+            let pool = pool.and_then(|p| self.view.cluster.pools.get(&p));
+            if self.view.known {
+                d.store.set_scrub_policy(pool.and_then(|p| p.scrub_bytes_per_second));
+            }
+            let Some(p) = pool else { continue };
             d.store.set_ack(if p.cached { AckMode::Cached } else { AckMode::Durable });
         }
     }
@@ -77,7 +82,7 @@ impl Engine {
 
     pub(super) fn on_view(&mut self, v: ClusterView, now: Nanos, out: &mut Vec<Action>) {
         self.view.replace(v);
-        self.set_acks();
+        self.set_by_pools();
         self.barrier();
         self.meet_configs(now, out);
         self.forget_instances();
@@ -96,22 +101,23 @@ impl Engine {
         let mut fences = false;
         let mut gone = false;
         let promises = changes.iter().any(super::promise::concerns);
-        let mut acks = false;
+        let mut pools = false;
         for c in changes {
             match &c {
                 Change::Pg(cfg) => configs.push(cfg.clone()),
                 Change::Sdc(_) | Change::SdcGone(_) => (sdcs, fences) = (true, true),
                 Change::Volume(_) => fences = true,
                 Change::VolumeGone { .. } => (fences, gone) = (true, true),
-                Change::PgGone(_) | Change::PoolGone(_) => gone = true,
-                Change::Pool(_) | Change::Device(_) => acks = true,
+                Change::PgGone(_) => gone = true,
+                Change::PoolGone(_) => (gone, pools) = (true, true),
+                Change::Pool(_) | Change::Device(_) | Change::DeviceGone(_) => pools = true,
                 _ => {}
             }
             self.view.apply(c);
         }
         self.view.cluster.index = self.view.cluster.index.max(index);
-        if acks {
-            self.set_acks();
+        if pools {
+            self.set_by_pools();
         }
         if fences {
             self.barrier();
