@@ -55,6 +55,14 @@ fn scrub_finds_rot_that_nobody_reads() -> Res<()> {
             log.contains("Corruption") && log.contains("Repaired"),
             "the log says nothing of it"
         );
+        // Told when the pass has ended; the passes before it found nothing.
+        let told = wait_until("the event of the scrub's pass", Duration::from_secs(30), || {
+            let all = cluster.scli_json(["events", "--what", "scrub_pass"])?;
+            let mut all = all.as_array().cloned().unwrap_or_default().into_iter();
+            Ok(all.find(|e| e["outcome"] == "damage_found"))
+        })?;
+        eprintln!("  {}: {}", told["object"], told["reason"]);
+        ensure!(told["object"] == "sds sds1", "{told}");
         f.check(&[&uri])?;
         cluster.expect_identical_replicas().map(drop)
     })

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod client;
+mod counters;
 mod frame;
 mod messages;
 mod node;
@@ -13,6 +14,7 @@ mod node;
 mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
+pub use counters::{scrub_ended, SCRUB_ENDED};
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};
 pub use node::{host_identity, Capability, NodeFile, NodeFileError};

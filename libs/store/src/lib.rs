@@ -56,7 +56,7 @@ pub use config::{AckMode, StoreConfig};
 pub use error::{AppendError, ReadError, RepairError, StoreError};
 pub use layout::capacity_bytes;
 pub use pgs::MAX_META;
-pub use scrub::ScrubStats;
+pub use scrub::{ScrubEnded, ScrubStats};
 pub use stats::{Headroom, StoreStats};
 pub use store::Store;
 pub use superblock::{format, read_ident, FORMAT_VERSION, IDENT_BYTES};

@@ -55,6 +55,19 @@ pub struct ScrubStats {
     pub bad_groups: u64,
     /// Reads of the scrub that failed, since open.
     pub read_errors: u64,
+    /// How it stood when a pass ended last.
+    pub ended: ScrubEnded,
+}
+
+/// What the passes of a scrub that have ended since open read and found together. Passes that met an empty device do
+/// not count.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct ScrubEnded {
+    pub passes: u64,
+    pub bytes: u64,
+    pub bad_pages: u64,
+    pub bad_groups: u64,
+    pub read_errors: u64,
 }
 
 impl Store {
@@ -141,6 +154,16 @@ impl Store {
         self.scrub.slot = 0;
         self.scrub.group_done = None;
         self.scrub.passes += 1;
+        if self.scrub.any {
+            let s = &mut self.sp.scrub;
+            s.ended = ScrubEnded {
+                passes: s.ended.passes + 1,
+                bytes: s.bytes,
+                bad_pages: s.bad_pages,
+                bad_groups: s.bad_groups,
+                read_errors: s.read_errors,
+            };
+        }
         // An empty device is not looked at all the time.
         let pause = if self.scrub.any { 1 } else { 60 };
         self.scrub.any = false;

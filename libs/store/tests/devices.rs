@@ -220,6 +220,7 @@ fn the_scrub_finds_a_rotten_page_and_a_rotten_table_group() {
     let s = r.store.scrub_stats();
     assert_eq!((s.bad_pages, s.bad_groups), (0, 0));
     assert!(s.bytes >= 17 * 4096, "{s:?}");
+    assert_eq!((s.ended.bytes, s.ended.bad_pages), (s.bytes, 0));
     let good = r.block(PG, key(0, 0)).unwrap().unwrap();
     let want = common::model::page_of(4);
     let at = r.disk.durable.chunks(PAGE).rposition(|p| p == want).unwrap() * PAGE;
@@ -228,7 +229,9 @@ fn the_scrub_finds_a_rotten_page_and_a_rotten_table_group() {
     scrub(&mut r);
     let found = |e: &StoreEvent| matches!(e, StoreEvent::Corruption { pages: 8, .. });
     assert_eq!(r.events.iter().filter(|e| found(e)).count(), 1);
-    assert_eq!(r.store.scrub_stats().bad_pages, 1);
+    let ended = r.store.scrub_stats().ended;
+    assert_eq!((r.store.scrub_stats().bad_pages, ended.bad_pages), (1, 1));
+    assert!(ended.passes > s.ended.passes && ended.bytes > s.ended.bytes, "{ended:?} after {s:?}");
     r.store.repair(PG, good).unwrap();
     r.run_all();
     r.flush();

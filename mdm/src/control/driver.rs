@@ -3,7 +3,7 @@
 //! All decisions are in the state machine or in the detector; here is only when to ask for them.
 
 use super::hub::Hub;
-use super::{attachment, damage, now, unconfirmed, watch};
+use super::{attachment, damage, now, scrubs, unconfirmed, watch};
 use crate::engine::{unix_ms, Engine, SharedState};
 use crate::stale;
 use crate::state::{Answered, ElectPg, Op, Position, State, TaskKind, TaskState};
@@ -179,6 +179,7 @@ impl Driver {
         let due = {
             let mut hub = self.hub.lock();
             let mut due = damage::due(&mut hub, now());
+            due.extend(scrubs::due(&mut hub, now()));
             due.extend(watch::due(&self.state.read(), &hub, now()));
             due
         };

@@ -42,6 +42,10 @@ pub struct DeviceLive {
 pub struct SdsLive {
     pub session: Option<u64>,
     pub start: StartNo,
+    /// The first start that its process was given, as far as is known here: it may have got a new one since.
+    pub process: StartNo,
+    /// The process began while this MDM was there.
+    pub whole: bool,
     pub host: String,
     pub pid: u32,
     pub heard: Nanos,
@@ -53,6 +57,30 @@ pub struct SdsLive {
     pub positions: HashMap<(DeviceId, PgId), Held>,
     /// When it registered, Unix milliseconds.
     pub registered_ms: u64,
+}
+
+impl SdsLive {
+    /// `process` and `whole` of a server that registers: it got `start`, says that it had `resume`, and was `old` so far.
+    pub fn process_of(
+        start: StartNo,
+        resume: Option<StartNo>,
+        old: Option<&SdsLive>,
+    ) -> (StartNo, bool) {
+        match (resume, old) {
+            (None, _) => (start, true),
+            (Some(r), Some(old)) if old.start == r => (old.process, old.whole),
+            (Some(r), _) => (r, false),
+        }
+    }
+
+    /// From where the process's counters, which stand at `now`, are news: from zero if it began while this MDM was
+    /// there; else an earlier MDM has told what came before.
+    pub fn told_before<const N: usize>(&self, now: [u64; N]) -> [u64; N] {
+        match self.whole {
+            true => [0; N],
+            false => now,
+        }
+    }
 }
 
 /// What a device held of a group when its server registered.
@@ -139,6 +167,8 @@ pub struct HubInner {
     pub questions: Questions,
     /// What was told of each server's findings.
     pub damage: HashMap<SdsId, super::damage::Told>,
+    /// What was told of the passes of each device's scrub.
+    pub scrubs: HashMap<(SdsId, DeviceId), super::scrubs::Told>,
 }
 
 /// Shared by sessions, engine, driver and API.
@@ -171,6 +201,7 @@ impl Hub {
             dirty: true,
             questions: Questions::default(),
             damage: HashMap::new(),
+            scrubs: HashMap::new(),
         }))
     }
 

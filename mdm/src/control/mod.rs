@@ -5,6 +5,7 @@ mod detector;
 mod driver;
 mod hub;
 mod questions;
+mod scrubs;
 mod session;
 mod tasks;
 #[cfg(test)]

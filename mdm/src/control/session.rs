@@ -256,9 +256,12 @@ fn enter(a: &Access, peer: Peer, h: &Hello, session: u64) {
     let old = match peer {
         Peer::Sds(id, start) => {
             let old = hub.sds.remove(&id);
+            let (process, whole) = SdsLive::process_of(start, h.resume_start(), old.as_ref());
             let mut live = SdsLive {
                 session: Some(session),
                 start,
+                process,
+                whole,
                 host: h.host.clone(),
                 pid: h.pid,
                 heard: at,

@@ -1,5 +1,6 @@
 //! Applies one command: dispatch, idempotency, events.
 
+use super::notes::Scrubbed;
 use super::{Answer, Applied, Command, Ctx, Op, Reject, Remembered, State};
 use super::{EVENTS, REMEMBERED};
 use quarry_base::{crc32c, ConfigIndex};
@@ -121,6 +122,10 @@ impl State {
             Op::Rebalance { pool } => self.rebalance(ctx, *pool),
             Op::NoteDamage { sds, found, repaired, lost } => {
                 self.note_damage(ctx, *sds, *found, *repaired, *lost)
+            }
+            &Op::NoteScrub { sds, device, passes, bytes, bad_pages, bad_groups, read_errors } => {
+                let s = Scrubbed { passes, bytes, bad_pages, bad_groups, read_errors };
+                self.note_scrub(ctx, sds, device, &s)
             }
             Op::NoteLevel { pool, level, reason } => self.note_level(ctx, *pool, *level, reason),
             Op::NoteHealth { pool, health, reason } => self.note_health(ctx, *pool, health, reason),

@@ -275,6 +275,17 @@ pub enum Op {
         repaired: u64,
         lost: u64,
     },
+    /// Passes of the scrub over a device have ended: what they read and found since this was last noted.
+    NoteScrub {
+        sds: SdsId,
+        device: DeviceId,
+        passes: u64,
+        bytes: u64,
+        bad_pages: u64,
+        /// Damaged groups of the block table.
+        bad_groups: u64,
+        read_errors: u64,
+    },
     /// The health of a pool has changed.
     NoteHealth {
         pool: PoolId,
@@ -351,6 +362,7 @@ impl Op {
             Op::Rebalance { .. } => "rebalance",
             Op::NoteLevel { .. } => "note_level",
             Op::NoteDamage { .. } => "note_damage",
+            Op::NoteScrub { .. } => "note_scrub",
             Op::NoteHealth { .. } => "note_health",
             Op::SdcLost { .. } => "sdc_lost",
             Op::SetCapabilities { .. } => "capabilities_set",

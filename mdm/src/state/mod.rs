@@ -14,6 +14,7 @@ mod faultsets;
 mod fence;
 mod moves;
 mod nodes;
+mod notes;
 mod objects;
 mod pg;
 mod policy;

@@ -1,8 +1,8 @@
-//! Settings of pools that may change while they live, and what follows from them by and by.
+//! Settings of pools that may change while they live, and the rates that follow from them.
 
 use super::pools::check_limits;
-use super::{Answer, Ctx, Level, Pacing, Policy, Pool, Reject, State};
-use quarry_base::{PoolId, SdsId};
+use super::{Answer, Ctx, Pacing, Policy, Pool, Reject, State};
+use quarry_base::PoolId;
 use quarry_wire::Change;
 
 /// Used where a policy needs a rate and none was given, bytes a second.
@@ -97,53 +97,6 @@ impl State {
         if p.rate_now != bytes_per_second {
             p.rate_now = bytes_per_second;
             ctx.change(Change::Pool(p.info()));
-        }
-        Ok(Answer::Done)
-    }
-
-    pub(crate) fn note_level(
-        &mut self,
-        ctx: &mut Ctx,
-        id: PoolId,
-        level: Level,
-        reason: &str,
-    ) -> Result<Answer, Reject> {
-        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
-        if p.level != level {
-            p.level = level;
-            ctx.outcome("pool_capacity", format!("pool {}", p.name), level.name(), reason);
-        }
-        Ok(Answer::Done)
-    }
-
-    pub(crate) fn note_damage(
-        &mut self,
-        ctx: &mut Ctx,
-        id: SdsId,
-        found: u64,
-        repaired: u64,
-        lost: u64,
-    ) -> Result<Answer, Reject> {
-        let x = self.sds.get(&id).ok_or_else(|| Reject::not_found("sds", id))?;
-        let outcome = if lost > 0 { "no_good_copy" } else { "repaired" };
-        let text = format!(
-            "{found} damaged blocks were found, {repaired} repaired from another copy; {lost} times there was no good copy"
-        );
-        ctx.outcome("checksum_errors", format!("sds {}", x.name), outcome, text);
-        Ok(Answer::Done)
-    }
-
-    pub(crate) fn note_health(
-        &mut self,
-        ctx: &mut Ctx,
-        id: PoolId,
-        health: &str,
-        reason: &str,
-    ) -> Result<Answer, Reject> {
-        let p = self.pools.get_mut(&id).ok_or_else(|| Reject::not_found("pool", id))?;
-        if p.health != health {
-            p.health = health.into();
-            ctx.outcome("pool_health", format!("pool {}", p.name), health, reason);
         }
         Ok(Answer::Done)
     }

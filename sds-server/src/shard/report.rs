@@ -5,7 +5,7 @@ use crate::device::Phase;
 use crate::mail::FromShard;
 use crate::metrics::{DeviceLevels, Published};
 use quarry_base::{DeviceId, Nanos, PgId, Version};
-use quarry_control::{DeviceReport, FromNode, PgReport};
+use quarry_control::{scrub_ended, DeviceReport, FromNode, PgReport, SCRUB_ENDED};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -99,7 +99,13 @@ impl Shard {
             let failed = self.store_failure(id).or_else(|| d.failure().map(str::to_string));
             devices.push((id, d.capacity_bytes, d.used_bytes, failed));
         }
-        let counters = self.counters().into_iter().map(|(n, v)| (format!("sds.{n}"), v)).collect();
+        let mut counters: Vec<(String, u64)> =
+            self.counters().into_iter().map(|(n, v)| (format!("sds.{n}"), v)).collect();
+        for d in self.devices.iter().filter_map(|d| d.id) {
+            let Some(e) = self.engine.store(d).map(|s| s.scrub_stats().ended) else { continue };
+            let all = [e.passes, e.bytes, e.bad_pages, e.bad_groups, e.read_errors];
+            counters.extend(SCRUB_ENDED.iter().zip(all).map(|(what, n)| (scrub_ended(d, what), n)));
+        }
         let beat = FromNode::Heartbeat { applied, confirmed, pgs, devices, counters };
         if self.tx.try_send(FromShard::Send(Box::new(beat))).is_err() {
             self.metrics.limit_reached.with(&["control_queue"]).inc();
