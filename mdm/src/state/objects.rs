@@ -166,6 +166,17 @@ pub struct Pool {
     /// Health as it was noted last, for events.
     #[serde(default)]
     pub health: String,
+    /// Its primaries are being spread evenly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primaries_round: Option<PrimariesRound>,
+}
+
+/// Changes of primary since a pool began to spread them evenly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PrimariesRound {
+    pub changes: u32,
+    /// When the last one was.
+    pub last_ms: u64,
 }
 
 impl Pool {

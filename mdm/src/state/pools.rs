@@ -95,6 +95,7 @@ impl State {
             moves_at_once: DEFAULT_MOVES,
             scrub_bytes_per_second: None,
             health: String::new(),
+            primaries_round: None,
         };
         pool.rate_now = super::rate_of(&pool, 0, 0);
         ctx.change(Change::Pool(pool.info()));
