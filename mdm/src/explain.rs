@@ -3,7 +3,7 @@
 //! Reads the state and what primaries report, changes nothing. Every reason names the objects involved.
 
 use crate::control::{degraded_bytes, unconfirmed, HubInner};
-use crate::health::{pg_health, pg_row, pool_health, Health};
+use crate::health::{pg_health, pg_row, pool_health, waits, Health};
 use crate::state::{Level, Pg, Pool, State, TaskKind, TaskState, Volume};
 use quarry_base::units::show_size;
 use quarry_base::{DeviceId, Nanos, NodeId, PgId, PoolId, SdsId, VolumeId};
@@ -94,7 +94,7 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
     Some(json!({
         "kind": kind, "id": id, "name": name, "health": health, "summary": summary, "why": w.why,
         "what_to_do": w.todo, "bytes_one_copy": single, "bytes_degraded": degraded, "eta_seconds": eta,
-        "groups": rows,
+        "waits_for_devices": empty, "groups": rows,
     }))
 }
 
@@ -327,10 +327,8 @@ impl Cx<'_> {
                 if let Some(p) =
                     self.s.pools.get(&id).filter(|_| self.s.pool_pgs(id).next().is_none())
                 {
-                    w.say(
-                        format!("pool {} waits for devices on {} servers", p.name, p.copies),
-                        "start SDS nodes with devices in its protection domain, or give it unassigned ones: scli device list, scli device add",
-                    );
+                    let (why, todo) = waits(self.s, p);
+                    w.say(why, todo);
                 }
             }
         }

@@ -51,6 +51,8 @@ pub struct PoolHealth {
     pub pgs_moving: u32,
     pub bytes: u64,
     pub capacity_level: Level,
+    /// It has no groups yet: it lacks devices on enough servers and takes no data, so that none of its data lacks anything.
+    pub waits_for_devices: bool,
     pub reasons: Vec<String>,
 }
 
@@ -102,6 +104,7 @@ pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHe
         pgs_moving: 0,
         bytes: 0,
         capacity_level: pool.level,
+        waits_for_devices: false,
         reasons: Vec::new(),
     };
     let mut missing: BTreeMap<SdsId, u32> = BTreeMap::new();
@@ -130,7 +133,9 @@ pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHe
     }
     if h.pgs == 0 {
         h.health = Health::Degraded;
-        h.reasons.push(format!("pool {} waits for devices on {} servers", pool.name, pool.copies));
+        h.waits_for_devices = true;
+        let (why, todo) = waits(s, pool);
+        h.reasons.push(format!("{why}: {todo}"));
     }
     if h.bytes_degraded > 0 {
         if let Some(rate) = hub.rates.get(&pool.id).and_then(|r| r.bytes_per_second()) {
@@ -142,6 +147,40 @@ pub fn pool_health(s: &State, hub: &HubInner, pool: &Pool, now: Nanos) -> PoolHe
     }
     explain(s, pool, &mut h, &missing);
     h
+}
+
+/// Why a pool without groups takes no data yet, and what to do about it.
+pub fn waits(s: &State, pool: &Pool) -> (String, String) {
+    let name = &pool.name;
+    let servers = |n: usize| if n == 1 { "1 server".to_string() } else { format!("{n} servers") };
+    let wanted = servers(usize::from(pool.copies));
+    let has: BTreeSet<SdsId> = s.candidates(pool.id).iter().map(|c| c.sds).collect();
+    let why = match (s.pool_devices(pool.id).next().is_some(), has.len()) {
+        (false, _) => format!("pool {name} has no devices yet and takes no data; it waits for devices on {wanted}"),
+        (true, n) => format!(
+            "pool {name} takes no data yet: it has devices that can be used on {}, and waits for devices on {wanted}",
+            servers(n)
+        ),
+    };
+    // Servers that have none of its copies yet: only these bring it further.
+    let free = s.devices.values().filter(|d| {
+        d.pool.is_none()
+            && s.healthy(d)
+            && !d.missing
+            && !has.contains(&d.sds)
+            && s.sds.get(&d.sds).is_some_and(|x| x.domain == pool.domain && !x.draining)
+    });
+    let free: Vec<String> = free.take(4).map(|d| d.id.to_string()).collect();
+    let todo = match free.first() {
+        Some(first) => format!(
+            "scli device add --id {first} --pool {name} (unassigned now: {})",
+            free.join(", ")
+        ),
+        None => format!(
+            "start SDS nodes with devices in its protection domain, then scli device list and scli device add --id N --pool {name}"
+        ),
+    };
+    (why, todo)
 }
 
 /// Servers that a group misses.
@@ -229,7 +268,11 @@ pub fn status(s: &State, hub: &HubInner, stale: Option<String>, now: Nanos) -> S
     let pools: Vec<PoolHealth> = s.pools.values().map(|p| pool_health(s, hub, p, now)).collect();
     let mut reasons: Vec<String> = stale.into_iter().collect();
     reasons.extend(pools.iter().flat_map(|p| p.reasons.iter().cloned()));
-    let unknown = pools.iter().any(|p| p.health != Health::Ok && p.eta_seconds.is_none());
+    // No time heals a pool that waits for devices, and it does not hold the others up.
+    let mut hurt =
+        pools.iter().filter(|p| p.health != Health::Ok && !p.waits_for_devices).peekable();
+    let only_waits = hurt.peek().is_none() && pools.iter().any(|p| p.waits_for_devices);
+    let unknown = only_waits || hurt.any(|p| p.eta_seconds.is_none());
     let health = pools.iter().map(|p| p.health).max().unwrap_or(Health::Ok);
     Status {
         health,

@@ -56,6 +56,8 @@ const tile = (label, cls) => {
 
 function healthText(st) {
   if (st.health === "ok") return "Every block has all its copies.";
+  const bad = st.pools.filter((p) => p.health !== "ok");
+  if (bad.length && bad.every((p) => p.waits_for_devices)) return "All data has its copies, but a pool has too few devices to take any yet.";
   if (st.health === "degraded") return `${bytes(st.bytes_degraded)} have fewer copies than asked. Everything is served.`;
   return "Some data cannot be read or written now.";
 }

@@ -327,6 +327,55 @@ async fn what_is_away_or_waits_for_devices_is_explained_as_such() {
     let p = mdm.get("/explain/pool/p2").await;
     assert!(summary(p.clone()).contains("cannot take data yet"), "{p}");
     assert!(p["why"].to_string().contains("waits for devices"), "{p}");
+    assert_eq!((&p["health"], &p["waits_for_devices"]), (&json!("degraded"), &json!(true)));
+}
+
+/// What is told of the pool `p`: its reasons, what to do about them, and that they speak of no lost copies.
+async fn told_of_waiting(mdm: &Mdm) -> (String, String) {
+    let s = mdm.get("/status").await;
+    assert_eq!((&s["health"], &s["eta_seconds"]), (&json!("degraded"), &serde_json::Value::Null));
+    assert_eq!((&s["bytes_degraded"], &s["bytes_one_copy"]), (&json!(0), &json!(0)));
+    let p = s["pools"].as_array().unwrap().iter().find(|p| p["pool"] == "p").unwrap();
+    assert_eq!((&p["health"], &p["waits_for_devices"]), (&json!("degraded"), &json!(true)));
+    let e = mdm.get("/explain/pool/p").await;
+    assert!(e["summary"].as_str().unwrap().contains("cannot take data yet"), "{e}");
+    let text = |v: &serde_json::Value| v.as_array().unwrap()[0].as_str().unwrap().to_string();
+    let (why, todo) = (text(&e["why"]), text(&e["what_to_do"]));
+    assert_eq!(text(&p["reasons"]), format!("{why}: {todo}"));
+    assert!(!why.contains("copies") && !why.contains("miss"), "{why}");
+    (why, todo)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_lacks_devices_says_what_to_do_and_claims_no_lost_copies() {
+    let mdm = Mdm::start().await;
+    mdm.post("/pool/create", json!({"name": "p"})).await;
+    let (why, todo) = told_of_waiting(&mdm).await;
+    assert!(why.contains("has no devices yet") && why.contains("on 2 servers"), "{why}");
+    assert!(todo.contains("start SDS nodes") && todo.contains("--pool p"), "{todo}");
+    // Only its pool: a device of a new server joins by itself.
+    let a = Fake::join(&mdm, hello(Role::Sds, "a", 1)).await;
+    let (why, _) = told_of_waiting(&mdm).await;
+    assert!(why.contains("can be used on 1 server,") && why.contains("on 2 servers"), "{why}");
+    // With a second pool it does not: the command is named, and it is the one that helps.
+    mdm.post("/pool/create", json!({"name": "q"})).await;
+    let b = Fake::join(&mdm, hello(Role::Sds, "b", 2)).await;
+    let (_, todo) = told_of_waiting(&mdm).await;
+    let want = format!("scli device add --id {} --pool p", b.device());
+    assert!(todo.starts_with(&want), "{todo}");
+    mdm.post("/device/add", json!({"device_id": b.device(), "pool": "p"})).await;
+    a.until(|k| !k.view.pgs.is_empty()).await;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let s = mdm.get("/status").await;
+        let p = s["pools"].as_array().unwrap().iter().find(|p| p["pool"] == "p").unwrap();
+        if p["health"] == "ok" {
+            assert_eq!(p["waits_for_devices"], json!(false));
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "{s}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// R26: what would be lost is said, nothing happens without a yes, and the decision waits for a client that is away.

@@ -33,7 +33,8 @@ fn text(v: &Value) -> String {
     if let Some(n) = number("bytes_one_copy") {
         out.push(format!("at risk  {} have one copy", show_size(n)));
     }
-    if v.get("health").and_then(Value::as_str) != Some("ok") {
+    let waits = v.get("waits_for_devices") == Some(&Value::Bool(true));
+    if v.get("health").and_then(Value::as_str) != Some("ok") && !waits {
         let eta = v.get("eta_seconds").and_then(Value::as_f64);
         out.push(match eta {
             Some(s) => format!("healed   in {}", duration(s)),
@@ -81,5 +82,13 @@ mod tests {
         {
             assert!(t.contains(part), "{part} not in\n{t}");
         }
+    }
+
+    #[test]
+    fn what_waits_for_devices_is_not_healed_by_time() {
+        let t =
+            text(&json!({"summary": "pool p cannot take data yet", "why": ["it has no devices"],
+            "what_to_do": ["scli device add"], "health": "degraded", "waits_for_devices": true}));
+        assert!(t.contains("scli device add") && !t.contains("healed"), "{t}");
     }
 }

@@ -57,8 +57,23 @@ fn meaning(health: &str) -> &'static str {
     }
 }
 
+/// All that is not well are pools that have no devices on enough servers yet: no data lacks anything.
+fn only_waits(status: &Value) -> bool {
+    let pools = status.get("pools").and_then(Value::as_array).map(Vec::as_slice);
+    let bad = |p: &&Value| p.get("health").and_then(Value::as_str) != Some("ok");
+    let mut bad = pools.unwrap_or_default().iter().filter(bad).peekable();
+    bad.peek().is_some() && bad.all(|p| p.get("waits_for_devices") == Some(&Value::Bool(true)))
+}
+
 fn text(status: &Value, health: &str, nodes: &Value) -> String {
-    let mut out = vec![format!("health   {}", meaning(health))];
+    let waits = health == "degraded" && only_waits(status);
+    let meaning = match waits {
+        true => {
+            "DEGRADED      all data has its copies, but a pool has too few devices to take any yet"
+        }
+        false => meaning(health),
+    };
+    let mut out = vec![format!("health   {meaning}")];
     let single = status.get("bytes_one_copy").and_then(Value::as_u64);
     if let Some(bytes) = single.filter(|b| *b > 0) {
         let risk = "depend on ONE server: stop no node before `scli node can-stop` says yes";
@@ -68,7 +83,7 @@ fn text(status: &Value, health: &str, nodes: &Value) -> String {
     if let Some(bytes) = degraded.filter(|b| *b > 0) {
         out.push(format!("to copy  {} until every block has all its copies", show_size(bytes)));
     }
-    if health != "ok" {
+    if health != "ok" && !waits {
         let eta = status.get("eta_seconds").and_then(Value::as_f64);
         let eta = eta.map_or_else(|| "not known yet".to_string(), duration);
         out.push(format!("healed   in {eta}").replace("in not", "not"));
@@ -129,6 +144,25 @@ mod tests {
         for part in parts {
             assert!(t.contains(part), "{part} not in\n{t}");
         }
+    }
+
+    #[test]
+    fn a_pool_without_devices_is_no_claim_that_copies_are_missing() {
+        let empty = json!({"pool": "p", "health": "degraded", "waits_for_devices": true});
+        let mut s = json!({"health": "degraded", "bytes_degraded": 0, "eta_seconds": null,
+            "reasons": ["pool p has no devices yet: scli device add --id 3 --pool p"],
+            "pools": [{"pool": "q", "health": "ok", "waits_for_devices": false}, empty]});
+        let t = text(&s, "degraded", &json!([]));
+        assert!(t.contains("DEGRADED      all data has its copies, but a pool has too few"), "{t}");
+        assert!(!t.contains("some data") && !t.contains("healed"), "{t}");
+        for part in ["scli device add --id 3", "what to do: scli explain pool p"] {
+            assert!(t.contains(part), "{part} not in\n{t}");
+        }
+        // A pool that really lacks copies is told as before, and so is an older MDM's answer.
+        s["pools"][0]["health"] = json!("degraded");
+        assert!(text(&s, "degraded", &json!([])).contains("some data has too few copies"));
+        let old = json!({"health": "degraded", "pools": [{"pool": "p", "health": "degraded"}]});
+        assert!(text(&old, "degraded", &json!([])).contains("some data has too few copies"));
     }
 
     #[test]
