@@ -45,7 +45,7 @@ pub fn due(hub: &mut HubInner, at: Nanos) -> Vec<Op> {
             if passes == 0 {
                 continue;
             }
-            let bad = bad_pages + bad_groups + read_errors > 0;
+            let bad = [bad_pages, bad_groups, read_errors].iter().any(|n| *n > 0);
             let (last, pause) = if bad { (told.found, FOUND) } else { (told.any, CALM) };
             if last.is_some_and(|t| at.since(t) < pause) {
                 continue;

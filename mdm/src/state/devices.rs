@@ -89,6 +89,7 @@ impl State {
         ctx.event("sds_undrain", format!("sds {}", s.name), "it takes copies again");
         self.drop_task(ctx, &TaskKind::DrainSds { sds: id }, "the server was taken back");
         self.stop_moves(ctx, None);
+        self.lay_out_waiting(ctx);
     }
 
     fn undrain_device(&mut self, ctx: &mut Ctx, id: DeviceId) {
@@ -98,6 +99,7 @@ impl State {
         ctx.event("device_undrain", format!("device {id}"), "it takes copies again");
         self.drop_task(ctx, &TaskKind::DrainDevice { device: id }, "the device was added again");
         self.stop_moves(ctx, None);
+        self.lay_out_waiting(ctx);
     }
 
     /// Refuses a drain that leaves too few servers for all copies, or too little room for the data promised in full.

@@ -96,9 +96,9 @@ impl State {
             path.unwrap_or_default(),
             show_size(s.bytes)
         );
-        let outcome = match (s.bad_pages + s.bad_groups, s.read_errors) {
-            (0, 0) => "ok",
-            (0, _) => "read_errors",
+        let outcome = match (s.bad_pages, s.bad_groups, s.read_errors) {
+            (0, 0, 0) => "ok",
+            (0, 0, _) => "read_errors",
             _ => "damage_found",
         };
         ctx.outcome("scrub_pass", format!("sds {}", x.name), outcome, text);

@@ -67,6 +67,15 @@ impl State {
         );
     }
 
+    /// Lays out the pools that waited for servers; for when one is taken back.
+    pub(crate) fn lay_out_waiting(&mut self, ctx: &mut Ctx) {
+        for pool in self.pools.keys().copied().collect::<Vec<_>>() {
+            if self.pool_pgs(pool).next().is_none() {
+                self.lay_out(ctx, pool);
+            }
+        }
+    }
+
     fn member_now(&self, device: DeviceId) -> Option<Member> {
         let d = self.devices.get(&device)?;
         let s = self.sds.get(&d.sds)?;

@@ -375,6 +375,28 @@ fn only_so_many_events_are_kept() {
 }
 
 #[test]
+fn a_pool_that_waited_for_a_server_is_laid_out_when_it_is_taken_back() {
+    let ops = [
+        (Op::DrainSds { id: SdsId(2) }, Op::RecoverSds { id: SdsId(2) }),
+        (Op::DrainDevice { id: DeviceId(2) }, Op::AddDevice { id: DeviceId(2), pool: PoolId(1) }),
+    ];
+    for (away, back) in ops {
+        let mut l = Lab::new();
+        l.register(1, None, &[]);
+        l.ok(pool("p", 2));
+        // The second server's device joins while the first one is out.
+        l.ok(Op::FenceSds { id: SdsId(1), force: true, answered: answered(&[]) });
+        l.register(2, None, &[]);
+        l.ok(away);
+        l.ok(Op::RecoverSds { id: SdsId(1) });
+        l.register(1, None, &[2]);
+        assert!(l.s.pgs.is_empty() && l.s.pool_devices(PoolId(1)).count() == 2, "{back:?}");
+        l.ok(back.clone());
+        assert_eq!(l.s.pgs.len(), 32, "{back:?}");
+    }
+}
+
+#[test]
 fn settings_are_checked_together() {
     let mut l = Lab::cluster(2, 2);
     let mut set = |p: Policy| l.run(Op::SetPolicy { pool: PoolId(1), policy: Box::new(p) });

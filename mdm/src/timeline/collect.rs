@@ -99,14 +99,15 @@ impl Collector {
         for (id, l) in hub.sds.iter().filter(|(_, l)| l.session.is_some()) {
             let last = self.sds.entry(*id).or_default();
             let sums = self.by_sds.entry(*id).or_default();
-            for (name, grown) in growth(last, self.before, l.start.get(), &l.counters) {
+            for (name, grown) in growth(last, self.before, l.process.get(), &l.counters) {
                 let name = name.strip_prefix("sds.").unwrap_or(name);
                 let column = SDS.iter().position(|c| *c == name);
                 if let Some(x) = column.and_then(|c| sums.get_mut(c)) {
                     *x += grown;
                 }
             }
-            *last = Last { start: l.start.get(), counters: l.counters.clone() };
+            // A process that was given a new start counts on.
+            *last = Last { start: l.process.get(), counters: l.counters.clone() };
         }
     }
 

@@ -2,8 +2,11 @@
 
 use super::book::{Book, Query, Rows, MAX_OBJECTS, MAX_POINTS};
 use super::catalog::{Kind, Metric, IO};
-use super::collect::{growth, Last};
+use super::collect::{growth, Collector, Last};
 use super::ring::{Ring, TIERS};
+use crate::control::{Hub, SdsLive};
+use crate::state::{Command, Op, State};
+use quarry_base::{ConfigIndex, Nanos, SdsId, StartNo};
 use std::collections::BTreeMap;
 
 fn rows(tracks: Vec<(Kind, u32, Vec<f64>)>) -> Rows {
@@ -193,6 +196,30 @@ fn a_counter_is_carried_over_restarts_of_its_daemon_and_of_the_mdm() {
     assert_eq!(grown(&none, 7, &now), [""; 0], "its first report was not there yet");
     let more = counters(&[("a", 50), ("b", 4)]);
     assert_eq!(grown(&at(7, 50), 7, &more), ["b+4"], "a volume mapped meanwhile");
+}
+
+#[test]
+fn a_server_that_got_a_new_start_is_not_counted_twice() {
+    let mut s = State::default();
+    let add = Op::AddSds { name: "a".into(), domain: None, fault_set: None };
+    for op in [Op::Init { cluster: "c".into() }, add] {
+        let index = ConfigIndex(s.index.0 + 1);
+        s.apply(index, &Command { at_ms: 1, who: "t".into(), key: None, op }).unwrap();
+    }
+    let hub = Hub::new(&s);
+    let mut c = Collector::new(0);
+    let mut reads = |start, process, n| {
+        let mut h = hub.lock();
+        let (start, process) = (StartNo(start), StartNo(process));
+        let counters = counters(&[("sds.read_ops", n)]);
+        let live = SdsLive { session: Some(1), start, process, counters, ..SdsLive::default() };
+        h.sds.insert(SdsId(1), live);
+        let rows = c.rows(&s, &h, Nanos(0));
+        rows.tracks.iter().find(|t| t.0 == Kind::Sds).map(|t| t.2[0])
+    };
+    assert_eq!(reads(1, 1, 50), Some(50.0));
+    assert_eq!(reads(2, 1, 60), Some(60.0), "it was declared failed, and lived");
+    assert_eq!(reads(3, 3, 5), Some(65.0), "another process");
 }
 
 #[test]

@@ -104,7 +104,10 @@ impl Shard {
         for d in self.devices.iter().filter_map(|d| d.id) {
             let Some(e) = self.engine.store(d).map(|s| s.scrub_stats().ended) else { continue };
             let all = [e.passes, e.bytes, e.bad_pages, e.bad_groups, e.read_errors];
-            counters.extend(SCRUB_ENDED.iter().zip(all).map(|(what, n)| (scrub_ended(d, what), n)));
+            // A beat is ten times a second: of zeroes only that it has no pass yet is said.
+            let said =
+                SCRUB_ENDED.iter().zip(all).enumerate().filter(|(i, (_, n))| *i == 0 || *n > 0);
+            counters.extend(said.map(|(_, (what, n))| (scrub_ended(d, what), n)));
         }
         let beat = FromNode::Heartbeat { applied, confirmed, pgs, devices, counters };
         if self.tx.try_send(FromShard::Send(Box::new(beat))).is_err() {
