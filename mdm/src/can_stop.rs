@@ -3,7 +3,7 @@
 use crate::control::{now as clock, HubInner};
 use crate::state::{State, Volume};
 use quarry_base::units::show_size;
-use quarry_base::{NodeId, PgId, SdsId, VolumeId};
+use quarry_base::{DeviceId, NodeId, PgId, SdsId, VolumeId};
 use serde_json::{json, Value};
 use std::collections::BTreeSet;
 
@@ -13,8 +13,15 @@ pub fn can_stop(s: &State, hub: &HubInner, node: NodeId, mdm: &str) -> Option<Va
     let gone: BTreeSet<SdsId> = s.sds_of(node).into_iter().collect();
     let answered = hub.detector.recent(clock());
     let (mut lost, mut single) = (BTreeSet::new(), BTreeSet::new());
+    let mut gone_already = 0;
     for p in s.pgs.values() {
         let c = &p.config;
+        let here = |d: &DeviceId| s.devices.get(d).is_some_and(|d| gone.contains(&d.sds));
+        let serves = c.in_sync.iter().any(|m| s.good(m) && answered.contains(&m.sds));
+        if !serves && c.listed.iter().any(here) {
+            // Its good copies are away: an older one that is here may be all that is left, and is needed to go on.
+            gone_already += 1;
+        }
         if !c.in_sync.iter().any(|m| gone.contains(&m.sds)) {
             continue;
         }
@@ -46,6 +53,11 @@ pub fn can_stop(s: &State, hub: &HubInner, node: NodeId, mdm: &str) -> Option<Va
             show_size(bytes(&lost))
         ));
     }
+    if gone_already > 0 {
+        reasons.push(format!(
+            "{gone_already} placement groups with a copy here serve nothing already, as their good copies are away: first bring those back (scli status)"
+        ));
+    }
     if !single.is_empty() {
         reasons.push(format!(
             "{} would have one copy until it is back or rebuilt",
@@ -61,7 +73,8 @@ pub fn can_stop(s: &State, hub: &HubInner, node: NodeId, mdm: &str) -> Option<Va
             "it runs the MDM: I/O goes on, but nothing is managed or repaired meanwhile".into(),
         );
     }
-    let verdict = match (volumes.is_empty(), mapped.is_empty() && !is_mdm) {
+    let safe = volumes.is_empty() && gone_already == 0;
+    let verdict = match (safe, mapped.is_empty() && !is_mdm) {
         (false, _) => "no",
         (true, false) => "with_care",
         (true, true) => "yes",

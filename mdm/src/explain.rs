@@ -4,7 +4,7 @@
 
 use crate::control::{degraded_bytes, unconfirmed, HubInner};
 use crate::health::{pg_health, pg_row, pool_health, waits, Health};
-use crate::state::{Level, Pg, Pool, State, TaskKind, TaskState, Volume};
+use crate::state::{Device, Level, Pg, Pool, State, TaskKind, TaskState, Volume};
 use quarry_base::units::show_size;
 use quarry_base::{DeviceId, Nanos, NodeId, PgId, PoolId, SdsId, VolumeId};
 use serde_json::{json, Value};
@@ -239,13 +239,25 @@ impl Cx<'_> {
             ),
             (_, false) => w.say(
                 format!("sds {name} is down: {n} groups miss its copies"),
-                "start sds-server on its node and read its log; else its copies are rebuilt elsewhere after the pool's grace time",
+                match self.has_room_elsewhere(dev) {
+                    true => "start sds-server on its node and read its log; else its copies are rebuilt elsewhere after the pool's grace time",
+                    false => "start sds-server on its node and read its log; or add a server: no other one is left to make its copies on",
+                },
             ),
             (_, true) => w.say(
                 format!("sds {name} is being brought up to date: {n} groups"),
                 "wait: scli rebuild status shows how far it is",
             ),
         }
+    }
+
+    /// The pool has enough servers left for all copies of a block.
+    fn has_room_elsewhere(&self, dev: &Device) -> bool {
+        let pool = dev.pool.and_then(|p| self.s.pools.get(&p));
+        pool.is_some_and(|p| {
+            let left: BTreeSet<SdsId> = self.s.candidates(p.id).iter().map(|c| c.sds).collect();
+            left.len() >= usize::from(p.copies)
+        })
     }
 
     fn unavailable(&self, bad: &[&Pg], w: &mut Words) {
@@ -441,6 +453,19 @@ impl Cx<'_> {
             w.say(
                 format!("the rebuild is held to {} a second for each group by the policy of pool {name}", show_size(p.rate_now)),
                 format!("scli policy set --pool {name} --rebuild unlimited, if it is to be faster"),
+            );
+        }
+        let all = self.s.candidates(p.id);
+        let servers: BTreeSet<SdsId> = all.iter().map(|c| c.sds).collect();
+        let sets: BTreeSet<_> =
+            all.iter().map(|c| (c.fault_set, c.fault_set.is_none().then_some(c.sds))).collect();
+        if sets.len() < usize::from(p.copies) && servers.len() >= usize::from(p.copies) {
+            w.say(
+                format!(
+                    "the {} servers of pool {name} are in {} fault set(s), for {} copies: copies of a block share one and fail together",
+                    servers.len(), sets.len(), p.copies
+                ),
+                "scli fault-set assign --sds S --fault-set F for other sets, or without --fault-set to take a server out of its set",
             );
         }
         if p.level != Level::Normal {

@@ -300,10 +300,15 @@ pub fn status(s: &State, hub: &HubInner, stale: Option<String>, now: Nanos) -> S
 fn warnings(s: &State, hub: &HubInner) -> Vec<String> {
     let full = s.pools.values().filter(|p| p.level != Level::Normal).map(|p| {
         let raw = s.capacity(p).raw.max(1);
-        let used = crate::api::pool_used(s, hub, p.id);
-        let percent = u128::from(used) * 100 / u128::from(raw);
+        let used = u128::from(crate::api::pool_used(s, hub, p.id));
+        let kept = u128::from(crate::api::pool_promised(s, hub, p.id));
+        let percent = (used + kept) * 100 / u128::from(raw);
+        let thick = match kept * 100 / u128::from(raw) {
+            0 => String::new(),
+            n => format!(", {n} % of it kept for what thick volumes have not written yet"),
+        };
         format!(
-            "pool {} is {percent} % full ({}): add devices or delete volumes",
+            "pool {} is {percent} % full ({}{thick}): add devices or delete volumes",
             p.name,
             p.level.name()
         )

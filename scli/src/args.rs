@@ -36,7 +36,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
           default_missing_value = "300")]
     pub wait: Option<u64>,
-    /// Do not ask before something is destroyed
+    /// Do not ask before something is destroyed (asked at a terminal only: a script that calls a command means it)
     #[arg(long, global = true)]
     pub yes: bool,
     /// Say what would happen and do nothing (commands that move or destroy something)

@@ -55,7 +55,9 @@ fn parse(argv: &[std::ffi::OsString]) -> Result<Cli, clap::Error> {
 
 fn usage(e: &clap::Error) -> CliError {
     let text = e.to_string();
-    let line = text.lines().next().unwrap_or("usage error");
+    // The first paragraph: what is missing is on lines of its own.
+    let lines = text.lines().take_while(|l| !l.trim().is_empty());
+    let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
     let message = line.trim_start_matches("error: ").to_string();
     CliError::new(Exit::Usage, "usage", message).hint("scli --help lists commands and flags")
 }

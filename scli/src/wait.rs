@@ -49,7 +49,11 @@ pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, Cli
         }
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
-            let message = format!("task {id} is not done after {} s", limit.as_secs());
+            let names = task.get("waiting_for").and_then(Value::as_array);
+            let names = names.into_iter().flatten().filter_map(Value::as_str);
+            let names = names.take(3).collect::<Vec<_>>().join("; ");
+            let what = if names.is_empty() { names } else { format!(": it waits for {names}") };
+            let message = format!("task {id} is not done after {} s{what}", limit.as_secs());
             return Err(CliError::new(Exit::TimedOut, "timed_out", message)
                 .hint(format!("it goes on: scli task get --id {id}")));
         }

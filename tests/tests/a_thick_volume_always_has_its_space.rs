@@ -20,6 +20,10 @@ fn a_thick_volume_always_has_its_space() -> Res<()> {
         let filled = fill(&mut thin)?;
         eprintln!("  the thin volume took {filled} MiB");
         ensure!(filled >= 60, "the thin volume got {filled} MiB only");
+        wait_until("status to say that the pool is full", Duration::from_secs(20), || {
+            let told = cluster.status()?["warnings"].to_string();
+            Ok(told.contains("kept for what thick volumes").then_some(()))
+        })?;
         // Single pages first: each takes a whole block. Then everything.
         for n in (0..THICK_MIB * 16).step_by(7) {
             promised.write_at(n * MIB / 16 + 8192, &content(n)[..4096])?;

@@ -41,5 +41,9 @@ fn refuses(cluster: &Cluster, load: &Load, old: &str, new: &str) -> Res<()> {
     ensure!(status["health"] == "unavailable", "{status}");
     let reasons = status["reasons"].to_string();
     ensure!(reasons.contains(new), "no reason names {new}: {status}");
+    // Nobody is told that the server with all that is left may be stopped.
+    let out = cluster.scli(["node", "can-stop", "--name", old])?;
+    let no = out.status == Some(20) && out.told().contains("serve nothing already");
+    ensure!(no, "{old}: {}", out.told());
     Ok(())
 }

@@ -10,11 +10,10 @@ mod counters;
 mod frame;
 mod messages;
 mod node;
-
 mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
-pub use counters::{scrub_ended, SCRUB_ENDED};
+pub use counters::{promised, scrub_ended, SCRUB_ENDED};
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};
 pub use node::{host_identity, Capability, NodeFile, NodeFileError};

@@ -23,7 +23,7 @@ mod tests;
 mod ui;
 mod volumes;
 
-pub use render::{pool_used, rfc3339};
+pub use render::{pool_promised, pool_used, rfc3339};
 
 use crate::control::Hub;
 use crate::engine::{Engine, SharedState};
@@ -187,7 +187,7 @@ fn allowed(api: &Api, req: &Request) -> Result<(), ApiError> {
             401,
             "no_token",
             "a token is needed",
-            "send Authorization: Bearer TOKEN; the token is in the MDM's token file",
+            "send Authorization: Bearer TOKEN (scli: --token or QUARRY_TOKEN); the token is in the MDM's token file",
         ));
     };
     if !same(token.trim().as_bytes(), api.token.as_bytes()) {

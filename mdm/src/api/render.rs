@@ -66,6 +66,15 @@ pub fn pool_used(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
     s.pool_devices(pool).map(|d| device_used(hub, d)).sum()
 }
 
+/// Bytes that servers keep for thick volumes on a pool's devices and that are not written yet, all copies.
+pub fn pool_promised(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
+    let kept = |d: &Device| {
+        let counters = hub.sds.get(&d.sds).map(|l| &l.counters)?;
+        counters.get(&quarry_control::promised(d.id)).copied()
+    };
+    s.pool_devices(pool).filter_map(kept).sum()
+}
+
 pub fn pool(s: &State, hub: &HubInner, p: &Pool, now: Nanos) -> Value {
     let c = s.capacity(p);
     let devices: Vec<_> = s.pool_devices(p.id).map(|d| d.id).collect();

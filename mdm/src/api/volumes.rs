@@ -299,7 +299,7 @@ async fn refuse_in_use(api: &Api, volume: VolumeId, sdc: SdcId) -> Result<(), Ap
         409,
         "in_use",
         format!("volume {volume_name} is in use on {sdc_name}: {}", users.join(", ")),
-        "unmount it and end what uses it there; or force it (force in the request, scli --force): its users get I/O errors",
+        "unmount it and end what uses it there; or force it (force in the request, scli volume unmap --force): its users get I/O errors",
     ))
 }
 

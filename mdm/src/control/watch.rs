@@ -53,7 +53,10 @@ fn health(s: &State, hub: &HubInner, p: &Pool, at: Nanos) -> Option<Op> {
 fn level(s: &State, hub: &HubInner, p: &Pool) -> Option<Op> {
     let raw = s.capacity(p).raw;
     let used = crate::api::pool_used(s, hub, p.id);
-    let percent = u64::try_from(u128::from(used) * 100 / u128::from(raw.max(1))).unwrap_or(100);
+    // What is kept for thick volumes is not there for others.
+    let kept = crate::api::pool_promised(s, hub, p.id);
+    let taken = u128::from(used) + u128::from(kept);
+    let percent = u64::try_from(taken * 100 / u128::from(raw.max(1))).unwrap_or(100);
     let at = |threshold: u32, held: bool| {
         percent + if held { HYSTERESIS } else { 0 } >= u64::from(threshold)
     };
@@ -67,7 +70,10 @@ fn level(s: &State, hub: &HubInner, p: &Pool) -> Option<Op> {
     (new != p.level).then(|| Op::NoteLevel {
         pool: p.id,
         level: new,
-        reason: format!("{percent} % of {raw} bytes used"),
+        reason: match kept {
+            0 => format!("{percent} % of {raw} bytes used"),
+            _ => format!("{percent} % of {raw} bytes used or kept for thick volumes"),
+        },
     })
 }
 

@@ -41,7 +41,7 @@ impl State {
             return Err(Reject::conflict(
                 "not_empty",
                 format!("fault set {name} has servers: {}", servers.join(", ")),
-                "take them out first: POST /sds/{id}/fault_set",
+                "take them out first: scli fault-set assign --sds S without --fault-set (POST /sds/{id}/fault_set)",
             ));
         }
         self.fault_sets.remove(&id);

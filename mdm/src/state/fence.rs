@@ -73,7 +73,7 @@ impl State {
         Err(Reject::conflict(
             "last_copy",
             format!("SDS {name} has the last good copy of data of: {names}"),
-            "wait until the pool is healthy again, or use force: these volumes are unavailable then",
+            "wait until the pool is healthy again, or use force (scli sds fail --force): these volumes are unavailable then",
         ))
     }
 

@@ -158,14 +158,14 @@ fn check_policy(q: &Pool) -> Result<(), Reject> {
             format!(
                 "rebuild_bytes_per_second must be 0 (no limit) or at least {SLOWEST} for the pool"
             ),
-            "for example 104857600 for 100 MiB/s",
+            "for example scli policy set --rebuild limit --rate 100MiB (rebuild_bytes_per_second 104857600)",
         ));
     }
     if q.pacing == Pacing::Limit && q.rebuild_bytes_per_second == 0 {
         return Err(Reject::invalid(
             "bad_limit",
             "the policy limit needs rebuild_bytes_per_second",
-            "for example 104857600 for 100 MiB/s",
+            "for example scli policy set --rebuild limit --rate 100MiB (rebuild_bytes_per_second 104857600)",
         ));
     }
     Ok(())

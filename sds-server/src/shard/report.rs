@@ -5,7 +5,7 @@ use crate::device::Phase;
 use crate::mail::FromShard;
 use crate::metrics::{DeviceLevels, Published};
 use quarry_base::{DeviceId, Nanos, PgId, Version};
-use quarry_control::{scrub_ended, DeviceReport, FromNode, PgReport, SCRUB_ENDED};
+use quarry_control::{promised, scrub_ended, DeviceReport, FromNode, PgReport, SCRUB_ENDED};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -102,7 +102,10 @@ impl Shard {
         let mut counters: Vec<(String, u64)> =
             self.counters().into_iter().map(|(n, v)| (format!("sds.{n}"), v)).collect();
         for d in self.devices.iter().filter_map(|d| d.id) {
-            let Some(e) = self.engine.store(d).map(|s| s.scrub_stats().ended) else { continue };
+            let Some(store) = self.engine.store(d) else { continue };
+            let kept = store.stats().promised_bytes;
+            counters.extend((kept > 0).then(|| (promised(d), kept)));
+            let e = store.scrub_stats().ended;
             let all = [e.passes, e.bytes, e.bad_pages, e.bad_groups, e.read_errors];
             // A beat is ten times a second: of zeroes only that it has no pass yet is said.
             let said =
