@@ -8,7 +8,7 @@ pub mod world;
 
 use bytes::Bytes;
 use quarry_base::PageBuf;
-use quarry_store::{DiskOp, DiskResult, FormatStep, OpId, WriteSync};
+use quarry_store::{DiskOp, DiskResult, FormatStep, OpId};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -62,16 +62,8 @@ pub enum Mishap {
 
 enum InFlight {
     Op(DiskOp),
-    Sync(OpId, Sync, bool),
-}
-
-/// What of the completed writes a sync covers.
-#[derive(Clone, Copy)]
-enum Sync {
-    /// Those up to this number.
-    Upto(u64),
-    /// Those above the first number and up to the second.
-    Own(u64, u64),
+    /// Covers completed writes up to this number.
+    Sync(OpId, u64, bool),
 }
 
 /// Completed writes are visible to reads at once; they survive a crash for sure only once synced.
@@ -155,7 +147,7 @@ impl SimDisk {
     pub fn submit(&mut self, ops: &mut Vec<DiskOp>) {
         for op in ops.drain(..) {
             self.flight.push(match op {
-                DiskOp::Sync { id } => InFlight::Sync(id, Sync::Upto(self.done), false),
+                DiskOp::Sync { id } => InFlight::Sync(id, self.done, false),
                 op => InFlight::Op(op),
             });
         }
@@ -172,13 +164,13 @@ impl SimDisk {
         }
         let i = rng.below(self.flight.len() as u64) as usize;
         match self.flight.swap_remove(i) {
-            InFlight::Sync(id, what, linked) => {
+            InFlight::Sync(id, upto, linked) => {
                 if self.strikes(&[Mishap::EioSync], u64::MAX).is_some() {
                     // The kernel has dropped the pages: another sync would find nothing to write.
                     self.dirty.clear();
                     return Some((id, DiskResult::Done(Err(5))));
                 }
-                self.sync(what, linked);
+                self.sync(upto, linked);
                 Some((id, DiskResult::Done(Ok(()))))
             }
             InFlight::Op(DiskOp::Read { id, offset, len }) => {
@@ -199,7 +191,6 @@ impl SimDisk {
                     Some(_) => at = self.elsewhere(rng, len),
                     None => {}
                 }
-                let before = self.done;
                 for d in data {
                     assert!(
                         at % 4096 == 0
@@ -212,19 +203,17 @@ impl SimDisk {
                     self.dirty.push((self.done, at, d));
                     at += len;
                 }
-                let what = match sync {
-                    WriteSync::None => return Some((id, DiskResult::Done(Ok(())))),
-                    WriteSync::Own => Sync::Own(before, self.done),
-                    WriteSync::All => Sync::Upto(self.done),
-                };
-                self.flight.push(InFlight::Sync(id, what, true));
-                None
+                if sync {
+                    self.flight.push(InFlight::Sync(id, self.done, true));
+                    return None;
+                }
+                Some((id, DiskResult::Done(Ok(()))))
             }
             InFlight::Op(op) => Some((op.id(), DiskResult::Done(Ok(())))),
         }
     }
 
-    fn sync(&mut self, what: Sync, linked: bool) {
+    fn sync(&mut self, upto: u64, linked: bool) {
         match self.lie {
             Some(Lie::AllSyncs) => return,
             Some(Lie::LinkedSyncs) if linked => return,
@@ -232,29 +221,16 @@ impl SimDisk {
             _ => {}
         }
         let (durable, lie) = (&mut self.durable, self.lie);
-        // Where the device has it to itself, what it lies over is of no account any more.
-        let own: Vec<(u64, u64)> = match what {
-            Sync::Own(from, to) => {
-                let of = self.dirty.iter().filter(|(n, ..)| *n > from && *n <= to);
-                of.map(|(_, at, d)| (*at, *at + d.len() as u64)).collect()
-            }
-            Sync::Upto(_) => Vec::new(),
-        };
-        let covered = |n: u64, at: u64, len: usize| match what {
-            Sync::Upto(upto) => n <= upto,
-            Sync::Own(_, to) => n <= to && own.iter().any(|(a, b)| at < *b && *a < at + len as u64),
-        };
         self.dirty.retain(|(n, at, d)| {
             let spared = match lie {
                 Some(Lie::Range(from, to)) => *at >= from && *at < to,
                 Some(Lie::LostWrite(k)) => n % k == 0,
                 _ => false,
             };
-            let covered = covered(*n, *at, d.len());
-            if covered && !spared {
+            if *n <= upto && !spared {
                 durable[*at as usize..*at as usize + d.len()].copy_from_slice(d);
             }
-            !covered || spared
+            *n > upto || spared
         });
     }
 
