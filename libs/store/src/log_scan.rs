@@ -78,11 +78,8 @@ pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
     let mut w = Walk { found: Vec::new(), end: sb.tail_pos, synced: sb.inc_pos, later: false };
     let (mut no, mut prev, mut inc) = (sb.tail_batch, sb.tail_prev_crc, 0);
     loop {
-        let wrapped = w.end.next_multiple_of(l.log_bytes);
         let expect = Expect { no, prev, min_inc: inc };
-        let next = batch_at(image, l, sb, w.end, &expect).or_else(|| {
-            (wrapped != w.end).then(|| batch_at(image, l, sb, wrapped, &expect)).flatten()
-        });
+        let next = next_batch(image, l, sb, w.end, &expect);
         let Some(f) = next.filter(|f| f.header.pos + f.header.len - sb.tail_pos <= l.log_bytes)
         else {
             break;
@@ -101,6 +98,31 @@ struct Expect {
     no: u64,
     prev: u32,
     min_inc: u64,
+}
+
+/// The batch that follows: where the last one ended, or at the area's start if it did not fit there. Both may be there: one
+/// that a recovery cut off, for its direct data was not, stays where it is if what was written in its place did not fit.
+/// Then the later incarnation counts.
+fn next_batch(
+    image: &LogImage,
+    l: &Layout,
+    sb: &Superblock,
+    end: u64,
+    e: &Expect,
+) -> Option<Found> {
+    let here = batch_at(image, l, sb, end, e);
+    let wrapped = end.next_multiple_of(l.log_bytes);
+    let settled = here.as_ref().is_some_and(|f| f.header.incarnation == sb.incarnation);
+    if settled || wrapped == end {
+        return here;
+    }
+    let there = batch_at(image, l, sb, wrapped, e);
+    let inc = |f: &Option<Found>| f.as_ref().map(|f| f.header.incarnation);
+    if inc(&there) > inc(&here) {
+        there
+    } else {
+        here
+    }
 }
 
 /// The header at a position, if its descriptor is whole and it belongs to this device and place.
@@ -294,5 +316,100 @@ pub(crate) fn direct_blocks(r: &RawRecord) -> Vec<Direct> {
             vec![Direct { key, slot, pages: r.aux as u16, checks: Checks::from_slice(&r.checks) }]
         }
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log_format::HEADER_BYTES;
+    use crate::types::DeviceIdent;
+    use quarry_base::DeviceId;
+
+    const LOG: u64 = 1 << 20;
+    const END: u64 = LOG - PAGE as u64;
+
+    struct Area {
+        layout: Layout,
+        sb: Superblock,
+        bytes: Vec<u8>,
+    }
+
+    impl Area {
+        /// A log whose tail is batch 1 at `END`, its last page.
+        fn new(incarnation: u64, inc_batch: u64, inc_pos: u64) -> Area {
+            let layout = Layout::new(64 << 20, LOG).unwrap();
+            let ident = DeviceIdent { cluster: [7; 16], device_uuid: [3; 16], device: DeviceId(1) };
+            let fresh = Superblock::fresh(&layout, ident);
+            let sb = Superblock {
+                incarnation,
+                inc_batch,
+                inc_pos,
+                tail_pos: END,
+                tail_batch: 1,
+                tail_prev_crc: 9,
+                ..fresh
+            };
+            Area { layout, sb, bytes: vec![0; LOG as usize] }
+        }
+
+        /// A batch of one page without records; its checksum.
+        fn put(&mut self, incarnation: u64, batch: u64, pos: u64, prev_crc: u32) -> u32 {
+            let at = (pos % LOG) as usize;
+            let page = &mut self.bytes[at..at + PAGE];
+            let h = BatchHeader {
+                format_id: self.sb.format_id(),
+                incarnation,
+                batch,
+                pos,
+                len: PAGE as u64,
+                synced_upto: pos,
+                prev_crc,
+                records: 0,
+                desc_bytes: HEADER_BYTES as u32,
+            };
+            h.seal(page)
+        }
+
+        fn walk(&self) -> Walk {
+            let mut image = LogImage::new(LOG);
+            image.put(0, Bytes::from(self.bytes.clone()));
+            walk(&image, &self.layout, &self.sb)
+        }
+    }
+
+    fn found(w: &Walk) -> Vec<(u64, u64)> {
+        w.found.iter().map(|f| (f.header.batch, f.header.incarnation)).collect()
+    }
+
+    /// Batch 1 was cut off by a recovery, its successor of the same number was too long for the rest of the area, and the next
+    /// recovery is over: the device did not open any more, for "its log was damaged" (store model, seed 1493).
+    #[test]
+    fn a_batch_that_was_cut_off_at_the_areas_end_is_not_taken_for_its_successor_at_the_start() {
+        let mut a = Area::new(3, 3, LOG + 2 * PAGE as u64);
+        a.put(1, 1, END, 9);
+        let crc = a.put(2, 1, LOG, 9);
+        a.put(2, 2, LOG + PAGE as u64, crc);
+        let w = a.walk();
+        assert_eq!(found(&w), [(1, 2), (2, 2)]);
+        assert_eq!((w.end, w.synced), (a.sb.inc_pos, a.sb.inc_pos));
+        // In the incarnation that wrote the successor nothing older counts, whether the successor is there or not.
+        a.sb = Superblock { incarnation: 2, inc_batch: 1, inc_pos: END, ..a.sb };
+        assert_eq!(found(&a.walk()), [(1, 2), (2, 2)]);
+        a.bytes[..PAGE].fill(0);
+        assert!(a.walk().found.is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_round_left_at_the_areas_start_follows_nothing() {
+        let mut a = Area::new(2, 2, LOG);
+        // Of the same number, but it names another batch before it.
+        a.put(2, 1, LOG, 8);
+        a.put(1, 1, END, 9);
+        assert_eq!(found(&a.walk()), [(1, 1)]);
+        // A batch that did not fit lies at the start alone.
+        a.bytes.fill(0);
+        a.put(1, 1, LOG, 9);
+        assert_eq!(found(&a.walk()), [(1, 1)]);
     }
 }
