@@ -7,7 +7,7 @@ use crate::metrics::DeviceMetrics;
 use bytes::Bytes;
 use quarry_base::{Nanos, PageBuf, PAGE};
 use quarry_ring::{FileId, Reactor};
-use quarry_store::{DiskOp, DiskResult, OpId};
+use quarry_store::{DiskOp, DiskResult, OpId, WriteSync};
 use slab::Slab;
 
 /// Whose operation it is.
@@ -90,12 +90,15 @@ impl Disks {
                     data = vec![gather(&data)];
                 }
                 let bytes = data.iter().map(Bytes::len).sum();
-                let kind = if sync { Kind::WriteSync } else { Kind::Write };
+                let kind = match sync {
+                    WriteSync::None => Kind::Write,
+                    WriteSync::Own | WriteSync::All => Kind::WriteSync,
+                };
                 let token = self.token(reactor, to.device, owner, kind, bytes);
-                if sync {
-                    reactor.write_then_sync(to.file, offset, data, token);
-                } else {
-                    reactor.write_vectored_at(to.file, offset, data, token);
+                match sync {
+                    WriteSync::None => reactor.write_vectored_at(to.file, offset, data, token),
+                    WriteSync::Own => reactor.write_durable_at(to.file, offset, data, token),
+                    WriteSync::All => reactor.write_then_sync(to.file, offset, data, token),
                 }
             }
             DiskOp::Sync { .. } => {

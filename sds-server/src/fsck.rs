@@ -13,7 +13,7 @@ use quarry_base::{Nanos, PageBuf};
 use quarry_ring::{Event, FileId, OpenedFile, Reactor};
 use quarry_store::inspect::{self, SuperState};
 use quarry_store::{
-    DiskOp, DiskResult, FormatInfo, OpId, Store, StoreConfig, StoreEvent, IDENT_BYTES,
+    DiskOp, DiskResult, FormatInfo, OpId, Store, StoreConfig, StoreEvent, WriteSync, IDENT_BYTES,
 };
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -72,8 +72,10 @@ impl Session {
                 // O_DIRECT wants aligned memory.
                 let data = vec![crate::disk::gather(&data)];
                 match sync {
-                    true => r.write_then_sync(self.file, offset, data, token),
-                    false => r.write_vectored_at(self.file, offset, data, token),
+                    WriteSync::None => r.write_vectored_at(self.file, offset, data, token),
+                    WriteSync::Own | WriteSync::All => {
+                        r.write_then_sync(self.file, offset, data, token)
+                    }
                 }
             }
             DiskOp::Sync { .. } => r.fdatasync(self.file, token),

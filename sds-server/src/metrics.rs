@@ -327,7 +327,7 @@ fn per_device(p: &Mutex<Published>, value: fn(&DeviceLevels) -> f64) -> Vec<(Vec
     with(p, |p| p.devices.iter().map(|d| (vec![d.label.clone()], value(d))).collect())
 }
 
-fn ring_counts(r: &RingStats) -> [(&'static str, u64); 17] {
+fn ring_counts(r: &RingStats) -> [(&'static str, u64); 18] {
     [
         ("turns", r.turns),
         ("enters", r.enters),
@@ -342,6 +342,7 @@ fn ring_counts(r: &RingStats) -> [(&'static str, u64); 17] {
         ("reads", r.reads),
         ("writes", r.writes),
         ("fsyncs", r.fsyncs),
+        ("dsync_writes", r.dsync_writes),
         ("short_disk", r.short_disk),
         ("disk_waits", r.disk_waits),
         ("accepts", r.accepts),

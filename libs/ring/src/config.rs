@@ -80,6 +80,8 @@ pub struct RingStats {
     pub short_disk: u64,
     /// `fdatasync` operations started.
     pub fsyncs: u64,
+    /// Writes started that are durable when they are done, without an `fdatasync` of their own.
+    pub dsync_writes: u64,
     /// Discards started.
     pub discards: u64,
     /// File operations of those above that the reactor carried out itself (files in memory).

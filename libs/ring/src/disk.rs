@@ -20,6 +20,8 @@ pub(crate) struct File {
     pub(crate) fd: OwnedFd,
     /// In memory: see `inline.rs`.
     inline: bool,
+    /// RWF_DSYNC means what it says: see `file.rs`.
+    dsync: bool,
     /// Operations not yet completed, the waiting ones included.
     inflight: usize,
     closing: bool,
@@ -33,7 +35,8 @@ impl Reactor {
     /// Error `Locked` names the process that has it.
     pub fn open_device(&mut self, path: &Path, opts: OpenOpts) -> Result<OpenedFile, RingError> {
         let o = crate::file::open(path, opts)?;
-        let file = File { fd: o.fd, inline: o.in_memory, inflight: 0, closing: false };
+        let file =
+            File { fd: o.fd, inline: o.in_memory, dsync: o.dsync, inflight: 0, closing: false };
         let id = FileId::from_parts(self.files.insert(file));
         Ok(OpenedFile {
             id,
@@ -75,29 +78,46 @@ impl Reactor {
 
     /// Writes all of `data` at `offset`.
     pub fn write_at(&mut self, f: FileId, offset: u64, data: Bytes, token: u64) {
-        self.write_pieces(f, offset, Pieces::One(data), token, false);
+        self.write_pieces(f, offset, Pieces::One(data), token, None);
     }
 
     /// Writes the pieces one after another from `offset` on.
     pub fn write_vectored_at(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
-        self.write_pieces(f, offset, Pieces::Many(data), token, false);
+        self.write_pieces(f, offset, Pieces::Many(data), token, None);
     }
 
     /// As `write_vectored_at`, then `fdatasync`, in one linked submission; one `WriteDone` when both
     /// are done, an error if either failed. Writes completed before it starts are synced too.
     pub fn write_then_sync(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
-        self.write_pieces(f, offset, Pieces::Many(data), token, true);
+        self.write_pieces(f, offset, Pieces::Many(data), token, Some(Stage::Linked));
     }
 
-    fn write_pieces(&mut self, f: FileId, offset: u64, data: Pieces, token: u64, sync_after: bool) {
-        let total = data.total();
+    /// As `write_vectored_at`; when it is done, this write is durable. Of others it says nothing. On block devices and
+    /// file systems known to keep their word that is one operation (RWF_DSYNC, to the device a write with FUA where it
+    /// has that); elsewhere it is [`write_then_sync`](Reactor::write_then_sync).
+    pub fn write_durable_at(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
+        let dsync = self.files.get(f.index, f.gen).is_some_and(|file| file.dsync);
+        let stage = if dsync { Stage::Durable } else { Stage::Linked };
+        self.write_pieces(f, offset, Pieces::Many(data), token, Some(stage));
+    }
+
+    /// `sync`: how it becomes durable, if it has to.
+    fn write_pieces(
+        &mut self,
+        f: FileId,
+        offset: u64,
+        data: Pieces,
+        token: u64,
+        sync: Option<Stage>,
+    ) {
+        let (total, sync_after) = (data.total(), sync.is_some());
         let nothing = total == 0 && !sync_after;
         if nothing || !self.begin(f) {
             let result = if nothing { Ok(()) } else { Err(libc::EBADF) };
             self.ready.push(Event::WriteDone { token, result });
             return;
         }
-        let stage = if total == 0 { Stage::Sync } else { Stage::Write };
+        let stage = if total == 0 { Stage::Sync } else { sync.unwrap_or(Stage::Write) };
         let op = WriteOp {
             file: f.index,
             token,
@@ -108,7 +128,7 @@ impl Reactor {
             asked: 0,
             iov: self.spare_iov.pop().unwrap_or_default(),
             sync_after,
-            stage: if sync_after && total > 0 { Stage::Linked } else { stage },
+            stage,
             main_result: None,
             sync_result: None,
             retries: 0,
@@ -186,8 +206,11 @@ impl Reactor {
             OpKind::Write(w) => {
                 self.stats.writes += 1;
                 let entry = write_entry(fd, w);
+                if w.stage == Stage::Durable {
+                    self.stats.dsync_writes += 1;
+                    (entry, None)
                 // What does not fit in one operation is written first, then synced.
-                if w.stage == Stage::Linked && w.asked == w.total {
+                } else if w.stage == Stage::Linked && w.asked == w.total {
                     self.stats.fsyncs += 1;
                     let sync = sync_entry(fd).user_data(sync_ud);
                     (entry.flags(Flags::IO_LINK), Some(sync))
@@ -290,7 +313,7 @@ impl Reactor {
         self.stats.write_bytes += w.asked.min(w.main_result.unwrap_or(0).max(0) as usize) as u64;
         match next {
             Next::Again(stage) => {
-                if stage == Stage::Write && w.done > 0 {
+                if stage != Stage::Sync && w.done > 0 {
                     self.stats.short_disk += 1;
                 }
                 w.stage = stage;
@@ -332,9 +355,11 @@ impl WriteOp {
         if self.stage == Stage::Sync {
             return Next::Done(outcome(main));
         }
+        // Each part of a durable write is durable by itself.
+        let rest = if self.stage == Stage::Durable { Stage::Durable } else { Stage::Write };
         if is_transient(main) && self.retries < MAX_RETRIES {
             self.retries += 1;
-            return Next::Again(Stage::Write);
+            return Next::Again(rest);
         }
         if main <= 0 {
             // Nothing written is no progress: a full or broken device.
@@ -343,11 +368,11 @@ impl WriteOp {
         self.done += main as usize;
         assert!(self.done <= self.total, "more was written than asked for");
         if self.done < self.total {
-            // The link was cut by the short write; the sync follows the rest.
-            return Next::Again(Stage::Write);
+            // A link was cut by the short write; the sync follows the rest.
+            return Next::Again(rest);
         }
         match (self.sync_after, self.stage, self.sync_result) {
-            (false, ..) => Next::Done(Ok(())),
+            (false, ..) | (true, Stage::Durable, _) => Next::Done(Ok(())),
             // Not linked, or the link was cut before the sync ran.
             (true, Stage::Linked, Some(s)) if s != -libc::ECANCELED => Next::Done(outcome(s)),
             (true, ..) => Next::Again(Stage::Sync),
@@ -385,13 +410,16 @@ fn write_entry(fd: RawFd, w: &mut WriteOp) -> Entry {
     w.iov = iov;
     w.asked = w.iov.iter().map(|v| v.iov_len).sum();
     let offset = w.offset + w.done as u64;
+    let flags = if w.stage == Stage::Durable { libc::RWF_DSYNC } else { 0 };
     match w.iov.as_slice() {
         [only] => {
             let ptr = only.iov_base as *const u8;
-            opcode::Write::new(Fd(fd), ptr, only.iov_len as u32).offset(offset).build()
+            let len = only.iov_len as u32;
+            opcode::Write::new(Fd(fd), ptr, len).offset(offset).rw_flags(flags).build()
         }
         many => {
-            opcode::Writev::new(Fd(fd), many.as_ptr(), many.len() as u32).offset(offset).build()
+            let n = many.len() as u32;
+            opcode::Writev::new(Fd(fd), many.as_ptr(), n).offset(offset).rw_flags(flags).build()
         }
     }
 }
@@ -468,6 +496,18 @@ mod tests {
         assert_eq!(linked(100, -libc::EINTR), Next::Done(Err(libc::EINTR)));
         assert_eq!(linked(-libc::ENOSPC, -libc::ECANCELED), Next::Done(Err(libc::ENOSPC)));
         assert_eq!(linked(0, -libc::ECANCELED), Next::Done(Err(libc::EIO)));
+    }
+
+    #[test]
+    fn the_rest_of_a_short_durable_write_is_durable_too() {
+        let mut w = write(100, true);
+        w.stage = Stage::Durable;
+        assert_eq!(complete(&mut w, 30, None), Next::Again(Stage::Durable));
+        assert_eq!(complete(&mut w, -libc::EAGAIN, None), Next::Again(Stage::Durable));
+        assert_eq!(complete(&mut w, 70, None), Next::Done(Ok(())));
+        let mut w = write(100, true);
+        w.stage = Stage::Durable;
+        assert_eq!(complete(&mut w, -libc::EIO, None), Next::Done(Err(libc::EIO)));
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn run(fd: BorrowedFd<'_>, kind: &mut OpKind) -> i32 {
             let result = match w.stage {
                 Stage::Sync => code(rustix::fs::fdatasync(fd).map(|()| 0)),
                 // The sync follows as a step of its own.
-                Stage::Write | Stage::Linked => {
+                Stage::Write | Stage::Linked | Stage::Durable => {
                     w.stage = Stage::Write;
                     let (asked, result) = write(fd, w);
                     w.asked = asked;

@@ -113,6 +113,8 @@ pub(crate) enum Stage {
     Write,
     /// A write with a linked sync is in the kernel; two completions come.
     Linked,
+    /// A write that is durable when it is done is in the kernel (RWF_DSYNC).
+    Durable,
     /// All is written; the sync is in the kernel.
     Sync,
 }

@@ -4,7 +4,9 @@
 use crate::rng::Rng;
 use bytes::Bytes;
 use quarry_base::{PageBuf, PAGE};
-use quarry_store::{format, DeviceIdent, DiskOp, DiskResult, FormatStep, OpId, StoreConfig};
+use quarry_store::{
+    format, DeviceIdent, DiskOp, DiskResult, FormatStep, OpId, StoreConfig, WriteSync,
+};
 use std::collections::{BTreeMap, HashMap};
 
 type Content = Box<[u8; PAGE]>;
@@ -27,6 +29,8 @@ pub struct Disk {
     /// Completed, not synced, in order: number, page, content.
     loose: Vec<(u64, u64, Content)>,
     completed: u64,
+    /// The last one lies over pages that are not synced.
+    overlaps: bool,
     /// Handed out, not completed.
     open: BTreeMap<OpId, (DiskOp, u64)>,
     pub lie: Lie,
@@ -75,8 +79,10 @@ impl Disk {
             DiskOp::Read { offset, len, .. } => DiskResult::Read(Ok(self.read(offset, len))),
             DiskOp::Write { offset, data, sync, .. } => {
                 self.write(offset, &data);
-                if sync {
-                    self.sync(self.completed);
+                match sync {
+                    WriteSync::None => {}
+                    WriteSync::Own => self.sync_last(),
+                    WriteSync::All => self.sync(self.completed),
                 }
                 DiskResult::Done(Ok(()))
             }
@@ -123,9 +129,25 @@ impl Disk {
     fn write(&mut self, offset: u64, data: &[Bytes]) {
         self.completed += 1;
         let pages = data.iter().flat_map(|d| d.chunks(PAGE));
+        self.overlaps = false;
         for (at, p) in (offset / PAGE as u64..).zip(pages) {
             self.loose.push((self.completed, at, page_of(p)));
-            self.cached.insert(at, page_of(p));
+            self.overlaps |= self.cached.insert(at, page_of(p)).is_some();
+        }
+    }
+
+    /// Makes the write completed last durable, and what it lies over.
+    fn sync_last(&mut self) {
+        if self.lie == Lie::Sync {
+            return;
+        }
+        let n = self.loose.partition_point(|(c, _, _)| *c < self.completed);
+        for (_, page, content) in self.loose.split_off(n) {
+            if self.overlaps {
+                self.loose.retain(|(_, p, _)| *p != page);
+            }
+            self.cached.remove(&page);
+            self.durable.insert(page, content);
         }
     }
 
@@ -205,7 +227,7 @@ fn page_of(p: &[u8]) -> Content {
 mod tests {
     use super::*;
 
-    fn write(d: &mut Disk, n: u64, page: u64, fill: u8, sync: bool) {
+    fn write(d: &mut Disk, n: u64, page: u64, fill: u8, sync: WriteSync) {
         let data = vec![PageBuf::copy_of(&[fill; PAGE]).freeze()];
         let id = d.begin(DiskOp::Write { id: OpId(n), offset: page * PAGE as u64, data, sync });
         assert!(d.finish(id).is_some());
@@ -214,22 +236,36 @@ mod tests {
     #[test]
     fn a_sync_covers_only_what_was_completed_before_it_began() {
         let mut d = Disk::default();
-        write(&mut d, 1, 0, 1, false);
+        write(&mut d, 1, 0, 1, WriteSync::None);
         let s = d.begin(DiskOp::Sync { id: OpId(2) });
-        write(&mut d, 3, 1, 2, false);
+        write(&mut d, 3, 1, 2, WriteSync::None);
         assert!(d.finish(s).is_some());
         assert_eq!(d.durable.len(), 1);
         assert_eq!(d.read(PAGE as u64, PAGE)[0], 2);
-        write(&mut d, 4, 2, 3, true);
+        write(&mut d, 4, 2, 3, WriteSync::All);
         assert_eq!(d.durable.len(), 3);
+    }
+
+    #[test]
+    fn a_write_with_a_sync_of_its_own_makes_nothing_else_durable() {
+        let mut d = Disk::default();
+        write(&mut d, 1, 0, 1, WriteSync::None);
+        write(&mut d, 2, 1, 2, WriteSync::None);
+        write(&mut d, 3, 1, 3, WriteSync::Own);
+        assert_eq!(d.durable.keys().copied().collect::<Vec<_>>(), [1]);
+        assert_eq!((d.read(0, PAGE)[0], d.read(PAGE as u64, PAGE)[0]), (1, 3));
+        for seed in 0..20 {
+            d.power_loss(&mut Rng::new(seed));
+            assert_eq!(d.read(PAGE as u64, PAGE)[0], 3, "what it lay over does not come back");
+        }
     }
 
     #[test]
     fn a_power_loss_never_loses_what_was_synced() {
         for seed in 0..50 {
             let mut d = Disk::default();
-            write(&mut d, 1, 0, 1, true);
-            write(&mut d, 2, 1, 2, false);
+            write(&mut d, 1, 0, 1, WriteSync::All);
+            write(&mut d, 2, 1, 2, WriteSync::None);
             d.power_loss(&mut Rng::new(seed));
             assert_eq!(d.read(0, PAGE)[0], 1);
             assert_eq!(d.read(0, PAGE)[PAGE - 1], 1);

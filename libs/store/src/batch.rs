@@ -13,7 +13,7 @@ use crate::planted::{planted, Bug};
 use crate::seal::{Checks, DeviceKey};
 use crate::space::LiveBatch;
 use crate::store::{OpKind, Store};
-use crate::types::{AppendId, BlockCopy, BlockKey, DiskOp, Record, RecordKind};
+use crate::types::{AppendId, BlockCopy, BlockKey, DiskOp, Record, RecordKind, WriteSync};
 use bytes::Bytes;
 use quarry_base::{PageBuf, PgId, Seq, Version, BLOCK, PAGE};
 use smallvec::SmallVec;
@@ -203,16 +203,17 @@ impl Store {
         flight.left += direct.len() as u32;
         for (offset, data) in direct {
             let id = self.ops.start(OpKind::Log(no));
-            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: false });
+            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::None });
         }
         let id = self.ops.start(OpKind::Log(no));
         let offset = self.sp.layout.log_offset(pos);
-        ops.push(DiskOp::Write {
-            id,
-            offset,
-            data: vec![data],
-            sync: flight.linked && !planted(Bug::SkippedSync),
-        });
+        // All batches before it are synced, and what else was written has syncs of its own.
+        let sync = if flight.linked && !planted(Bug::SkippedSync) {
+            WriteSync::Own
+        } else {
+            WriteSync::None
+        };
+        ops.push(DiskOp::Write { id, offset, data: vec![data], sync });
         self.sp.stats.syncs += u64::from(flight.linked);
         self.sp.stats.batches += 1;
         self.sp.stats.batch_records += n as u64;

@@ -18,7 +18,7 @@ use crate::planted::{planted, Bug};
 use crate::slots::{GroupWrite, Pages};
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
-use crate::types::{BlockKey, DiskOp, RecordKind, StoreEvent};
+use crate::types::{BlockKey, DiskOp, RecordKind, StoreEvent, WriteSync};
 use bytes::Bytes;
 use quarry_base::{Nanos, PageBuf, Version, VtreeId, BLOCK, PAGE};
 
@@ -276,7 +276,7 @@ impl Store {
             run.written.push((w.group, w.side, w.crc));
             let offset = self.sp.layout.group_offset(w.group, w.side);
             let id = self.ops.start(OpKind::Table);
-            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: false });
+            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::None });
         }
         let ready =
             run.in_flight == 0 && run.queue.is_empty() && self.log.written_lsn >= run.marker_lsn;
@@ -338,7 +338,7 @@ impl Store {
         let id = self.ops.start(OpKind::Super);
         let (offset, data) = (run.sb.offset(), vec![run.sb.encode()]);
         self.sp.stats.syncs += 1;
-        ops.push(DiskOp::Write { id, offset, data, sync: true });
+        ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::All });
     }
 
     pub(crate) fn ckpt_committed(&mut self) {

@@ -13,7 +13,7 @@ use crate::log_format::Kind;
 use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::store::{OpKind, Store};
-use crate::types::{BlockKey, DiskOp};
+use crate::types::{BlockKey, DiskOp, WriteSync};
 use crate::{apply, config::StoreConfig};
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, Version, PAGE};
@@ -236,7 +236,7 @@ impl Store {
             }
             self.sp.stats.destage_writes += 1;
             let id = self.ops.start(OpKind::Destage(jobs));
-            ops.push(DiskOp::Write { id, offset, data, sync: false });
+            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::None });
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Everything appended waits in one queue; a turn of `poll` puts it into batches. Several batches
 //! are written at once; "written" and "synced" each advance as a prefix of the log. A lone batch is
-//! one write linked to its sync; otherwise batches share a sync. A failed write or sync is final.
+//! one write that is durable when it is done; otherwise batches share a sync. A failed write or sync is final.
 
 use crate::apply;
 use crate::batch::{Body, Entry};
@@ -28,7 +28,7 @@ pub(crate) struct Flight {
     pub commits: SmallVec<[(u32, Seq); 4]>,
     /// Writes outstanding.
     pub left: u32,
-    /// One operation writes and syncs it.
+    /// It is alone, and durable when it is written.
     pub linked: bool,
     /// Batch up to which its header says that all is synced.
     pub carried: u64,

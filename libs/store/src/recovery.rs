@@ -15,7 +15,7 @@ use crate::seal::{BlockSeal, DeviceKey};
 use crate::slots::{Damaged, SlotTable};
 use crate::store::{OpKind, Store};
 use crate::superblock::Superblock;
-use crate::types::{DiskOp, DiskResult, RecordKind, StoreEvent};
+use crate::types::{DiskOp, DiskResult, RecordKind, StoreEvent, WriteSync};
 use bytes::Bytes;
 use quarry_base::{PageBuf, BLOCK, PAGE};
 use std::collections::VecDeque;
@@ -367,7 +367,12 @@ impl Store {
         self.log.synced_no = next - 1;
         self.log.mark_no = next - 1;
         self.log.synced_pos = self.log.head;
-        Some(DiskOp::Write { id, offset: sb.offset(), data: vec![sb.encode()], sync: true })
+        Some(DiskOp::Write {
+            id,
+            offset: sb.offset(),
+            data: vec![sb.encode()],
+            sync: WriteSync::All,
+        })
     }
 }
 

@@ -244,6 +244,17 @@ pub enum FormatStep {
     Sync,
 }
 
+/// What has to be durable before a write counts as done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteSync {
+    /// Nothing.
+    None,
+    /// This write, and nothing besides: less than a flush where the device can do it (FUA).
+    Own,
+    /// It and every write completed before it: an fdatasync that starts after it has completed.
+    All,
+}
+
 /// An operation for the device. Offsets and lengths are multiples of 4 KiB, buffers page-aligned.
 #[derive(Clone, Debug)]
 pub enum DiskOp {
@@ -252,12 +263,11 @@ pub enum DiskOp {
         offset: u64,
         len: usize,
     },
-    /// `sync`: one operation, the write and then an fdatasync that starts after it has completed.
     Write {
         id: OpId,
         offset: u64,
         data: Vec<Bytes>,
-        sync: bool,
+        sync: WriteSync,
     },
     /// fdatasync: covers every write *completed* before it was handed out.
     Sync {

@@ -8,7 +8,7 @@ pub mod world;
 
 use bytes::Bytes;
 use quarry_base::PageBuf;
-use quarry_store::{DiskOp, DiskResult, FormatStep, OpId};
+use quarry_store::{DiskOp, DiskResult, FormatStep, OpId, WriteSync};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -62,8 +62,16 @@ pub enum Mishap {
 
 enum InFlight {
     Op(DiskOp),
-    /// Covers completed writes up to this number.
-    Sync(OpId, u64, bool),
+    Sync(OpId, Sync, bool),
+}
+
+/// What of the completed writes a sync covers.
+#[derive(Clone, Copy)]
+enum Sync {
+    /// Those up to this number.
+    Upto(u64),
+    /// Those above the first number and up to the second.
+    Own(u64, u64),
 }
 
 /// Completed writes are visible to reads at once; they survive a crash for sure only once synced.
@@ -147,7 +155,7 @@ impl SimDisk {
     pub fn submit(&mut self, ops: &mut Vec<DiskOp>) {
         for op in ops.drain(..) {
             self.flight.push(match op {
-                DiskOp::Sync { id } => InFlight::Sync(id, self.done, false),
+                DiskOp::Sync { id } => InFlight::Sync(id, Sync::Upto(self.done), false),
                 op => InFlight::Op(op),
             });
         }
@@ -164,13 +172,13 @@ impl SimDisk {
         }
         let i = rng.below(self.flight.len() as u64) as usize;
         match self.flight.swap_remove(i) {
-            InFlight::Sync(id, upto, linked) => {
+            InFlight::Sync(id, what, linked) => {
                 if self.strikes(&[Mishap::EioSync], u64::MAX).is_some() {
                     // The kernel has dropped the pages: another sync would find nothing to write.
                     self.dirty.clear();
                     return Some((id, DiskResult::Done(Err(5))));
                 }
-                self.sync(upto, linked);
+                self.sync(what, linked);
                 Some((id, DiskResult::Done(Ok(()))))
             }
             InFlight::Op(DiskOp::Read { id, offset, len }) => {
@@ -191,6 +199,7 @@ impl SimDisk {
                     Some(_) => at = self.elsewhere(rng, len),
                     None => {}
                 }
+                let before = self.done;
                 for d in data {
                     assert!(
                         at % 4096 == 0
@@ -203,17 +212,19 @@ impl SimDisk {
                     self.dirty.push((self.done, at, d));
                     at += len;
                 }
-                if sync {
-                    self.flight.push(InFlight::Sync(id, self.done, true));
-                    return None;
-                }
-                Some((id, DiskResult::Done(Ok(()))))
+                let what = match sync {
+                    WriteSync::None => return Some((id, DiskResult::Done(Ok(())))),
+                    WriteSync::Own => Sync::Own(before, self.done),
+                    WriteSync::All => Sync::Upto(self.done),
+                };
+                self.flight.push(InFlight::Sync(id, what, true));
+                None
             }
             InFlight::Op(op) => Some((op.id(), DiskResult::Done(Ok(())))),
         }
     }
 
-    fn sync(&mut self, upto: u64, linked: bool) {
+    fn sync(&mut self, what: Sync, linked: bool) {
         match self.lie {
             Some(Lie::AllSyncs) => return,
             Some(Lie::LinkedSyncs) if linked => return,
@@ -221,16 +232,29 @@ impl SimDisk {
             _ => {}
         }
         let (durable, lie) = (&mut self.durable, self.lie);
+        // Where the device has it to itself, what it lies over is of no account any more.
+        let own: Vec<(u64, u64)> = match what {
+            Sync::Own(from, to) => {
+                let of = self.dirty.iter().filter(|(n, ..)| *n > from && *n <= to);
+                of.map(|(_, at, d)| (*at, *at + d.len() as u64)).collect()
+            }
+            Sync::Upto(_) => Vec::new(),
+        };
+        let covered = |n: u64, at: u64, len: usize| match what {
+            Sync::Upto(upto) => n <= upto,
+            Sync::Own(_, to) => n <= to && own.iter().any(|(a, b)| at < *b && *a < at + len as u64),
+        };
         self.dirty.retain(|(n, at, d)| {
             let spared = match lie {
                 Some(Lie::Range(from, to)) => *at >= from && *at < to,
                 Some(Lie::LostWrite(k)) => n % k == 0,
                 _ => false,
             };
-            if *n <= upto && !spared {
+            let covered = covered(*n, *at, d.len());
+            if covered && !spared {
                 durable[*at as usize..*at as usize + d.len()].copy_from_slice(d);
             }
-            *n > upto || spared
+            !covered || spared
         });
     }
 

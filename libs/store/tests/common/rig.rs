@@ -37,7 +37,7 @@ pub struct Rig {
 }
 
 pub fn is_sync(op: &DiskOp) -> bool {
-    matches!(op, DiskOp::Sync { .. } | DiskOp::Write { sync: true, .. })
+    matches!(op, DiskOp::Sync { .. } | DiskOp::Write { sync: WriteSync::Own | WriteSync::All, .. })
 }
 
 impl Rig {
