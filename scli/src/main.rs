@@ -70,3 +70,17 @@ fn report(e: &CliError, json: bool) -> ExitCode {
         Ok(()) | Err(_) => ExitCode::from(e.exit.code()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_are_missing_are_named_in_the_message_too() {
+        let argv = ["scli", "volume", "create", "--json"].map(std::ffi::OsString::from);
+        let Err(e) = parse(&argv) else { panic!("nothing is missing") };
+        let message = usage(&e).message;
+        assert!(message.contains("--name") && message.contains("--size"), "{message}");
+        assert!(!message.contains('\n') && !message.contains("Usage"), "{message}");
+    }
+}

@@ -49,13 +49,7 @@ pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, Cli
         }
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
-            let names = task.get("waiting_for").and_then(Value::as_array);
-            let names = names.into_iter().flatten().filter_map(Value::as_str);
-            let names = names.take(3).collect::<Vec<_>>().join("; ");
-            let what = if names.is_empty() { names } else { format!(": it waits for {names}") };
-            let message = format!("task {id} is not done after {} s{what}", limit.as_secs());
-            return Err(CliError::new(Exit::TimedOut, "timed_out", message)
-                .hint(format!("it goes on: scli task get --id {id}")));
+            return Err(late(id, limit, &task));
         }
         std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -79,6 +73,17 @@ fn failure(id: &str, task: &Value) -> CliError {
     }
 }
 
+/// A task that is still running when `limit` is over, and whom it waits for.
+fn late(id: &str, limit: Duration, task: &Value) -> CliError {
+    let names = task.get("waiting_for").and_then(Value::as_array);
+    let names = names.into_iter().flatten().filter_map(Value::as_str);
+    let names = names.take(3).collect::<Vec<_>>().join("; ");
+    let what = if names.is_empty() { names } else { format!(": it waits for {names}") };
+    let message = format!("task {id} is not done after {} s{what}", limit.as_secs());
+    CliError::new(Exit::TimedOut, "timed_out", message)
+        .hint(format!("it goes on: scli task get --id {id}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +95,17 @@ mod tests {
         assert_eq!(task_id(&a(202, json!({"task_id": 7}))), Some("7".to_string()));
         assert_eq!(task_id(&a(202, json!({"task_id": "t-7"}))), Some("t-7".to_string()));
         assert_eq!(task_id(&a(200, json!({"task_id": 7}))), None);
+    }
+
+    #[test]
+    fn a_task_that_takes_too_long_names_whom_it_waits_for() {
+        let limit = Duration::from_secs(30);
+        let e = late("4", limit, &json!({"waiting_for": ["sdc c1 has not attached the volume"]}));
+        assert_eq!(e.exit, Exit::TimedOut);
+        assert!(e.message.ends_with("30 s: it waits for sdc c1 has not attached the volume"));
+        for task in [json!({"waiting_for": []}), json!({})] {
+            assert!(late("4", limit, &task).message.ends_with("not done after 30 s"));
+        }
     }
 
     #[test]

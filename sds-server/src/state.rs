@@ -4,7 +4,6 @@
 use crate::error::SdsError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the data directory.
@@ -54,13 +53,8 @@ impl StateFile {
     /// Replaces the file: all or nothing, durable.
     pub fn save(&self) -> Result<(), SdsError> {
         let fail = failed(&self.path);
-        let temp = self.path.with_extension("json.new");
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| fail(e.into()))?;
-        let mut f = std::fs::File::create(&temp).map_err(&fail)?;
-        f.write_all(&text).and_then(|()| f.sync_all()).map_err(&fail)?;
-        std::fs::rename(&temp, &self.path).map_err(&fail)?;
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(&fail)
+        quarry_control::replace_file(&self.path, &text).map_err(fail)
     }
 
     /// The identity of a blank device: the one given before, or a new one.

@@ -7,6 +7,7 @@
 
 mod client;
 mod counters;
+mod file;
 mod frame;
 mod messages;
 mod node;
@@ -14,6 +15,7 @@ mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
 pub use counters::{promised, scrub_ended, SCRUB_ENDED};
+pub use file::replace_file;
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};
 pub use node::{host_identity, Capability, NodeFile, NodeFileError};

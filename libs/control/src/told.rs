@@ -5,9 +5,9 @@
 //! before a crash may be missing: then the registration names an older change, which is no harm unless the backup is as
 //! fresh as that.
 
+use crate::replace_file;
 use quarry_base::ConfigIndex;
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -82,20 +82,26 @@ fn read(path: &Path) -> Option<Content> {
             return None;
         }
     };
-    let content: Option<Content> = serde_json::from_slice(&text).ok();
-    if content.is_none() {
-        tracing::warn!(path = %path.display(), "what the MDM told before cannot be understood; it is written anew");
+    match serde_json::from_slice::<Content>(&text) {
+        Ok(c) if c.version == VERSION => return Some(c),
+        Ok(Content { version, .. }) => {
+            tracing::warn!(path = %path.display(), version, "what the MDM told before is of another version; it is written anew")
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "what the MDM told before is damaged; it is written anew")
+        }
     }
-    content.filter(|c| c.version == VERSION)
+    None
 }
 
-/// Writes what is new, at most once a `PAUSE`, and the last of it when the session ends.
+/// Writes what is new, at most once a `PAUSE`, and the last of it when the session ends before its process does.
 async fn keep(path: PathBuf, mut news: watch::Receiver<Option<Content>>) {
     let mut told = false;
     while news.changed().await.is_ok() {
         let Some(content) = news.borrow_and_update().clone() else { continue };
         let to = path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&to, &content)).await;
+        let write = move || replace_file(&to, &serde_json::to_vec(&content)?);
+        let written = tokio::task::spawn_blocking(write).await;
         match written {
             Ok(Err(error)) if !told => {
                 // The daemon works without; once is enough.
@@ -108,19 +114,7 @@ async fn keep(path: PathBuf, mut news: watch::Receiver<Option<Content>>) {
     }
 }
 
-/// Replaces the file: all or nothing, durable.
-fn write(path: &Path, content: &Content) -> std::io::Result<()> {
-    let temp = path.with_extension("json.new");
-    let mut f = std::fs::File::create(&temp)?;
-    f.write_all(&serde_json::to_vec(content)?)?;
-    f.sync_all()?;
-    std::fs::rename(&temp, path)?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

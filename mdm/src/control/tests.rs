@@ -322,12 +322,29 @@ async fn what_is_away_or_waits_for_devices_is_explained_as_such() {
         assert!(summary(mdm.get(path).await).contains("is out of use"), "{path}");
     }
     assert!(!summary(mdm.get("/explain/node/a").await).contains("out of use"));
+    // Nobody is left whom its copies could be made on, so none is promised.
+    let todo = mdm.get("/explain/pool/default").await["what_to_do"].to_string();
+    assert!(todo.contains("add a server") && !todo.contains("grace time"), "{todo}");
     mdm.post("/pd/create", json!({"name": "d2"})).await;
     mdm.post("/pool/create", json!({"name": "p2", "protection_domain_id": 2})).await;
     let p = mdm.get("/explain/pool/p2").await;
     assert!(summary(p.clone()).contains("cannot take data yet"), "{p}");
     assert!(p["why"].to_string().contains("waits for devices"), "{p}");
     assert_eq!((&p["health"], &p["waits_for_devices"]), (&json!("degraded"), &json!(true)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_in_too_few_fault_sets_to_part_copies_are_told() {
+    let mdm = Mdm::start().await;
+    let (_a, _b) = pair(&mdm).await;
+    mdm.post("/fault_set/create", json!({"name": "rack1"})).await;
+    let told = || async { mdm.get("/explain/pool/default").await["why"].to_string() };
+    mdm.post("/sds/a/fault_set", json!({"fault_set": "rack1"})).await;
+    assert!(!told().await.contains("fault set"), "one server stands alone");
+    mdm.post("/sds/b/fault_set", json!({"fault_set": "rack1"})).await;
+    assert!(told().await.contains("in 1 fault set(s), for 2 copies"), "{}", told().await);
+    mdm.post("/sds/b/fault_set", json!({"fault_set": null})).await;
+    assert!(!told().await.contains("fault set"), "{}", told().await);
 }
 
 /// What is told of the pool `p`: its reasons, what to do about them, and that they speak of no lost copies.

@@ -1,8 +1,7 @@
 //! The one thing a client remembers: which cluster it belongs to.
 
 use super::error::SdcError;
-use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// File in the data directory: the cluster id and a newline.
@@ -22,17 +21,11 @@ pub fn read(dir: &Path) -> Result<Option<String>, SdcError> {
     }
 }
 
-/// Keeps it, durably: written beside, synced, renamed.
+/// Keeps it, durably.
 pub fn write(dir: &Path, cluster: &str) -> Result<(), SdcError> {
-    let (path, new) = (dir.join(FILE), dir.join("cluster.new"));
-    let store = || {
-        let mut f = File::create(&new)?;
-        f.write_all(format!("{cluster}\n").as_bytes())?;
-        f.sync_all()?;
-        std::fs::rename(&new, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    store().map_err(|e| failed("cannot write", &path, e))
+    let path = dir.join(FILE);
+    quarry_control::replace_file(&path, format!("{cluster}\n").as_bytes())
+        .map_err(|e| failed("cannot write", &path, e))
 }
 
 #[cfg(test)]
