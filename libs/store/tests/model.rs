@@ -79,6 +79,8 @@ fn seeds_that_failed_once_pass() {
         // A checkpoint record older than what was applied counted as up to date after recovery, and the
         // log was cut behind: stable records were lost at the next crash.
         (1499, 300),
+        // A batch cut off at the log area's end was taken for its successor at the start: the device did not open.
+        (1493, 300),
     ];
     for (seed, steps) in found {
         assert_eq!(run(seed, steps, None, false), Ok(()), "seed {seed}");
