@@ -97,7 +97,7 @@ impl Engine {
                 device: d.id,
                 capacity_bytes: s.capacity_bytes,
                 used_bytes: s.used_bytes,
-                failed: d.store.failed().map(ToString::to_string),
+                failed: d.store.unfit().map(|e| e.to_string()),
             }
         };
         self.devices.iter().map(one).collect()

@@ -109,7 +109,7 @@ impl Node {
     pub fn report(&self) -> mdm::state::RegDevice {
         let mut d = crate::mdm::reg_device(self.device.0, store_config().device_bytes);
         let store = self.engine.as_ref().and_then(|e| e.store(self.device));
-        d.failed = store.and_then(|s| s.failed()).map(|e| e.to_string());
+        d.failed = store.and_then(|s| s.unfit()).map(|e| e.to_string());
         d
     }
 

@@ -27,6 +27,8 @@ pub enum StoreError {
     Inconsistent(&'static str),
     #[error("the device hangs: nothing on it ended for {seconds} s")]
     Hung { seconds: u64 },
+    #[error("reads go on being refused by the medium: what it holds is being lost")]
+    Unreadable,
     #[error("{what} failed with errno {errno}")]
     Io { what: &'static str, errno: i32 },
 }

@@ -84,6 +84,7 @@ pub struct Store {
     pub(crate) reads: Reads,
     pub(crate) scrub: crate::scrub::Scrub,
     pub(crate) stall: crate::stall::Stall,
+    pub(crate) medium: crate::medium::Medium,
     pub(crate) zeroes: Bytes,
     pub(crate) failed: Option<StoreError>,
     /// Time of the last turn that found something appended.
@@ -137,6 +138,7 @@ impl Store {
             reads: Reads::default(),
             scrub: Default::default(),
             stall: Default::default(),
+            medium: Default::default(),
             zeroes: PageBuf::zeroed(BLOCK64 as usize).freeze(),
             failed: None,
             last_append: Nanos::ZERO,
@@ -187,9 +189,12 @@ impl Store {
     }
 
     /// Takes the completion of an operation, in any order. Unknown ids are ignored.
-    pub fn complete(&mut self, _now: Nanos, id: OpId, r: DiskResult) {
+    pub fn complete(&mut self, now: Nanos, id: OpId, r: DiskResult) {
         let Some(kind) = self.ops.end(id) else { return };
         self.stall.moved = true;
+        if matches!(r, DiskResult::Read(Err(_))) {
+            self.medium.refused(now);
+        }
         if self.recovery.is_some() {
             return self.recovery_done(kind, r);
         }

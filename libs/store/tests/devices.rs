@@ -29,6 +29,30 @@ fn a_read_that_fails_is_an_error_of_that_read_alone() {
 }
 
 #[test]
+fn a_device_whose_reads_go_on_failing_is_unfit_and_serves_what_it_can() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.put(PG, write(1, 0, &whole(2)));
+    r.flush();
+    r.fails = |o| matches!(o, DiskOp::Read { .. });
+    let _ = r.read(PG, 0, 0, 4096);
+    assert_eq!(r.store.unfit(), None, "one bad place is no bad device");
+    for _ in 0..UNFIT_READS {
+        let _ = r.read(PG, 0, 0, 4096);
+    }
+    assert_eq!(r.store.unfit(), Some(StoreError::Unreadable));
+    assert_eq!((r.store.failed(), r.failures()), (None, 0), "it may hold the last good copy");
+    r.fails = |_| false;
+    r.put(PG, write(0, 0, &[9]));
+    r.pages(PG, 0, 0, &[9, 2]);
+    r.flush();
+    // The next opening is another try.
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.unfit(), None);
+    r.pages(PG, 0, 0, &[9, 2]);
+}
+
+#[test]
 fn a_device_that_is_gone_fails_once_and_does_not_open_again() {
     let mut r = Rig::new(small_config());
     r.put(PG, write(0, 0, &whole(1)));

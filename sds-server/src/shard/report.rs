@@ -65,7 +65,7 @@ impl Shard {
     }
 
     fn store_failure(&self, id: DeviceId) -> Option<String> {
-        self.engine.store(id)?.failed().map(ToString::to_string)
+        self.engine.store(id)?.unfit().map(|e| e.to_string())
     }
 
     /// Takes capacity and use over from the stores.
@@ -170,7 +170,7 @@ impl Shard {
                         stats.check_evictions,
                     ],
                     scrub: store.map(|s| s.scrub_stats()).unwrap_or_default(),
-                    failed: d.failure().is_some() || store.is_some_and(|s| s.failed().is_some()),
+                    failed: d.failure().is_some() || store.is_some_and(|s| s.unfit().is_some()),
                 }
             })
             .collect::<Vec<_>>();
