@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups shown at most.
 const GROUPS: usize = 100;
+/// Damaged blocks named; more are named when these are mended.
+const MOST_DAMAGED: usize = 5;
 
 /// What is to be explained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,6 +195,7 @@ impl Cx<'_> {
             self.missing(d, n, w);
         }
         self.unavailable(bad, w);
+        self.damaged(bad, w);
         let few = bad.iter().filter(|p| p.config.in_sync.len() < p.config.min_copies as usize);
         let few = few.count();
         if few > 0 {
@@ -208,6 +211,19 @@ impl Cx<'_> {
             w.say(
                 format!("{short} placement groups find too few servers for all copies"),
                 "add an SDS node with devices to the pool",
+            );
+        }
+    }
+
+    /// Blocks that no copy has whole hold up the syncs of their groups.
+    fn damaged(&self, bad: &[&Pg], w: &mut Words) {
+        for (vtree, at) in bad.iter().filter_map(|p| p.damaged).take(MOST_DAMAGED) {
+            let volume = self.s.volumes.values().find(|v| v.vtree == vtree);
+            let name = volume.map_or("a deleted volume", |v| v.name.as_str());
+            let end = at + u64::from(quarry_base::BLOCK);
+            w.say(
+                format!("of volume {name}, bytes {at} to {end}, a page is damaged in every copy: its group gets no further copy before that page is written anew"),
+                "read the range through the volume to find the page (its reads end with EIO), then write it from a backup or discard it; the copy is made within a minute",
             );
         }
     }

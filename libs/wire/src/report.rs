@@ -1,7 +1,7 @@
 //! What a data server says to the MDM about placement groups. Shared by the engine and the control session.
 
 use crate::PgConfig;
-use quarry_base::{DeviceId, Epoch, PgId, Seq, Version};
+use quarry_base::{DeviceId, Epoch, PgId, Seq, Version, VtreeId};
 use serde::{Deserialize, Serialize};
 
 /// What a device of an SDS holds of a placement group when the SDS registers (R11, R13).
@@ -43,7 +43,15 @@ pub enum Proposal {
     /// The syncing `device` has everything: make it in-sync (R15).
     Add { pg: PgId, epoch: Epoch, device: DeviceId },
     /// Drop the candidate or syncing `device` again (R15): it is no longer waited for.
-    DropSyncing { pg: PgId, epoch: Epoch, device: DeviceId, reason: String },
+    DropSyncing {
+        pg: PgId,
+        epoch: Epoch,
+        device: DeviceId,
+        reason: String,
+        /// A 64 KiB block that holds it up, by its vTree and byte offset there: a page of it is damaged in every copy.
+        #[serde(default)]
+        damaged: Option<(VtreeId, u64)>,
+    },
     /// A member does not answer the primary (R10, R27).
     MemberSilent { pg: PgId, epoch: Epoch, device: DeviceId, reason: String },
     /// This SDS is about to stop: hand its roles over (R18).

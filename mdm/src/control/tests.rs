@@ -464,3 +464,30 @@ async fn a_device_without_which_its_server_registers_is_missing_and_not_waited_f
     let _a = Fake::join(&mdm, ha).await;
     mdm.health("degraded").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_no_copy_has_whole_is_named_with_its_volume() {
+    let mdm = Mdm::start().await;
+    let (a, b) = pair(&mdm).await;
+    mdm.post("/vol/create", json!({"name": "v", "size_gb": 1})).await;
+    a.with(|k| k.adds = false);
+    drop(b);
+    a.until(|k| k.view.pgs.values().all(|c| c.in_sync.len() == 1)).await;
+    let _b = Fake::join(&mdm, hello(Role::Sds, "b", 3)).await;
+    a.until(|k| k.view.pgs.values().all(|c| !c.syncing.is_empty())).await;
+    let c = a.with(|k| k.view.pgs.values().next().cloned()).unwrap();
+    let vtree = a.with(|k| k.view.volumes.values().next().map(|v| v.vtree)).unwrap();
+    let proposal = Proposal::DropSyncing {
+        pg: c.pg,
+        epoch: c.epoch,
+        device: c.syncing[0].device,
+        reason: "a block has no good copy".into(),
+        damaged: Some((vtree, (1 << 20) + (64 << 10))),
+    };
+    a.send.send(FromNode::Propose { request: 9, proposal }).await.unwrap();
+    a.until(|k| k.results.iter().any(|r| (r.0, r.1) == (9, true))).await;
+    let e = mdm.get("/explain/pool/default").await;
+    let why = e["why"].to_string();
+    assert!(why.contains("of volume v, bytes 1114112 to 1179648, a page is damaged"), "{e}");
+    assert!(e["what_to_do"].to_string().contains("write it from a backup or discard it"), "{e}");
+}

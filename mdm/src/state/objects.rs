@@ -353,6 +353,9 @@ pub struct Pg {
     /// Listed devices that were in sync once, and until when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Left>,
+    /// A block that no copy has whole, by its vTree and byte offset: it held up the last sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<(quarry_base::VtreeId, u64)>,
 }
 
 /// A device left the in-sync set of a group.

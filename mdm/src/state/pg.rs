@@ -13,6 +13,8 @@ use std::collections::HashMap;
 
 /// A device that its primary dropped comes back after this time, milliseconds (R27).
 pub const READMIT_MS: u64 = 5_000;
+/// As long after a sync that a block without a good copy held up.
+const DAMAGED_MS: u64 = 60_000;
 
 /// Primaries per device, to spread them evenly; counted when first needed in a command.
 pub(crate) type Primaries = Option<HashMap<DeviceId, u32>>;
@@ -296,16 +298,24 @@ impl State {
             Proposal::Add { pg, epoch, device } => {
                 let c = self.fresh(*pg, *epoch, sds, start)?;
                 let c = self.added(c, *device)?;
+                if let Some(p) = self.pgs.get_mut(pg) {
+                    p.damaged = None;
+                }
                 let mut n = Primaries::None;
                 self.finish(ctx, c, &mut n);
             }
-            Proposal::DropSyncing { pg, epoch, device, reason } => {
+            Proposal::DropSyncing { pg, epoch, device, reason, damaged } => {
                 let mut c = self.fresh(*pg, *epoch, sds, start)?;
                 if !c.syncing.iter().any(|m| m.device == *device) {
                     return Err(Reject::stale(format!("{pg}: device {device} is not syncing")));
                 }
                 c.syncing.retain(|m| m.device != *device);
-                self.hold(ctx, *pg, *device);
+                // What is damaged everywhere does not mend itself in a moment.
+                let pause = if damaged.is_some() { DAMAGED_MS } else { READMIT_MS };
+                self.hold(ctx, *pg, *device, pause);
+                if let Some(p) = self.pgs.get_mut(pg).filter(|_| damaged.is_some()) {
+                    p.damaged = *damaged;
+                }
                 let mut n = Primaries::None;
                 self.finish(ctx, c, &mut n);
                 ctx.event("pg_drop_syncing", format!("pg {pg} device {device}"), reason);
@@ -324,7 +334,7 @@ impl State {
                 }
                 // The primary asks, so a remaining in-sync member has answered since (R10).
                 c.in_sync.retain(|m| m.device != *device);
-                self.hold(ctx, *pg, *device);
+                self.hold(ctx, *pg, *device, READMIT_MS);
                 let mut n = Primaries::None;
                 self.finish(ctx, c, &mut n);
                 ctx.event("pg_member_silent", format!("pg {pg} device {device}"), reason);
@@ -373,10 +383,10 @@ impl State {
         Ok(c)
     }
 
-    fn hold(&mut self, ctx: &Ctx, pg: PgId, device: DeviceId) {
+    fn hold(&mut self, ctx: &Ctx, pg: PgId, device: DeviceId, pause_ms: u64) {
         if let Some(p) = self.pgs.get_mut(&pg) {
             p.held.retain(|h| h.0 != device);
-            p.held.push((device, ctx.at_ms.saturating_add(READMIT_MS)));
+            p.held.push((device, ctx.at_ms.saturating_add(pause_ms)));
         }
     }
 }
@@ -384,7 +394,7 @@ impl State {
 /// A device that was dropped waits still. An end further away than any can be was set before the clock went back:
 /// it counts no more.
 fn is_held(h: &(DeviceId, u64), now_ms: u64) -> bool {
-    h.1 > now_ms && h.1 <= now_ms.saturating_add(READMIT_MS)
+    h.1 > now_ms && h.1 <= now_ms.saturating_add(DAMAGED_MS.max(READMIT_MS))
 }
 
 /// Who may be in sync after an election (R11): a member below a commit point that another knows has lost data. One

@@ -2,7 +2,8 @@
 
 use super::tests::{answered, pool, Lab};
 use super::*;
-use quarry_control::Capability;
+use quarry_base::VtreeId;
+use quarry_control::{Capability, Proposal};
 use std::collections::BTreeMap;
 
 /// Runs every move that is due, syncs included; at no time may a group have fewer copies than asked.
@@ -432,4 +433,33 @@ fn a_second_pool_leaves_the_first_alone() {
         "a removed device joins no new pool either"
     );
     assert_eq!(l.s.pool_pgs(PoolId(1)).count(), before.len());
+}
+
+#[test]
+fn a_sync_that_a_damaged_block_held_up_is_tried_again_a_minute_later_and_remembered_until_it_ends()
+{
+    let mut l = Lab::cluster(2, 2);
+    let c = l.pg(0).clone();
+    let p = *c.primary_member().unwrap();
+    let device = c.in_sync.iter().find(|m| m.device != p.device).unwrap().device;
+    let pg = c.pg;
+    let propose = |l: &mut Lab, proposal| {
+        l.ok(Op::Propose { sds: p.sds, start: p.start, proposal, answered: answered(&[]) })
+    };
+    let reason = || "t".to_string();
+    let epoch = c.epoch;
+    propose(&mut l, Proposal::MemberSilent { pg, epoch, device, reason: reason() });
+    let sweep = |l: &mut Lab, ms: u64| {
+        l.at_ms += ms;
+        l.ok(Op::Sweep { answered: answered(&[1, 2]) });
+        l.pg(0).syncing.len()
+    };
+    assert_eq!(sweep(&mut l, 5_001), 1);
+    let (epoch, damaged) = (l.pg(0).epoch, Some((VtreeId(7), 65_536)));
+    propose(&mut l, Proposal::DropSyncing { pg, epoch, device, reason: reason(), damaged });
+    assert_eq!((sweep(&mut l, 5_001), l.s.pgs[&pg].damaged), (0, damaged));
+    assert_eq!((sweep(&mut l, 55_000), l.s.pgs[&pg].damaged), (1, damaged));
+    let epoch = l.pg(0).epoch;
+    propose(&mut l, Proposal::Add { pg, epoch, device });
+    assert_eq!((l.pg(0).in_sync.len(), l.s.pgs[&pg].damaged), (2, None));
 }

@@ -117,7 +117,13 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
             let device = c.syncing[0].device;
             propose(
                 *c.primary_member()?,
-                Proposal::DropSyncing { pg: c.pg, epoch: c.epoch, device, reason: "t".into() },
+                Proposal::DropSyncing {
+                    pg: c.pg,
+                    epoch: c.epoch,
+                    device,
+                    reason: "t".into(),
+                    damaged: None,
+                },
                 n,
             )
         }

@@ -228,6 +228,7 @@ impl Primary {
             epoch: self.epoch,
             device,
             reason: why.to_string(),
+            damaged: None,
         });
     }
 

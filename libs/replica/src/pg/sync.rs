@@ -12,7 +12,7 @@ use crate::codec::{encode, key_out, SyncDrop};
 use crate::cx::Cx;
 use crate::event::Note;
 use crate::planted::Bug;
-use quarry_base::{Nanos, Seq, Version, VtreeId, BLOCK, PAGE};
+use quarry_base::{Nanos, Seq, Version, VtreeId, BLOCK, EXTENT, PAGE};
 use quarry_store::{BlockCopy, BlockKey, Origin, ReadError, Record, RecordKind};
 use quarry_wire::{Frame, Op, Proposal};
 use std::collections::{BTreeSet, VecDeque};
@@ -48,6 +48,14 @@ pub(crate) struct Sync {
     /// Token bucket of the pool's rate.
     tokens: f64,
     filled: Nanos,
+}
+
+impl Sync {
+    /// A block without a good copy, if everything else is at the member.
+    fn held_up_by(&self) -> Option<BlockKey> {
+        let rest = self.listed && self.queue.is_empty() && self.reading.is_empty();
+        self.bad.first().copied().filter(|_| rest && self.acked == self.sent)
+    }
 }
 
 impl Primary {
@@ -98,9 +106,10 @@ impl Primary {
             return self.ask_add(i, cx);
         }
         let stalled = s.progress + cx.limits.sync_stall;
+        let damaged = s.held_up_by();
         f.sync = Some(s);
         if cx.now >= stalled {
-            self.give_up_sync(i, "no progress", cx);
+            self.give_up_sync(i, damaged, cx);
         } else {
             self.wake_by(stalled);
         }
@@ -459,8 +468,12 @@ impl Primary {
         self.wake_by(cx.now + cx.limits.propose_every);
     }
 
-    fn give_up_sync(&mut self, i: usize, why: &'static str, cx: &mut Cx) {
+    fn give_up_sync(&mut self, i: usize, damaged: Option<BlockKey>, cx: &mut Cx) {
         let device = self.followers[i].member.device;
+        let why = match damaged {
+            Some(_) => "a block has no good copy",
+            None => "no progress",
+        };
         if let Some(s) = self.followers[i].sync.as_mut() {
             s.progress = cx.now;
         }
@@ -470,6 +483,10 @@ impl Primary {
             epoch: self.epoch,
             device,
             reason: why.to_string(),
+            damaged: damaged.map(|k| {
+                let extent = u64::from(k.extent.0) * u64::from(EXTENT);
+                (k.vtree, extent + u64::from(k.offset()))
+            }),
         });
     }
 
