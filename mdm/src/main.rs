@@ -75,7 +75,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(&common)?;
-    let _lock = LockFile::acquire(&data_dir, "mdm")?;
+    let result = work(&s, &data_dir, node, secret);
+    match &result {
+        // `main` says it on stderr; the log file should say it too.
+        Err(error) if common.log_file.is_some() => tracing::error!("{error:#}"),
+        _ => {}
+    }
+    result
+}
+
+/// Serves until a signal comes or the store fails.
+fn work(s: &Settings, data_dir: &Path, node: NodeFile, secret: String) -> anyhow::Result<()> {
+    let _lock = LockFile::acquire(data_dir, "mdm")?;
     let token = token(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
     let id = Identity {
         name: node.name,
@@ -87,7 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (writer, failure) = runtime.block_on(serve(&s, &data_dir, id))?;
+    let (writer, failure) = runtime.block_on(serve(s, data_dir, id))?;
     runtime.shutdown_timeout(Duration::from_secs(3));
     writer.join();
     tracing::info!("ended");

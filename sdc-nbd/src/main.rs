@@ -8,6 +8,10 @@ use sdc_nbd::daemon::{serve, SdcError, VERSION};
 use sdc_nbd::kernel::guards;
 use std::process::ExitCode;
 
+/// Buffers, frames and records are allocated and freed at the rate of the requests.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run(cli::parse(VERSION)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,7 +40,12 @@ fn run(args: Cli) -> Result<(), SdcError> {
         tracing::warn!(%error, "the limit of open files stays");
     }
     tracing::info!(version = VERSION.details(), node = config.node.name, "starting");
-    serve(config, &guards)?;
-    tracing::info!("stopped");
-    Ok(())
+    let result = serve(config, &guards);
+    match &result {
+        Ok(()) => tracing::info!("stopped"),
+        // `main` says it on stderr; the log file should say it too.
+        Err(error) if common.log_file.is_some() => tracing::error!("{error}"),
+        Err(_) => {}
+    }
+    result
 }

@@ -8,6 +8,10 @@ use sds_server::settings::{Cli, Command};
 use sds_server::{fsck, serve, tool, VERSION};
 use std::process::ExitCode;
 
+/// Buffers, frames and records are allocated and freed at the rate of the requests.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run(cli::parse(VERSION)) {
         Ok(code) => code,
@@ -45,6 +49,7 @@ fn run(args: Cli) -> Result<ExitCode, SdsError> {
     let (common, settings) = cli::layered(args.common, args.settings)?;
     let config = settings.check()?;
     if common.check_config {
+        sds_server::device::check_all(&config.devices, config.device_bytes)?;
         println!("configuration ok");
         return Ok(ExitCode::SUCCESS);
     }

@@ -16,8 +16,8 @@ pub fn pin_current_thread(core: usize) -> Result<(), String> {
 }
 
 /// Locks all memory of the process, present and future, so that serving a block device never waits
-/// for a page to come back from disk. Future memory is locked once touched: what is only reserved
-/// (thread stacks, arenas) costs nothing. Error: a sentence that says what to permit.
+/// for a page to come back from disk. Memory is locked once touched: what is only reserved
+/// (thread stacks, the allocator's arenas) costs nothing. Error: a sentence that says what to permit.
 pub fn lock_memory() -> Result<(), String> {
     let privileged = rustix::thread::capabilities(None)
         .is_ok_and(|c| c.effective.contains(CapabilitySet::IPC_LOCK));
@@ -26,8 +26,7 @@ pub fn lock_memory() -> Result<(), String> {
         // It might succeed now; then allocations would fail once the limit is reached.
         return Err(refusal(&format!("the limit is {bytes} bytes")));
     }
-    mlockall(MlockAllFlags::CURRENT)
-        .and_then(|()| mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT))
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
         .map_err(|e| refusal(&e.to_string()))
 }
 
