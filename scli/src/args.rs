@@ -87,7 +87,7 @@ pub fn with_wait_joined(argv: Vec<OsString>) -> Vec<OsString> {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Health of the cluster, how much has too few copies, and why
+    /// Health of the cluster, how much has too few copies, and why; with --wait, once all data has all its copies
     Status(StatusArgs),
     /// Volumes
     #[command(subcommand, visible_alias = "vol")]
@@ -348,7 +348,7 @@ pub enum Sds {
         #[arg(long)]
         force: bool,
     },
-    /// Take a fenced or returned server back
+    /// Take a fenced or returned server back; with --wait, until all data has all its copies
     Recover(Which),
     /// Move all copies off a server, so that it can be removed
     Drain(Which),

@@ -137,6 +137,13 @@ impl Bench {
         while !b.opened {
             b.turn(true);
         }
+        // A full device takes no new blocks, and nobody here asks before as the daemon does: it would wait for ever.
+        let room = b.store.headroom().blocks * u64::from(BLOCK);
+        let (job, range) = (b.args.job, b.args.range);
+        assert!(
+            job == Job::Open || range <= room,
+            "the range ({range} bytes) does not fit the device ({room} bytes for data): a larger file"
+        );
         b
     }
 

@@ -15,6 +15,8 @@ use quarry_control::DeviceReport;
 use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingError};
 use quarry_store::{read_ident, DeviceIdent, FormatInfo, Store, StoreConfig, IDENT_BYTES};
 use quarry_wire::PgHave;
+use rustix::fs::Access;
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -141,6 +143,48 @@ impl Device {
     }
 }
 
+/// What can be said of the devices of a daemon without touching any.
+pub fn check_all(paths: &[PathBuf], create: Option<u64>) -> Result<(), SdsError> {
+    if let Some(bytes) = create.filter(|b| *b < MIN_BYTES) {
+        let path = PathBuf::from("--device-size");
+        return Err(SdsError::TooSmall { path, bytes });
+    }
+    let mut seen = HashSet::new();
+    for path in paths {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        if !seen.insert(real) {
+            return Err(SdsError::Twice { path: path.clone() });
+        }
+        check_one(path, create)?;
+    }
+    Ok(())
+}
+
+fn check_one(path: &Path, create: Option<u64>) -> Result<(), SdsError> {
+    let found = match std::fs::metadata(path) {
+        Ok(m) => m,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let bytes = create.ok_or_else(|| SdsError::Missing { path: path.into() })?;
+            return has_room(path, bytes);
+        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(SdsError::Permission { path: path.into() })
+        }
+        Err(source) => return Err(SdsError::File { path: path.into(), source }),
+    };
+    if found.is_dir() {
+        return Err(SdsError::Directory { path: path.into() });
+    }
+    match rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK) {
+        Err(Errno::ACCESS) => Err(SdsError::Permission { path: path.into() }),
+        Err(Errno::ROFS) => Err(SdsError::ReadOnly { path: path.into() }),
+        _ if found.is_file() && found.len() < MIN_BYTES => {
+            Err(SdsError::TooSmall { path: path.into(), bytes: found.len() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Opens all devices of a daemon and looks at each.
 pub fn open_all(
     reactor: &mut Reactor,
@@ -148,20 +192,8 @@ pub fn open_all(
     create: Option<u64>,
     state: &mut StateFile,
 ) -> Result<Vec<Device>, SdsError> {
-    if let Some(bytes) = create.filter(|b| *b < MIN_BYTES) {
-        let path = PathBuf::from("--device-size");
-        return Err(SdsError::TooSmall { path, bytes });
-    }
-    let mut seen = HashSet::new();
-    let mut devices = Vec::new();
-    for path in paths {
-        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        if !seen.insert(real) {
-            return Err(SdsError::Twice { path: path.clone() });
-        }
-        devices.push(open_one(reactor, path, create, state)?);
-    }
-    Ok(devices)
+    check_all(paths, create)?;
+    paths.iter().map(|path| open_one(reactor, path, create, state)).collect()
 }
 
 fn open_one(
@@ -170,17 +202,6 @@ fn open_one(
     create: Option<u64>,
     state: &mut StateFile,
 ) -> Result<Device, SdsError> {
-    let found = std::fs::metadata(path);
-    let missing = matches!(&found, Err(e) if e.kind() == io::ErrorKind::NotFound);
-    if missing && create.is_none() {
-        return Err(SdsError::Missing { path: path.into() });
-    }
-    if let Some(bytes) = create.filter(|_| missing) {
-        has_room(path, bytes)?;
-    }
-    if found.is_ok_and(|m| m.is_dir()) {
-        return Err(SdsError::Directory { path: path.into() });
-    }
     let opened =
         open_file(reactor, path, OpenOpts { direct: true, read_only: false, create_size: create })?;
     if !opened.direct {

@@ -175,6 +175,9 @@ fn version_help_and_config_check_answer() {
     let out = d.with_device().arg("--check-config").output().unwrap();
     assert!(out.status.success());
     assert!(!d.path("dev").exists(), "checking touches nothing");
+    let mut nowhere = d.command();
+    nowhere.args(["--check-config", "--device"]).arg(d.path("no-such"));
+    says(&mut nowhere, &["no-such does not exist", "give --device-size"]);
     let bad = program().arg("--no-such-flag").output().unwrap();
     assert_eq!(bad.status.code(), Some(2));
 }

@@ -12,6 +12,8 @@ const MAX_GRACE: u64 = 31_536_000;
 
 /// Slowest rate of a group, and slowest that may be set for a pool, bytes a second: one block of the store.
 const SLOWEST: u64 = 64 << 10;
+/// Fastest rate that may be set, bytes a second: more is a slip of the pen.
+const FASTEST: u64 = 1 << 40;
 /// Load below which applications count as at rest, bytes a second.
 const AT_REST: u64 = 1 << 20;
 /// `dynamic` leaves this times the application's own rate to rebuilds when they are light.
@@ -122,16 +124,20 @@ fn scrub_after(before: Option<u64>, n: &Policy) -> Result<Option<u64>, Reject> {
             (_, Some(rate)) => Some(rate),
             (_, None) => before,
         };
-    if after.is_some_and(|rate| (1..SLOWEST).contains(&rate)) {
+    if after.is_some_and(|rate| !is_rate(rate)) {
         return Err(Reject::invalid(
             "bad_limit",
             format!(
-                "scrub_bytes_per_second must be 0 (no scrub) or at least {SLOWEST} for a device"
+                "scrub_bytes_per_second must be 0 (no scrub) or {SLOWEST} to {FASTEST} for a device"
             ),
             "for example 8388608 for 8 MiB/s",
         ));
     }
     Ok(after)
+}
+
+fn is_rate(n: u64) -> bool {
+    n == 0 || (SLOWEST..=FASTEST).contains(&n)
 }
 
 fn check_policy(q: &Pool) -> Result<(), Reject> {
@@ -152,11 +158,11 @@ fn check_policy(q: &Pool) -> Result<(), Reject> {
             "8 and 60 are the defaults",
         ));
     }
-    if (1..SLOWEST).contains(&q.rebuild_bytes_per_second) {
+    if !is_rate(q.rebuild_bytes_per_second) {
         return Err(Reject::invalid(
             "bad_limit",
             format!(
-                "rebuild_bytes_per_second must be 0 (no limit) or at least {SLOWEST} for the pool"
+                "rebuild_bytes_per_second must be 0 (no limit) or {SLOWEST} to {FASTEST} for the pool"
             ),
             "for example scli policy set --rebuild limit --rate 100MiB (rebuild_bytes_per_second 104857600)",
         ));
@@ -184,7 +190,9 @@ mod tests {
             pool,
             policy: Box::new(Policy { rebuild_bytes_per_second: Some(n), ..Policy::default() }),
         };
-        assert_eq!(l.run(set(5)).unwrap_err().code, "bad_limit");
+        for n in [5, FASTEST + 1, u64::MAX] {
+            assert_eq!(l.run(set(n)).unwrap_err().code, "bad_limit");
+        }
         l.ok(set(SLOWEST));
         l.ok(set(0));
     }

@@ -6,6 +6,7 @@ use crate::error::CliError;
 use crate::select::{self, PD, SDC, SDS};
 use crate::table::{Column, Show};
 use serde_json::{json, Value};
+use std::time::Duration;
 
 const COLUMNS: &[Column] = &[
     ("id", "ID", Show::Plain),
@@ -46,7 +47,16 @@ pub fn sds(cx: &Context<'_>, command: &Sds) -> Result<(), CliError> {
             let body = if *force { json!({"force": true}) } else { json!({}) };
             act(cx, which, "fail", &body, Some(ask), "fenced")
         }
-        Sds::Recover(which) => act(cx, which, "recover", &json!({}), None, "is taken back"),
+        Sds::Recover(which) => {
+            act(cx, which, "recover", &json!({}), None, "is taken back")?;
+            // It counts again once it has been brought up to date.
+            match cx.global.wait {
+                Some(s) if !cx.global.dry_run => {
+                    super::status::until_ok(cx, Duration::from_secs(s)).map(drop)
+                }
+                _ => Ok(()),
+            }
+        }
         Sds::Drain(which) => act(cx, which, "drain", &json!({}), None, "is empty"),
         Sds::Delete(which) => {
             let object = select::find(&cx.client, SDS, which)?;

@@ -7,12 +7,20 @@ use crate::error::{CliError, Exit};
 use crate::table::duration;
 use quarry_base::units::show_size;
 use serde_json::{json, Value};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 /// Reasons shown to people; programs get all.
 const MAX_REASONS: usize = 12;
 
+/// Between two looks of `--wait`.
+const PAUSE: Duration = Duration::from_millis(500);
+
 pub fn run(cx: &Context<'_>, args: &StatusArgs) -> Result<u8, CliError> {
-    let status = status(cx)?;
+    let status = match cx.global.wait {
+        Some(seconds) => until_ok(cx, Duration::from_secs(seconds))?,
+        None => status(cx)?,
+    };
     let health = status.get("health").and_then(Value::as_str).unwrap_or("unavailable");
     if cx.out.json {
         cx.out.text(&status.to_string())?;
@@ -26,6 +34,45 @@ pub fn run(cx: &Context<'_>, args: &StatusArgs) -> Result<u8, CliError> {
         _ => 20,
     };
     Ok(if args.exit_code { code } else { 0 })
+}
+
+/// Looks until all data has all its copies. At a terminal, what is left is shown meanwhile.
+pub fn until_ok(cx: &Context<'_>, limit: Duration) -> Result<Value, CliError> {
+    let began = Instant::now();
+    let (mut shown, progress) = (String::new(), std::io::stderr().is_terminal());
+    loop {
+        let status = status(cx)?;
+        if status.get("health").and_then(Value::as_str) == Some("ok") {
+            return Ok(status);
+        }
+        if began.elapsed() >= limit {
+            return Err(late(&status, limit));
+        }
+        let left = left(&status);
+        if progress && left != shown {
+            eprintln!("{left}");
+            shown = left;
+        }
+        std::thread::sleep(PAUSE.min(limit.saturating_sub(began.elapsed())));
+    }
+}
+
+/// What is missing until all is well, in one line.
+fn left(status: &Value) -> String {
+    let bytes = status.get("bytes_degraded").and_then(Value::as_u64).unwrap_or(0);
+    let eta = status.get("eta_seconds").and_then(Value::as_f64);
+    let eta = eta.map_or_else(String::new, |s| format!(", {} left", duration(s)));
+    let health = status.get("health").and_then(Value::as_str).unwrap_or("unavailable");
+    format!("{health}: {} to copy{eta}", show_size(bytes))
+}
+
+fn late(status: &Value, limit: Duration) -> CliError {
+    let reasons = status.get("reasons").and_then(Value::as_array).map(Vec::as_slice);
+    let why = reasons.unwrap_or_default().first().and_then(Value::as_str);
+    let why = why.map_or_else(String::new, |w| format!(": {w}"));
+    let message = format!("not ok after {} s ({}){why}", limit.as_secs(), left(status));
+    CliError::new(Exit::TimedOut, "timed_out", message)
+        .hint("it goes on: scli status tells how far it is and what to do")
 }
 
 /// The API's answer. An MDM that answers without a quorum still is an answer: unavailable.
@@ -144,6 +191,19 @@ mod tests {
         for part in parts {
             assert!(t.contains(part), "{part} not in\n{t}");
         }
+    }
+
+    #[test]
+    fn waiting_too_long_tells_what_is_missing_and_why() {
+        let s = json!({"health": "degraded", "bytes_degraded": 1073741824, "eta_seconds": 200,
+                       "reasons": ["sds2 is down since 02:13"]});
+        let e = late(&s, Duration::from_secs(9));
+        assert_eq!(e.exit, Exit::TimedOut);
+        let told =
+            "not ok after 9 s (degraded: 1 GiB to copy, 3 min 20 s left): sds2 is down since 02:13";
+        assert_eq!(e.message, told);
+        let e = late(&json!({"health": "unavailable"}), Duration::ZERO);
+        assert_eq!(e.message, "not ok after 0 s (unavailable: 0 B to copy)");
     }
 
     #[test]
