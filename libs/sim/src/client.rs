@@ -321,6 +321,11 @@ impl Client {
             self.again(i, now, rng);
             return;
         }
+        // As the SDC: a refusal of an attempt that has been made again since says nothing.
+        let present = self.open[i].sent == Some((link, head.version.epoch));
+        if !present && !matches!(head.status, Status::Ok | Status::StaleEpoch) {
+            return;
+        }
         match head.status {
             Status::Ok => {
                 let r = self.open.remove(i);

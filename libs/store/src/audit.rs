@@ -87,6 +87,10 @@ impl Store {
         if sums != kept {
             return Err(format!("pins, dirty pages, unslotted: {sums:?} counted, {kept:?} kept"));
         }
+        let (new, told) = (self.job_slots().count() as u64, self.destage.new_slots);
+        if new != told {
+            return Err(format!("{new} destages bring a first slot, {told} counted"));
+        }
         self.check_table()?;
         self.check_promises()
     }

@@ -189,6 +189,7 @@ impl Store {
             left: 1,
             linked: false,
             carried: self.log.synced_no,
+            carried_id: self.log.synced_id,
         };
         for (e, from) in entries.into_iter().zip(starts) {
             self.queue_direct(&e, &mut direct);

@@ -45,6 +45,8 @@ pub(crate) struct Destage {
     seen: u64,
     /// No slot was free for a block that needs one.
     pub starved: bool,
+    /// Jobs that bring their block its first slot: the block has it when they end, or it comes back.
+    pub new_slots: u64,
 }
 
 impl Destage {
@@ -83,7 +85,7 @@ impl Store {
     /// Slots wait to become free and are needed.
     pub(crate) fn space_is_short(&self) -> bool {
         let a = &self.sp.alloc;
-        let want = self.reserve_blocks() + self.sp.unslotted + u64::from(a.blocks() / 64).max(16);
+        let want = self.reserve_blocks() + self.slots_owed() + u64::from(a.blocks() / 64).max(16);
         a.pending() > 0 && (u64::from(a.free()) < want || self.destage.starved)
     }
 
@@ -211,6 +213,7 @@ impl Store {
             writes: 0,
         };
         self.sp.stats.destaged_pages += job.pages.len() as u64;
+        self.destage.new_slots += u64::from(new_slot);
         self.destage.jobs.insert(id, job);
         Pick::Taken
     }
@@ -248,6 +251,7 @@ impl Store {
                 continue;
             }
             let Some(mut j) = self.destage.jobs.remove(id) else { continue };
+            self.destage.new_slots -= u64::from(j.new_slot);
             self.sp.alloc.write_ends(j.slot);
             let pg = self.pgs.get_mut(j.pg as usize).and_then(|p| p.as_mut());
             let taken = pg.is_some_and(|pg| finish(pg, &mut self.sp, *id, &j));
@@ -263,6 +267,7 @@ impl Store {
     pub(crate) fn destage_failed(&mut self, jobs: &[u64]) {
         for id in jobs {
             if let Some(j) = self.destage.jobs.remove(id) {
+                self.destage.new_slots -= u64::from(j.new_slot);
                 self.sp.alloc.write_ends(j.slot);
             }
         }

@@ -30,8 +30,9 @@ pub(crate) struct Flight {
     pub left: u32,
     /// It is alone, and durable when it is written.
     pub linked: bool,
-    /// Batch up to which its header says that all is synced.
+    /// Batch up to which its header says that all is synced, and the newest append in it.
     pub carried: u64,
+    pub carried_id: AppendId,
 }
 
 impl Flight {
@@ -65,6 +66,8 @@ pub(crate) struct Log {
     pub synced_pos: u64,
     /// Highest batch of which a synced batch says that it is synced: recovery never cuts below.
     pub mark_no: u64,
+    /// Newest append in those.
+    pub mark_id: AppendId,
     /// The sync under way covers batches up to here.
     pub sync: Option<u64>,
     /// Someone waits for a sync of what is written.
@@ -260,6 +263,7 @@ impl Store {
             self.log.synced_id = f.last_id;
             self.log.synced_pos = f.end;
             self.log.mark_no = self.log.mark_no.max(f.carried);
+            self.log.mark_id = self.log.mark_id.max(f.carried_id);
             let Some(f) = self.log.flights.pop_front() else { break };
             self.note_stable(&f.recs);
             for (idx, commit) in &f.commits {
@@ -276,6 +280,12 @@ impl Store {
             AckMode::Durable if !planted(Bug::StableBeforeSync) => self.log.synced_id,
             _ => self.log.written_id,
         }
+    }
+
+    /// Newest append of this opening that a later batch vouches for: if it is damaged or gone, that is noticed. What is newer
+    /// is at the log's end and looks like never written if the device lost it. For tests and simulators.
+    pub fn vouched_upto(&self) -> AppendId {
+        self.log.mark_id
     }
 
     /// Tells what became stable since the last time.

@@ -129,7 +129,7 @@ impl Store {
 
     /// Slots for application data: none below the reserve.
     fn data_slot(&mut self) -> Option<u32> {
-        let kept = self.reserve_blocks() + self.sp.unslotted;
+        let kept = self.reserve_blocks() + self.slots_owed();
         if u64::from(self.sp.alloc.free()) <= kept {
             return None;
         }
@@ -179,7 +179,7 @@ impl Store {
         let wholes = (whole.1.saturating_sub(whole.0)) as usize;
         // Admitted as if no slot were found for half of it: at worst it waits a little early.
         let direct_bytes = if u64::from(self.sp.alloc.free())
-            > self.reserve_blocks() + self.sp.unslotted + wholes as u64
+            > self.reserve_blocks() + self.slots_owed() + wholes as u64
         {
             wholes * BLOCK as usize
         } else {

@@ -317,7 +317,7 @@ impl Store {
     pub fn headroom(&self) -> Headroom {
         let a = &self.sp.alloc;
         let have = u64::from(a.free()) + u64::from(a.pending());
-        let kept = self.reserve_blocks() + self.sp.unslotted;
+        let kept = self.reserve_blocks() + self.slots_owed();
         Headroom {
             log_bytes: self.data_log_room(),
             of: self.sp.layout.blocks,
@@ -339,6 +339,11 @@ impl Store {
     /// Why the device takes no more writes, if so. Final.
     pub fn failed(&self) -> Option<&StoreError> {
         self.failed.as_ref()
+    }
+
+    /// Free slots that blocks in the log will take. One that a destage is writing has its slot already.
+    pub(crate) fn slots_owed(&self) -> u64 {
+        self.sp.unslotted.saturating_sub(self.destage.new_slots)
     }
 
     pub(crate) fn reserve_blocks(&self) -> u64 {

@@ -95,3 +95,22 @@ fn whoever_waits_for_log_space_is_told_when_so_much_of_it_is_there_and_only_then
     r.poll();
     assert_eq!(told(&mut r), 0, "told once");
 }
+
+#[test]
+fn a_block_that_is_being_destaged_takes_its_room_once() {
+    let mut r = Rig::new(small_config());
+    let empty = r.store.headroom().blocks;
+    for extent in 0..6 {
+        r.put(PG, write(extent, 0, &[1, 2]));
+    }
+    let in_log = r.store.headroom().blocks;
+    assert_eq!(in_log, empty - 6, "room is kept for blocks in the log");
+    r.store.flush_all();
+    let mut steps = 0;
+    while r.one(&|_| true) {
+        assert_eq!(r.store.headroom().blocks, in_log, "step {steps}");
+        r.store.check_invariants().unwrap();
+        steps += 1;
+    }
+    assert!(steps > 6 && r.store.is_idle());
+}

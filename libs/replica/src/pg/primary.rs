@@ -62,6 +62,8 @@ pub(crate) struct Primary {
     /// Blocks that records which are not committed may take on our own device (R24), and since when it is short of them.
     pub charges: Charges,
     pub short_since: Nanos,
+    /// Since when a device that counts has no block for thick volumes.
+    pub thick_short_since: Nanos,
     pub all_through_at: Seq,
     /// Deleted vTrees have been looked for since this index of the view.
     pub drops_checked: Option<quarry_base::ConfigIndex>,
@@ -107,6 +109,7 @@ impl Primary {
             log_full: false,
             charges: inherited(pg.id, state.commit, cx),
             short_since: Nanos::MAX,
+            thick_short_since: Nanos::MAX,
             all_through_at: state.commit,
             drops_checked: None,
             syncs: 0,

@@ -50,10 +50,8 @@ impl Primary {
         let others = !cx.limits.planted(Bug::HeadroomIgnored);
         let counted = || self.followers.iter().filter(|f| others && f.counts());
         if cx.view.is_thick(r.h.vtree) {
-            // Its space is kept on every device; one that is full all the same was promised more than it has.
             let full = h.full || counted().any(|f| f.credit.full_thick);
-            let full = full && self.new_blocks(&pages, cx) > 0;
-            return if full { Room::Full } else { Room::Yes(0) };
+            return self.thick_room(full, &pages, cx);
         }
         let free = cx.ledger.free(&h);
         let least = counted().map(|f| f.credit.left()).fold(free, u64::min);
@@ -70,6 +68,23 @@ impl Primary {
             Own::Wait => Room::Wait,
             Own::Full => Room::Full,
         }
+    }
+
+    /// Its space is kept on every device. One that is full all the same is so for a moment, while blocks that are
+    /// overwritten whole have their old place and a new one; or more was promised than there is.
+    fn thick_room(&mut self, full: bool, pages: &PageRange, cx: &mut Cx) -> Room {
+        if !full {
+            self.thick_short_since = Nanos::MAX;
+        }
+        if !full || self.new_blocks(pages, cx) == 0 {
+            return Room::Yes(0);
+        }
+        self.thick_short_since = self.thick_short_since.min(cx.now);
+        if cx.now >= self.thick_short_since + PATIENCE {
+            return Room::Full;
+        }
+        self.wake_by(cx.now + POLL);
+        Room::Wait
     }
 
     fn own_room(&mut self, need: u64, free: u64, thin: u64, cx: &mut Cx) -> Own {

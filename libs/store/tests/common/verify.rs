@@ -2,7 +2,7 @@
 
 use super::model::*;
 use super::world::*;
-use super::SimDisk;
+use super::{Mishap, SimDisk};
 use quarry_base::*;
 use quarry_store::*;
 use std::collections::HashMap;
@@ -127,6 +127,12 @@ impl World {
 
     pub fn crash(&mut self) -> Check {
         self.crashes += 1;
+        if self.disk.happened
+            && matches!(self.mishap, Some(Mishap::LostWrite | Mishap::Misdirected))
+        {
+            // A block that was written straight to its place and is not there cuts the log's end, like a batch that is not.
+            self.stable = self.stable.min(self.store.vouched_upto());
+        }
         self.power_off();
         self.open()?;
         // Also in the middle of a recovery.
