@@ -29,6 +29,8 @@ enum Stage {
 /// The start's progress.
 pub(super) struct Start {
     wanted: Vec<(Entry, Stage)>,
+    /// What was open at the last look: a volume may be open before the answer that it is mapped arrives.
+    open: Vec<Attachment>,
     registered: Option<Instant>,
     ready: bool,
     table: String,
@@ -41,7 +43,7 @@ impl Start {
         }
         let path = table.path.display().to_string();
         let wanted = table.entries.into_iter().map(|e| (e, Stage::Asked(None))).collect();
-        Start { wanted, registered: None, ready: false, table: path }
+        Start { wanted, open: Vec::new(), registered: None, ready: false, table: path }
     }
 
     /// The MDM knows this client: what to ask it for.
@@ -94,10 +96,17 @@ impl Start {
             (Ok(_), _) => {}
             (Err(why), _) => tracing::warn!("{}, line {}: {why}", self.table, e.line),
         }
+        self.settle();
     }
 
     /// What is open here now.
     pub fn attachments(&mut self, list: &[Attachment]) {
+        self.open = list.to_vec();
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let list = &self.open;
         for (e, stage) in &mut self.wanted {
             let Stage::Mapped(id) = stage else { continue };
             let there = |a: &&Attachment| {
@@ -163,6 +172,19 @@ mod tests {
         assert!(s.ready);
         s.attachments(&[]);
         assert!(s.registered(t + AGAIN).is_empty(), "unmapped by an operator: not asked for again");
+    }
+
+    #[test]
+    fn a_volume_that_is_open_before_the_answer_comes_counts() {
+        let t = Instant::now();
+        let mut s = Start::new(table(&[("a", false)]));
+        s.registered(t);
+        s.attachments(&[open(7, None)]);
+        s.due(t);
+        assert!(!s.ready, "which of the table is volume 7 is not known yet");
+        s.mapped("a", Ok(VolumeId(7)));
+        s.due(t);
+        assert!(s.ready);
     }
 
     #[test]
