@@ -196,6 +196,7 @@ impl Cx<'_> {
         }
         self.unavailable(bad, w);
         self.damaged(bad, w);
+        self.short(bad, w);
         let few = bad.iter().filter(|p| p.config.in_sync.len() < p.config.min_copies as usize);
         let few = few.count();
         if few > 0 {
@@ -224,6 +225,24 @@ impl Cx<'_> {
             w.say(
                 format!("of volume {name}, bytes {at} to {end}, a page is damaged in every copy: its group gets no further copy before that page is written anew"),
                 "read the range through the volume to find the page (its reads end with EIO), then write it from a backup or discard it; the copy is made within a minute",
+            );
+        }
+    }
+
+    /// Devices that have no room for copies which are missing.
+    fn short(&self, bad: &[&Pg], w: &mut Words) {
+        let mut short: BTreeMap<DeviceId, usize> = BTreeMap::new();
+        for p in bad {
+            let lacks = |d: &DeviceId| !p.config.in_sync.iter().any(|m| m.device == *d);
+            let there = |d: &DeviceId| p.config.listed.contains(d);
+            if let Some(d) = p.short.filter(|d| there(d) && lacks(d)) {
+                *short.entry(d).or_default() += 1;
+            }
+        }
+        for (d, n) in short {
+            w.say(
+                format!("device {d} has no room for its copies of {n} placement groups"),
+                "add devices or a node to the pool, or delete or trim what is not needed: the copies are tried again twice a minute",
             );
         }
     }
@@ -446,11 +465,17 @@ impl Cx<'_> {
         }
         let ms = crate::engine::unix_ms();
         for (d, until) in p.held.iter().filter(|h| h.1 > ms) {
+            let back = (until - ms).div_ceil(1000);
+            if p.short == Some(*d) {
+                let todo =
+                    "add devices or a node to the pool, or delete or trim what is not needed";
+                let why =
+                    format!("device {d} has no room for its copy: it is tried again in {back} s");
+                w.say(why, todo);
+                continue;
+            }
             w.say(
-                format!(
-                    "device {d} was too slow or silent: it may come back in {} s",
-                    (until - ms).div_ceil(1000)
-                ),
+                format!("device {d} was too slow or silent: it may come back in {back} s"),
                 "if this repeats: look at the network and the device of that server",
             );
         }

@@ -88,6 +88,9 @@ struct Bench {
     histo: Histo,
     count: u64,
     max: u64,
+    /// Longest time between two looks at the reactor, nanoseconds.
+    away: u64,
+    looked: Nanos,
     opened: bool,
 }
 
@@ -127,6 +130,8 @@ impl Bench {
             histo: Histo::new(),
             count: 0,
             max: 0,
+            away: 0,
+            looked: Nanos::ZERO,
             opened: false,
             args,
         };
@@ -205,8 +210,18 @@ impl Bench {
         } else {
             Some(Nanos::ZERO)
         };
+        if self.looked > Nanos::ZERO {
+            self.away = self.away.max(now_boottime().since(self.looked).as_nanos() as u64);
+        }
         self.reactor.turn(until, &mut self.done).unwrap();
+        self.looked = now_boottime();
         self.completions();
+    }
+
+    /// The device's operations: reads, writes, durable writes, syncs.
+    fn disk(&self) -> [HistoSnapshot; 4] {
+        let m = &self.metrics;
+        [&m.read, &m.write, &m.write_sync, &m.sync].map(|h| h.snapshot())
     }
 
     fn event(&mut self, e: StoreEvent) {
@@ -323,6 +338,8 @@ impl Bench {
         let mut row_at = self.args.every.map(|s| start + Duration::from_secs_f64(s));
         let mut last: (u64, HistoSnapshot) = (0, self.histo.snapshot());
         let (mut begun, mut row_max) = (0u64, 0u64);
+        let mut disk = self.disk();
+        self.away = 0;
         let mut now = start;
         while now < end && begun < self.args.requests {
             let mut open = true;
@@ -341,10 +358,17 @@ impl Bench {
             if let Some(at) = row_at.filter(|at| now >= *at) {
                 let h = self.histo.snapshot().since(&last.1);
                 row_max = row_max.max(self.max);
+                let d = self.disk();
+                let longest = |i: usize| d[i].since(&disk[i]).quantile_nanos(1.0) / 1000;
+                let disk_us: Vec<u64> = (0..4).map(longest).collect();
+                disk = d;
                 rows.push(serde_json::json!({
                     "ops": self.count - last.0, "p99_us": h.quantile_nanos(0.99) / 1000,
                     "max_us": std::mem::take(&mut self.max) / 1000,
                     "log_used": self.store.stats().log_used_bytes,
+                    // Upper bounds of a histogram: reads, writes, durable writes, syncs.
+                    "disk_max_us": disk_us,
+                    "away_max_us": std::mem::take(&mut self.away) / 1000,
                 }));
                 last = (self.count, self.histo.snapshot());
                 row_at = Some(at + Duration::from_secs_f64(self.args.every.unwrap_or(1.0)));

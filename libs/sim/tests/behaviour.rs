@@ -294,3 +294,23 @@ fn a_damaged_page_whose_other_copy_is_away_is_waited_for() {
     }
     assert!(rotten > 0, "no damaged page was read");
 }
+
+#[test]
+fn a_damaged_block_that_is_trimmed_or_written_before_its_repair_is_no_error() {
+    let mut repaired = 0;
+    for seed in 1..=14 {
+        let mut c = quiet(seed, 2, 2, 1);
+        c.mix = vec![(Fault::Rot, 1)];
+        (c.load.extents, c.load.depth, c.load.trims, c.load.think_ms) = (4, 16, 60, 0);
+        let mut w = World::new(seed, c).unwrap();
+        for _ in 0..3000 {
+            after(&mut w, 2);
+            w.rot();
+        }
+        let errors: Vec<&String> = w.clients.iter().flat_map(|c| &c.errors).collect();
+        assert!(errors.is_empty(), "seed {seed}: {errors:?}");
+        repaired += stat(&w, "repairs");
+        w.finish().unwrap();
+    }
+    assert!(repaired > 0, "no damaged page was read");
+}

@@ -10,9 +10,15 @@ use crate::layout::NO_SLOT;
 use crate::seal::LOST;
 use crate::store::Store;
 use crate::types::{AppendId, BlockCopy, BlockKey};
-use quarry_base::{PgId, PAGE};
+use quarry_base::{PgId, Version, PAGE};
 
 impl Store {
+    /// Newest applied version of a block that has content, on its device or in its log. A trimmed one has none.
+    pub fn block_version(&self, pg: PgId, key: BlockKey) -> Option<Version> {
+        let b = self.pg(pg).and_then(|p| p.block(&self.sp.slots, key))?;
+        (b.content() != 0).then(|| b.newest())
+    }
+
     /// Replaces what is on disk of a block by the same content again. Refused unless the copy is of
     /// exactly the block's version and content.
     pub fn repair(&mut self, pg: PgId, copy: BlockCopy) -> Result<AppendId, RepairError> {

@@ -51,6 +51,9 @@ pub enum Proposal {
         /// A 64 KiB block that holds it up, by its vTree and byte offset there: a page of it is damaged in every copy.
         #[serde(default)]
         damaged: Option<(VtreeId, u64)>,
+        /// The device takes nothing more: it says that it is full or nearly so.
+        #[serde(default)]
+        no_room: bool,
     },
     /// A member does not answer the primary (R10, R27).
     MemberSilent { pg: PgId, epoch: Epoch, device: DeviceId, reason: String },

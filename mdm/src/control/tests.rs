@@ -483,6 +483,7 @@ async fn a_block_that_no_copy_has_whole_is_named_with_its_volume() {
         device: c.syncing[0].device,
         reason: "a block has no good copy".into(),
         damaged: Some((vtree, (1 << 20) + (64 << 10))),
+        no_room: false,
     };
     a.send.send(FromNode::Propose { request: 9, proposal }).await.unwrap();
     a.until(|k| k.results.iter().any(|r| (r.0, r.1) == (9, true))).await;

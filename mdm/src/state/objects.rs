@@ -356,6 +356,9 @@ pub struct Pg {
     /// A block that no copy has whole, by its vTree and byte offset: it held up the last sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<(quarry_base::VtreeId, u64)>,
+    /// The device of its last sync, which had no room for all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short: Option<DeviceId>,
 }
 
 /// A device left the in-sync set of a group.

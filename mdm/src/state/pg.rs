@@ -15,6 +15,8 @@ use std::collections::HashMap;
 pub const READMIT_MS: u64 = 5_000;
 /// As long after a sync that a block without a good copy held up.
 const DAMAGED_MS: u64 = 60_000;
+/// As long after one for which the device had no room: somebody has to delete or trim, or add devices.
+const NO_ROOM_MS: u64 = 30_000;
 
 /// Primaries per device, to spread them evenly; counted when first needed in a command.
 pub(crate) type Primaries = Option<HashMap<DeviceId, u32>>;
@@ -299,26 +301,36 @@ impl State {
                 let c = self.fresh(*pg, *epoch, sds, start)?;
                 let c = self.added(c, *device)?;
                 if let Some(p) = self.pgs.get_mut(pg) {
-                    p.damaged = None;
+                    (p.damaged, p.short) = (None, None);
                 }
                 let mut n = Primaries::None;
                 self.finish(ctx, c, &mut n);
             }
-            Proposal::DropSyncing { pg, epoch, device, reason, damaged } => {
+            Proposal::DropSyncing { pg, epoch, device, reason, damaged, no_room } => {
                 let mut c = self.fresh(*pg, *epoch, sds, start)?;
                 if !c.syncing.iter().any(|m| m.device == *device) {
                     return Err(Reject::stale(format!("{pg}: device {device} is not syncing")));
                 }
                 c.syncing.retain(|m| m.device != *device);
-                // What is damaged everywhere does not mend itself in a moment.
-                let pause = if damaged.is_some() { DAMAGED_MS } else { READMIT_MS };
+                // What is damaged everywhere, or has no room, does not mend itself in a moment.
+                let pause = match damaged {
+                    Some(_) => DAMAGED_MS,
+                    None if *no_room => NO_ROOM_MS,
+                    None => READMIT_MS,
+                };
                 self.hold(ctx, *pg, *device, pause);
-                if let Some(p) = self.pgs.get_mut(pg).filter(|_| damaged.is_some()) {
-                    p.damaged = *damaged;
+                let short = no_room.then_some(*device);
+                let mut told = false;
+                if let Some(p) = self.pgs.get_mut(pg) {
+                    // One event, not one each time that it is tried again.
+                    told = short.is_some() && p.short == short;
+                    (p.damaged, p.short) = (damaged.or(p.damaged), short);
                 }
                 let mut n = Primaries::None;
                 self.finish(ctx, c, &mut n);
-                ctx.event("pg_drop_syncing", format!("pg {pg} device {device}"), reason);
+                if !told {
+                    ctx.event("pg_drop_syncing", format!("pg {pg} device {device}"), reason);
+                }
             }
             Proposal::MemberSilent { pg, epoch, device, reason } => {
                 let mut c = self.fresh(*pg, *epoch, sds, start)?;

@@ -57,9 +57,12 @@ impl State {
             };
             ctx.change(Change::Pg(config.clone()));
             let (held, moved_ms, retiring) = (Vec::new(), Vec::new(), Vec::new());
-            let (led_ms, fence, left, damaged) = (None, None, Vec::new(), None);
-            self.pgs
-                .insert(pg, Pg { config, held, moved_ms, retiring, led_ms, fence, left, damaged });
+            let (led_ms, fence, left) = (None, None, Vec::new());
+            let (damaged, short) = (None, None);
+            self.pgs.insert(
+                pg,
+                Pg { config, held, moved_ms, retiring, led_ms, fence, left, damaged, short },
+            );
         }
         ctx.event(
             "pool_layout",

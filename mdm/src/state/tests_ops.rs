@@ -456,10 +456,48 @@ fn a_sync_that_a_damaged_block_held_up_is_tried_again_a_minute_later_and_remembe
     };
     assert_eq!(sweep(&mut l, 5_001), 1);
     let (epoch, damaged) = (l.pg(0).epoch, Some((VtreeId(7), 65_536)));
-    propose(&mut l, Proposal::DropSyncing { pg, epoch, device, reason: reason(), damaged });
+    let no_room = false;
+    propose(
+        &mut l,
+        Proposal::DropSyncing { pg, epoch, device, reason: reason(), damaged, no_room },
+    );
     assert_eq!((sweep(&mut l, 5_001), l.s.pgs[&pg].damaged), (0, damaged));
     assert_eq!((sweep(&mut l, 55_000), l.s.pgs[&pg].damaged), (1, damaged));
     let epoch = l.pg(0).epoch;
     propose(&mut l, Proposal::Add { pg, epoch, device });
     assert_eq!((l.pg(0).in_sync.len(), l.s.pgs[&pg].damaged), (2, None));
+}
+
+#[test]
+fn a_device_without_room_is_tried_again_half_a_minute_later_with_one_event_in_all() {
+    let mut l = Lab::cluster(2, 2);
+    let c = l.pg(0).clone();
+    let p = *c.primary_member().unwrap();
+    let device = c.in_sync.iter().find(|m| m.device != p.device).unwrap().device;
+    let pg = c.pg;
+    let propose = |l: &mut Lab, proposal| {
+        l.ok(Op::Propose { sds: p.sds, start: p.start, proposal, answered: answered(&[]) })
+    };
+    let reason = || "t".to_string();
+    let epoch = c.epoch;
+    propose(&mut l, Proposal::MemberSilent { pg, epoch, device, reason: reason() });
+    let sweep = |l: &mut Lab, ms: u64| {
+        l.at_ms += ms;
+        l.ok(Op::Sweep { answered: answered(&[1, 2]) });
+        l.pg(0).syncing.len()
+    };
+    assert_eq!(sweep(&mut l, 5_001), 1);
+    let told = |l: &Lab| l.s.events.iter().filter(|e| e.what == "pg_drop_syncing").count();
+    let before = told(&l);
+    for _ in 0..3 {
+        let (epoch, damaged, no_room) = (l.pg(0).epoch, None, true);
+        let reason = reason();
+        propose(&mut l, Proposal::DropSyncing { pg, epoch, device, reason, damaged, no_room });
+        assert_eq!((sweep(&mut l, 25_000), l.s.pgs[&pg].short), (0, Some(device)));
+        assert_eq!(sweep(&mut l, 5_001), 1);
+    }
+    assert_eq!(told(&l), before + 1);
+    let epoch = l.pg(0).epoch;
+    propose(&mut l, Proposal::Add { pg, epoch, device });
+    assert_eq!((l.pg(0).in_sync.len(), l.s.pgs[&pg].short), (2, None));
 }

@@ -123,6 +123,7 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
                     device,
                     reason: "t".into(),
                     damaged: None,
+                    no_room: n % 3 == 0,
                 },
                 n,
             )

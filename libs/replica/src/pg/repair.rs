@@ -3,6 +3,7 @@
 //! The block is locked, writes in flight on it are waited for, every in-sync member is asked in turn for its
 //! copy; only content of exactly our version is taken (the store checks it). Whoever needed the page goes on
 //! then; without a good copy reads and merges of it are answered `Corrupt`, until it is overwritten (R25).
+//! A block that was trimmed before its lock was got has nothing to repair: who needed it looks again.
 //! While a copy is away that is listed and may have the page, they are told to try again instead, for a minute: it
 //! comes back, or is replaced after the grace time.
 
@@ -12,7 +13,7 @@ use super::primary::Primary;
 use super::request::Request;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
-use quarry_base::{DeviceId, Nanos, RequestId, Seq};
+use quarry_base::{DeviceId, Nanos, RequestId, Seq, Version};
 use quarry_store::{AppendError, AppendId, BlockKey, RepairError};
 use quarry_wire::{Frame, Op, Status};
 use std::time::Duration;
@@ -30,8 +31,7 @@ pub(crate) struct Repair {
     tried: Vec<DeviceId>,
     /// Was there and did not answer, each time once.
     unanswered: Vec<DeviceId>,
-    /// Member asked, on which link, when.
-    asked: Option<(DeviceId, LinkId, Nanos)>,
+    asked: Option<Asked>,
     pub readers: Vec<Request>,
     merges: Vec<LockId>,
     for_sync: bool,
@@ -39,6 +39,31 @@ pub(crate) struct Repair {
     healing: Option<AppendId>,
     /// The device takes nothing more: somebody else will lead, and the request waits for that.
     failed: bool,
+}
+
+/// A member was asked for its copy.
+#[derive(Clone, Copy)]
+struct Asked {
+    device: DeviceId,
+    link: LinkId,
+    at: Nanos,
+    /// Of our block, then. A merge that was let in before the repair may have changed it when the answer comes.
+    version: Version,
+}
+
+/// How a repair ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Mended,
+    /// The block has no content any more.
+    Gone,
+    NoGoodCopy,
+}
+
+/// What comes next for a block under repair.
+enum Next {
+    Waits,
+    End(End),
 }
 
 impl Primary {
@@ -86,13 +111,13 @@ impl Primary {
         while i < self.repairs.len() {
             if let Some(id) = self.repairs[i].healing {
                 if cx.durable >= id {
-                    self.end_repair(i, true, cx);
+                    self.end_repair(i, End::Mended, cx);
                 } else {
                     i += 1;
                 }
                 continue;
             }
-            if let Some((device, link, at)) = self.repairs[i].asked {
+            if let Some(Asked { device, link, at, .. }) = self.repairs[i].asked {
                 let due = at + cx.limits.fetch_timeout;
                 let alive = self
                     .followers
@@ -105,10 +130,9 @@ impl Primary {
                 }
                 self.unanswered(i, device, alive);
             }
-            if self.ask_next(i, cx) {
-                i += 1;
-            } else {
-                self.end_repair(i, false, cx);
+            match self.ask_next(i, cx) {
+                Next::Waits => i += 1,
+                Next::End(end) => self.end_repair(i, end, cx),
             }
         }
     }
@@ -138,32 +162,41 @@ impl Primary {
         })
     }
 
-    /// Asks the next member. False: none is left.
-    fn ask_next(&mut self, i: usize, cx: &mut Cx) -> bool {
-        let r = &self.repairs[i];
-        let (key, lock) = (r.key, r.lock);
+    /// Is a record that touches the block not committed?
+    fn is_written(&self, key: BlockKey, cx: &Cx) -> bool {
         let span = Span::Pages(PageRange::of_block(key));
+        cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec))
+    }
+
+    /// Asks the next member, if one is left and the block is still there.
+    fn ask_next(&mut self, i: usize, cx: &mut Cx) -> Next {
+        let (key, lock) = (self.repairs[i].key, self.repairs[i].lock);
         // A merge that waits for this very repair holds an older lock: it does not go on before us.
-        let open = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec));
-        if open {
-            return true;
+        if self.is_written(key, cx) {
+            return Next::Waits;
         }
+        let Some(version) = cx.store.block_version(self.pg, key) else {
+            return Next::End(End::Gone);
+        };
         let next = self.followers.iter().position(|f| {
             f.in_sync && f.is_running() && !self.repairs[i].tried.contains(&f.member.device)
         });
         let Some(m) = next else {
             // One whose stream is down may come back, or be taken out.
             let tried = &self.repairs[i].tried;
-            return self
+            let one_is_down = self
                 .followers
                 .iter()
                 .any(|f| f.in_sync && !f.is_running() && !tried.contains(&f.member.device));
+            return if one_is_down { Next::Waits } else { Next::End(End::NoGoodCopy) };
         };
         self.tell_commit(m, cx);
         let f = &self.followers[m];
-        let (device, Some(link)) = (f.member.device, f.running_link()) else { return false };
+        let (device, Some(link)) = (f.member.device, f.running_link()) else {
+            return Next::End(End::NoGoodCopy);
+        };
         self.repairs[i].tried.push(device);
-        self.repairs[i].asked = Some((device, link, cx.now));
+        self.repairs[i].asked = Some(Asked { device, link, at: cx.now, version });
         let mut h = cx.header(Op::FetchBlock, self.pg);
         h.epoch = self.epoch;
         h.commit = self.commit;
@@ -171,19 +204,24 @@ impl Primary {
         (h.vtree, h.layer, h.extent, h.offset) = (key.vtree, key.layer, key.extent, key.offset());
         cx.send(link, Frame::bare(h));
         self.wake_by(cx.now + cx.limits.fetch_timeout);
-        true
+        Next::Waits
     }
 
     /// A member's copy of a block.
     pub fn on_block_data(&mut self, link: LinkId, frame: &Frame, cx: &mut Cx) {
         let lock = frame.header.request_id.0;
-        let asked = |r: &Repair| r.lock == lock && r.asked.is_some_and(|(_, l, _)| l == link);
+        let asked = |r: &Repair| r.lock == lock && r.asked.is_some_and(|a| a.link == link);
         let Some(i) = self.repairs.iter().position(asked) else { return };
-        self.repairs[i].asked = None;
+        let Some(asked) = self.repairs[i].asked.take() else { return };
+        let key = self.repairs[i].key;
+        // What was asked for is not what is needed any more: from the same member, at the version of now.
+        if self.is_written(key, cx) || cx.store.block_version(self.pg, key) != Some(asked.version) {
+            return self.repairs[i].tried.retain(|d| *d != asked.device);
+        }
         if frame.header.status != Status::Ok {
             return;
         }
-        let Some(copy) = frame_copy(frame).filter(|c| c.key == self.repairs[i].key) else { return };
+        let Some(copy) = frame_copy(frame).filter(|c| c.key == key) else { return };
         match cx.store.repair(self.pg, copy) {
             Ok(id) => {
                 cx.appends.push_back((id, cx.group));
@@ -198,16 +236,21 @@ impl Primary {
         }
     }
 
-    fn end_repair(&mut self, i: usize, good: bool, cx: &mut Cx) {
+    fn end_repair(&mut self, i: usize, end: End, cx: &mut Cx) {
         let r = self.repairs.remove(i);
         self.locks.release(r.lock);
-        if good {
-            cx.stats.repairs += 1;
-            cx.note(Note::Repaired { pg: self.pg, device: self.device, key: r.key });
-        } else {
-            cx.stats.no_good_copy += 1;
-            cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
+        match end {
+            End::Mended => {
+                cx.stats.repairs += 1;
+                cx.note(Note::Repaired { pg: self.pg, device: self.device, key: r.key });
+            }
+            End::Gone => {}
+            End::NoGoodCopy => {
+                cx.stats.no_good_copy += 1;
+                cx.note(Note::NoGoodCopy { pg: self.pg, key: r.key });
+            }
         }
+        let good = end != End::NoGoodCopy;
         let waits = r.failed || self.is_one_to_come(r.key, cx.now);
         let bad = if waits { Status::TryAgain } else { Status::Corrupt };
         for req in r.readers {

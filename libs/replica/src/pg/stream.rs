@@ -229,6 +229,7 @@ impl Primary {
             device,
             reason: why.to_string(),
             damaged: None,
+            no_room: false,
         });
     }
 

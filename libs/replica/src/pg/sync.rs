@@ -470,8 +470,11 @@ impl Primary {
 
     fn give_up_sync(&mut self, i: usize, damaged: Option<BlockKey>, cx: &mut Cx) {
         let device = self.followers[i].member.device;
+        let credit = &self.followers[i].credit;
+        let no_room = damaged.is_none() && (credit.low || credit.full_thick);
         let why = match damaged {
             Some(_) => "a block has no good copy",
+            None if no_room => "no progress: the device has no room",
             None => "no progress",
         };
         if let Some(s) = self.followers[i].sync.as_mut() {
@@ -487,6 +490,7 @@ impl Primary {
                 let extent = u64::from(k.extent.0) * u64::from(EXTENT);
                 (k.vtree, extent + u64::from(k.offset()))
             }),
+            no_room,
         });
     }
 
