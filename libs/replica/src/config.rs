@@ -60,7 +60,7 @@ pub struct Limits {
     pub grant_list: usize,
     /// How long the answer of one member to a repair question is waited for.
     pub fetch_timeout: Duration,
-    /// Attempts to read a range again after repairs before `Corrupt` is answered.
+    /// Attempts to read a range again after repairs before the client is told to try again.
     pub repair_rounds: u8,
     /// Connections at a time; more are closed at once.
     pub links: usize,

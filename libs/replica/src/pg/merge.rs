@@ -186,7 +186,8 @@ impl Primary {
                 m.repairing = true;
                 m.req.rounds += 1;
                 if m.req.rounds > cx.limits.repair_rounds {
-                    return self.fail_merge(lock, Status::Corrupt, cx);
+                    // As a read that was repaired so often.
+                    return self.fail_merge(lock, Status::TryAgain, cx);
                 }
                 let page = m.page(tail);
                 cx.stats.corrupt_pages += pages.len() as u64;

@@ -78,7 +78,8 @@ impl Primary {
                         let key = BlockKey::at(req.h.vtree, req.h.layer, req.h.extent, *at);
                         self.repair_for_read(key, req, cx);
                     }
-                    _ => self.answer(&req, Status::Corrupt, cx),
+                    // Repaired again and again, and damaged again: there is a good copy, so it is no error.
+                    _ => self.answer(&req, Status::TryAgain, cx),
                 }
             }
             Err(ReadError::Io(_)) => self.answer(&req, Status::TryAgain, cx),
