@@ -2,7 +2,9 @@
 
 use crate::client::{Answer, Client};
 use crate::error::{CliError, Exit};
+use quarry_base::units::show_size;
 use serde_json::Value;
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// First pause between two looks; it doubles up to the longest.
@@ -21,6 +23,9 @@ pub fn task_id(answer: &Answer) -> Option<String> {
     }
 }
 
+/// What ends sooner needs no progress.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Running,
@@ -36,10 +41,12 @@ fn state(task: &Value) -> State {
     }
 }
 
-/// Polls a task until it is done and gives what the API said last. Exit status 7 when `limit` passes.
+/// Polls a task until it is done and gives what the API said last. At a terminal, how far it is and what it waits for
+/// is shown meanwhile. Exit status 7 when `limit` passes.
 pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, CliError> {
     let began = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let (mut shown, progress) = (String::new(), std::io::stderr().is_terminal());
     loop {
         let task = client.get(&format!("/tasks/{id}"))?;
         match state(&task) {
@@ -50,6 +57,11 @@ pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, Cli
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
             return Err(late(id, limit, &task));
+        }
+        let now = how_far(&task);
+        if progress && began.elapsed() >= SHOWN_AFTER && now != shown {
+            eprintln!("{now}");
+            shown = now;
         }
         std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -73,12 +85,34 @@ fn failure(id: &str, task: &Value) -> CliError {
     }
 }
 
-/// A task that is still running when `limit` is over, and whom it waits for.
-fn late(id: &str, limit: Duration, task: &Value) -> CliError {
+/// Whom or what a task waits for, three at most.
+fn waits(task: &Value) -> String {
     let names = task.get("waiting_for").and_then(Value::as_array);
     let names = names.into_iter().flatten().filter_map(Value::as_str);
-    let names = names.take(3).collect::<Vec<_>>().join("; ");
-    let what = if names.is_empty() { names } else { format!(": it waits for {names}") };
+    names.take(3).collect::<Vec<_>>().join("; ")
+}
+
+/// A running task in one line.
+fn how_far(task: &Value) -> String {
+    let number = |key: &str| task.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let mut line = format!("task {}: {} %", number("task_id"), number("progress"));
+    if number("bytes_left") > 0 {
+        line += &format!(", {} to copy", show_size(number("bytes_left")));
+    }
+    if let Some(s) = task.get("eta_seconds").and_then(Value::as_f64) {
+        line += &format!(", {s:.0} s left");
+    }
+    let waits = waits(task);
+    if !waits.is_empty() {
+        line += &format!("; it waits: {waits}");
+    }
+    line
+}
+
+/// A task that is still running when `limit` is over, and whom it waits for.
+fn late(id: &str, limit: Duration, task: &Value) -> CliError {
+    let names = waits(task);
+    let what = if names.is_empty() { names } else { format!(": it waits: {names}") };
     let message = format!("task {id} is not done after {} s{what}", limit.as_secs());
     CliError::new(Exit::TimedOut, "timed_out", message)
         .hint(format!("it goes on: scli task get --id {id}"))
@@ -98,11 +132,19 @@ mod tests {
     }
 
     #[test]
+    fn a_running_task_says_how_far_it_is_and_what_it_waits_for() {
+        let task = json!({"task_id": 4, "progress": 25, "bytes_left": 3 << 20, "eta_seconds": 7.2, "waiting_for": []});
+        assert_eq!(how_far(&task), "task 4: 25 %, 3 MiB to copy, 7 s left");
+        let task = json!({"task_id": 5, "progress": 0, "waiting_for": ["sdc c1 has not attached the volume"]});
+        assert_eq!(how_far(&task), "task 5: 0 %; it waits: sdc c1 has not attached the volume");
+    }
+
+    #[test]
     fn a_task_that_takes_too_long_names_whom_it_waits_for() {
         let limit = Duration::from_secs(30);
         let e = late("4", limit, &json!({"waiting_for": ["sdc c1 has not attached the volume"]}));
         assert_eq!(e.exit, Exit::TimedOut);
-        assert!(e.message.ends_with("30 s: it waits for sdc c1 has not attached the volume"));
+        assert!(e.message.ends_with("30 s: it waits: sdc c1 has not attached the volume"));
         for task in [json!({"waiting_for": []}), json!({})] {
             assert!(late("4", limit, &task).message.ends_with("not done after 30 s"));
         }

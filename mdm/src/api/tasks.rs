@@ -27,7 +27,10 @@ fn waits_for(s: &State, hub: &HubInner, t: &Task, left: &TaskLeft) -> Vec<String
         TaskKind::Unmap { volume, sdc, index } => unconfirmed(hub, s, *volume, *sdc, *index),
         TaskKind::Map { sdc, .. } => {
             let name = s.sdcs.get(sdc).map_or("", |x| x.name.as_str());
-            vec![format!("sdc {name} has not attached the volume")]
+            vec![match hub.sdcs.get(sdc).and_then(|l| l.session) {
+                Some(_) => format!("sdc {name} has not attached the volume"),
+                None => format!("sdc {name} is not up; it attaches the volume when it is back"),
+            }]
         }
         _ => left.blocked.clone(),
     }

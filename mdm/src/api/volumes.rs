@@ -244,7 +244,14 @@ async fn attached(
 ) -> Option<Attachment> {
     let end = Instant::now() + WAIT;
     loop {
-        let a = attachment(&api.hub.lock(), volume, sdc, generation);
+        let (a, is_up) = {
+            let hub = api.hub.lock();
+            let is_up = hub.sdcs.get(&sdc).is_some_and(|l| l.session.is_some());
+            (attachment(&hub, volume, sdc, generation), is_up)
+        };
+        if !is_up {
+            return None;
+        }
         if let Some(a) = a {
             if a.error.is_some() || (a.socket.is_some() && (!device || a.device.is_some())) {
                 return Some(a);
