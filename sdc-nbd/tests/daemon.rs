@@ -96,6 +96,21 @@ fn a_restarted_server_is_found_again_and_the_mdm_is_not_needed() {
 }
 
 #[test]
+fn connections_that_fill_their_volume_together_go_on_when_it_has_room() {
+    // Each reaches a session's limit of requests, and all together twice the volume's.
+    const CONNECTIONS: usize = 16;
+    const REQUESTS: u64 = 600;
+    let mut t = setup("crowded");
+    let socket = t.mdm.socket(1, 1);
+    let mut all: Vec<Nbd> = (0..CONNECTIONS).map(|_| Nbd::open(&socket, "vol1")).collect();
+    t.sds.iter().for_each(Sds::kill);
+    all.iter_mut().for_each(|c| c.burst(REQUESTS, 512));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    t.sds = (1..).zip(&t.paths).map(|(i, p)| Sds::start(i, p, &t.truth)).collect();
+    all.iter_mut().for_each(|c| c.burst_replies(REQUESTS, 512));
+}
+
+#[test]
 fn mapping_unmapping_and_extending_follow_the_view() {
     let t = setup("map");
     let first = t.mdm.socket(1, 1);

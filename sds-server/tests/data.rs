@@ -45,12 +45,15 @@ fn volume() -> VolumeInfo {
         pool: PoolId(1),
         size_bytes: 1 << 30,
         generation: Generation(1),
-        mappings: vec![MapEntry {
-            sdc: SdcId(1),
-            read_only: false,
-            io_timeout_ms: 0,
-            device: false,
-        }],
+        mappings: [1, 2]
+            .map(|sdc| MapEntry {
+                sdc: SdcId(sdc),
+                read_only: false,
+                io_timeout_ms: 0,
+                device: false,
+                since: Generation(1),
+            })
+            .to_vec(),
         thick: false,
     }
 }
@@ -67,12 +70,14 @@ fn view(pg: PgConfig, servers: &[SdsInfo]) -> ToNode {
         rebuild_bytes_per_second: 0,
         scrub_bytes_per_second: None,
     }));
-    v.apply(Change::Sdc(SdcInfo {
-        id: SdcId(1),
-        name: "c".into(),
-        instance: INSTANCE,
-        host: String::new(),
-    }));
+    for sdc in [1, 2] {
+        v.apply(Change::Sdc(SdcInfo {
+            id: SdcId(sdc),
+            name: format!("c{sdc}"),
+            instance: instance_of(sdc),
+            host: String::new(),
+        }));
+    }
     v.apply(Change::Volume(volume()));
     for s in servers {
         v.apply(Change::Sds(s.clone()));
@@ -93,9 +98,15 @@ fn change(pg: PgConfig) -> ToNode {
 
 /// A client that repeats what it is told to repeat.
 struct User {
+    instance: Instance,
     client: Client,
     next: u64,
     epoch: u64,
+}
+
+/// The newest start of a client.
+fn instance_of(sdc: u32) -> Instance {
+    Instance(INSTANCE.0 + u64::from(sdc) - 1)
 }
 
 fn page(n: u64) -> Vec<u8> {
@@ -105,14 +116,19 @@ fn page(n: u64) -> Vec<u8> {
 impl User {
     fn new(s: &Session, epoch: u64) -> User {
         // Request ids count on over servers: one instance, one counter.
-        User { client: Client::greet(s, INSTANCE.0), next: 1, epoch }
+        User::of(s, 1, epoch)
+    }
+
+    fn of(s: &Session, sdc: u32, epoch: u64) -> User {
+        let instance = instance_of(sdc);
+        User { client: Client::greet_as(s, sdc, instance.0), instance, next: 1, epoch }
     }
 
     fn header(&mut self, op: Op, at: u32, len: usize) -> Header {
         let mut h = Header::new(op);
         h.pg = PG;
         h.epoch = Epoch(self.epoch);
-        h.instance = INSTANCE;
+        h.instance = self.instance;
         h.generation = Generation(1);
         h.request_id = RequestId(self.next);
         h.lowest_unanswered = RequestId(self.next);
@@ -222,11 +238,31 @@ fn requests_of_an_old_epoch_or_instance_are_refused() {
     assert_eq!(answer.header.status, Status::StaleEpoch);
     assert_eq!(PgConfig::from_meta(&answer.meta), Some(pg), "the answer brings the configuration");
     u.epoch = 2;
-    let mut old = User { client: Client::greet(&s, 4), next: 500, epoch: 2 };
+    let (client, instance) = (Client::greet(&s, 4), INSTANCE);
+    let mut old = User { client, instance, next: 500, epoch: 2 };
     let mut f = old.write_frame(0, &page(3));
     f.header.instance = Instance(4);
     assert_eq!(old.ask(&f).header.status, Status::StaleInstance);
     assert!(u.read(0, PAGE) == page(1));
+}
+
+#[test]
+fn a_client_that_connects_anew_has_given_its_older_connections_up() {
+    let (d, mdm) = (Dir::new("older"), Mdm::new());
+    let (_server, s) = alone(&d, &mdm);
+    let mut old = User::new(&s, 1);
+    assert_eq!(old.write(0, &page(1)), Status::Ok);
+    // It waits in the network, is given up by the client, and comes after what was written since.
+    let late = old.write_frame(0, &page(2));
+    let mut new = User { next: old.next, ..User::new(&s, 1) };
+    let mut f = new.write_frame(0, &page(3));
+    f.header.lowest_unanswered = late.header.request_id;
+    assert_eq!(new.ask(&f).header.status, Status::Ok);
+    let _closed_already = old.client.try_send(late);
+    while let Some(answer) = old.client.recv() {
+        assert_eq!(answer.header.op, Op::Ping, "it is carried out");
+    }
+    assert!(new.read(0, PAGE) == page(3));
 }
 
 #[test]
@@ -392,7 +428,7 @@ fn a_client_that_takes_no_answers_is_not_read_from_and_harms_nobody() {
     let big: Vec<u8> = (0..128).flat_map(page).collect();
     assert_eq!(good.write(0, &big), Status::Ok);
     // Reads of 512 KiB each, never taken: 64 MiB of answers.
-    let mut slow = User { next: 10_000, ..User::new(&s, 1) };
+    let mut slow = User { next: 10_000, ..User::of(&s, 2, 1) };
     let asks: Vec<Frame> =
         (0..128).map(|_| Frame::bare(slow.header(Op::Read, 0, big.len()))).collect();
     for f in &asks {

@@ -72,6 +72,11 @@ pub fn is_stamped(page: &[u8]) -> bool {
     page.len() == PAGE && word(page, 0) == MAGIC
 }
 
+/// The number that a stamped page names.
+pub fn number(page: &[u8]) -> u64 {
+    word(page, 8)
+}
+
 /// Says what page `number` of a volume holds.
 pub fn read(page: &[u8], number: u64, run: u64) -> Value {
     assert_eq!(page.len(), PAGE);

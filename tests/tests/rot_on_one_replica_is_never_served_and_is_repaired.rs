@@ -23,6 +23,11 @@ fn rot_on_one_replica_is_never_served_and_is_repaired() -> Res<()> {
             let mut f = Fault::new(cluster, 19, "misdirected writes", BOUND);
             damaged(cluster, &uri, &mut f, "sds2", |m, _| m.damage(&m.pages()?, Damage::Misplaced))
         });
+        cases.case("row 18: other pages of the same blocks on each replica", || {
+            let mut f =
+                Fault::new(cluster, 18, "bit rot on all replicas, on each of other pages", BOUND);
+            damaged_everywhere(cluster, &uri, &mut f)
+        });
         cases.case("an event tells of each server's findings", || {
             // The last ones are told a few seconds later.
             let all = wait_until("events of both servers", Duration::from_secs(15), || {
@@ -91,6 +96,33 @@ fn damaged(
     ensure!(after > before, "nothing was repaired on {sds}");
     for p in area.pages() {
         c.write_at(p * PAGE as u64, &vec![0x22; PAGE])?;
+    }
+    c.disconnect()
+}
+
+/// Each server's share of the pages is damaged there: no page on two of them, but nearly every block on all that have it.
+fn damaged_everywhere(cluster: &Cluster, uri: &Uri, f: &mut Fault<'_>) -> Res<()> {
+    let area = Area::spread(64, 8);
+    let mut c = nbd::Connection::open(uri)?;
+    f.history.survey(uri, area.pages())?;
+    let mut spec = LoadSpec::new(uri).area(area).seed(38).mix(Mix::READ_WRITE);
+    spec.most_per_second = 4000;
+    f.round(spec.clone(), |load| load.run_for(Duration::from_millis(500)))?;
+    on_medium();
+    for (i, sds) in ["sds1", "sds2", "sds3"].iter().enumerate() {
+        let member = cluster.member(sds)?;
+        let Some(path) = member.devices.first() else { fail!("{sds} has no device") };
+        let medium = Medium::open(Path::new(path))?;
+        let mut pages = medium.pages()?;
+        pages.retain(|p| page::number(&p.content) % 3 == i as u64);
+        let n = medium.damage(&pages, Damage::Bits)?;
+        ensure!(n > 20, "{n} pages were damaged only");
+    }
+    f.check(&[uri])?;
+    f.round(spec.seed(39), |load| load.run_for(short_or_full(1, 5)))?;
+    f.check(&[uri])?;
+    for p in area.pages() {
+        c.write_at(p * PAGE as u64, &vec![0x33; PAGE])?;
     }
     c.disconnect()
 }

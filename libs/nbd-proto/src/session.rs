@@ -130,7 +130,7 @@ impl Session {
     /// Goes on with messages held back by a limit. Call it after replies were made and after output
     /// was taken; it does nothing when nothing is held back.
     pub fn resume(&mut self, exports: &dyn Exports, out: &mut Vec<SessionEvent>) {
-        if self.blocked && !self.receiving && !self.closing {
+        if self.holds_back() {
             self.parse(exports, out);
         }
     }
@@ -157,6 +157,11 @@ impl Session {
             return true;
         }
         !self.blocked && self.output.pending() < self.limits.max_output && self.has_room(0)
+    }
+
+    /// A message that was received waits for one of the limits: see [`Session::resume`].
+    pub fn holds_back(&self) -> bool {
+        self.blocked && !self.receiving && !self.closing
     }
 
     /// Requests handed out and not answered, and the payload bytes they move.

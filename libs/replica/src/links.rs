@@ -198,12 +198,13 @@ impl Links {
         Some(who)
     }
 
-    /// First frame of a connection. `ours` is our own Hello, sent back to a dialler.
+    /// First frame of a connection. `ours` is our own Hello, sent back to a dialler. `keeps`: a broken rule.
     pub fn hello(
         &mut self,
         link: LinkId,
         frame: &Frame,
         ours: &Hello,
+        keeps: bool,
         out: &mut Vec<Action>,
     ) -> Met {
         let theirs = match serde_json_hello(frame) {
@@ -223,6 +224,10 @@ impl Links {
                     Peer::Sds { id, start } => Who::Sds { id, start },
                     Peer::SdsHeartbeat { id, start } => Who::Beat { id, start },
                 };
+                match who {
+                    Who::Sdc { id, instance } if !keeps => self.close_older(id, instance),
+                    _ => {}
+                }
                 self.links.insert(link, who);
                 out.push(Action::Send { link, frame: hello_frame(ours) });
                 Met::Nobody
@@ -247,6 +252,19 @@ impl Links {
             },
             _ => Met::Refused("a second Hello"),
         }
+    }
+}
+
+impl Links {
+    /// A client that connects anew has given its older connections up (R20). What may still come over one of them, sent
+    /// again by its host's network, would be older than what comes over the new one.
+    fn close_older(&mut self, sdc: SdcId, instance: Instance) {
+        let older =
+            |w: &Who| matches!(w, Who::Sdc { id, instance: i } if *id == sdc && *i <= instance);
+        let mut all: Vec<LinkId> =
+            self.links.iter().filter(|(_, w)| older(w)).map(|(l, _)| *l).collect();
+        all.sort_unstable();
+        all.into_iter().for_each(|l| self.close_soon(l));
     }
 }
 

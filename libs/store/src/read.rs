@@ -43,7 +43,7 @@ pub(crate) enum Want {
         len: u32,
     },
     /// A block; only its dirty pages if they are fewer than this.
-    Block(BlockKey, u32),
+    Block(BlockKey, u32, u16),
 }
 
 pub(crate) struct ReadReq {
@@ -162,13 +162,18 @@ impl Store {
 
     /// Reads a whole block with its version and masks. Answered by `StoreEvent::BlockDone`.
     pub fn read_block(&mut self, token: u64, pg: PgId, key: BlockKey) {
-        self.enqueue(token, pg, Want::Block(key, 0));
+        self.enqueue(token, pg, Want::Block(key, 0, 0));
+    }
+
+    /// Reads a block but for some of its pages, which are damaged; the copy is silent about these.
+    pub fn read_block_without(&mut self, token: u64, pg: PgId, key: BlockKey, pages: u16) {
+        self.enqueue(token, pg, Want::Block(key, 0, pages));
     }
 
     /// Reads what of a block is dirty, if that is fewer than `whole_from` pages, else the whole block; `part` of the
     /// copy says which. What else is damaged in it does not matter then.
     pub fn read_block_dirty(&mut self, token: u64, pg: PgId, key: BlockKey, whole_from: u32) {
-        self.enqueue(token, pg, Want::Block(key, whole_from));
+        self.enqueue(token, pg, Want::Block(key, whole_from, 0));
     }
 
     fn enqueue(&mut self, token: u64, pg: PgId, want: Want) {
@@ -182,7 +187,7 @@ impl Store {
             ReadReq {
                 token: 0,
                 pg,
-                want: Want::Block(key, 0),
+                want: Want::Block(key, 0, 0),
                 scrub: true,
                 pinned: SmallVec::new(),
             },
@@ -212,7 +217,7 @@ impl Store {
         }
         let (ext, offset, len) = match req.want {
             Want::Range { ext, offset, len } | Want::Map { ext, offset, len } => (ext, offset, len),
-            Want::Block(k, _) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+            Want::Block(k, ..) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
         };
         let mut tail = pg.tail.iter().take_while(|t| t.rec.version.seq <= pg.commit);
         tail.any(|t| touches(&t.rec.kind, ext, offset, len))
@@ -248,7 +253,7 @@ impl Store {
                 }
             }
             Want::Map { ext, offset, len } => job.data = self.content_bits(pg, ext, offset, len),
-            Want::Block(key, whole_from) => {
+            Want::Block(key, whole_from, without) => {
                 let Some(mut head) = self.block_head(pg, key) else {
                     if scrub {
                         return self.scrubbed(0, false);
@@ -259,6 +264,7 @@ impl Store {
                 if head.valid != 0 && head.dirty.count_ones() < whole_from {
                     (head.part, head.valid) = (head.dirty, head.valid & head.dirty);
                 }
+                (head.part, head.valid) = (head.part & !without, head.valid & !without);
                 for (from, to) in runs_of(head.valid) {
                     self.plan(&mut job, key, from, to, true);
                 }
@@ -285,7 +291,7 @@ impl Store {
         let (ext, offset, len) = match req.want {
             Want::Map { .. } => return true,
             Want::Range { ext, offset, len } => (ext, offset, len),
-            Want::Block(k, _) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
+            Want::Block(k, ..) => (ExtKey::of(k), k.offset(), quarry_base::BLOCK),
         };
         let idx = self.by_id.get(&req.pg);
         let pg = idx.and_then(|i| self.pgs.get(*i as usize)).and_then(|p| p.as_ref());

@@ -20,7 +20,7 @@ impl Store {
     }
 
     /// Replaces what is on disk of a block by the same content again. Refused unless the copy is of
-    /// exactly the block's version and content.
+    /// exactly the block's version and content, in the parts that it speaks about.
     pub fn repair(&mut self, pg: PgId, copy: BlockCopy) -> Result<AppendId, RepairError> {
         self.repairable(pg, copy.key)?;
         let b = self
@@ -33,7 +33,7 @@ impl Store {
         let seal = self.sp.key.block(pg, copy.key);
         let checks = seal
             .checks(copy.valid, &copy.data, &copy.crcs)
-            .filter(|_| copy.valid == b.content())
+            .filter(|_| copy.valid == b.content() & copy.part && copy.valid != 0)
             .ok_or(RepairError::OtherContent)?;
         let pages = (0..16).filter(|p| copy.valid >> p & 1 == 1);
         for (p, check) in pages.zip(&checks) {

@@ -47,6 +47,12 @@ impl BlockKey {
         self.block as u32 * BLOCK
     }
 
+    /// Those of some pages, by their byte offsets in the extent, that lie in the block: bit i is its page i.
+    pub fn mask(&self, pages: &[u32]) -> u16 {
+        let inside = |p: &&u32| **p / BLOCK == u32::from(self.block);
+        pages.iter().filter(inside).fold(0, |m, p| m | 1 << (p % BLOCK / PAGE as u32))
+    }
+
     /// The next key in order, or `MAX` at the very end.
     pub fn next(self) -> BlockKey {
         if self.block as u32 + 1 < BLOCKS_PER_EXTENT {

@@ -150,6 +150,9 @@ pub struct MapEntry {
     pub io_timeout_ms: u64,
     /// The client should attach a kernel device.
     pub device: bool,
+    /// The volume's generation when the client got it. Another one than before: it was taken away in between.
+    #[serde(default)]
+    pub since: Generation,
 }
 
 /// A volume as data paths need it.

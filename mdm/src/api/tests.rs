@@ -135,6 +135,30 @@ async fn an_unmap_that_nobody_confirms_becomes_a_task_that_names_who() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unmap_ends_although_the_volume_was_mapped_again_meanwhile() {
+    let (mdm, nodes) = cluster().await;
+    mdm.post("/pool/create", json!({"name": "default"})).await;
+    mdm.post("/vol/create", json!({"name": "v1", "size_bytes": 1 << 20})).await;
+    let body = json!({"volume": "v1", "sdc": "sdc1"});
+    mdm.post("/vol/map", body.clone()).await;
+    nodes[0].with(|k| k.detached = true);
+    let (code, t) = mdm.call("POST", "/vol/unmap", Some(body.clone())).await;
+    assert_eq!((code, &t["state"]), (202, &json!("running")), "{t}");
+    mdm.post("/vol/map", body).await;
+    nodes[0].with(|k| k.detached = false);
+    // The next change is confirmed by all.
+    mdm.post("/vol/create", json!({"name": "v2", "size_bytes": 1 << 20})).await;
+    let path = format!("/tasks/{}", t["task_id"]);
+    for _ in 0..100 {
+        if mdm.get(&path).await["state"] == "done" {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{}", mdm.get(&path).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_a_code_a_message_and_the_right_status() {
     let (mdm, _nodes) = cluster().await;
     mdm.post("/pool/create", json!({"name": "default"})).await;

@@ -28,7 +28,12 @@ pub fn unconfirmed(
 ) -> Vec<String> {
     let mut out = Vec::new();
     if let Some(l) = hub.sdcs.get(&sdc).filter(|l| l.session.is_some()) {
-        let holds = l.attachments.as_ref().is_none_or(|a| a.iter().any(|a| a.volume == volume));
+        // What it has of a mapping that was made since does not count.
+        let again =
+            state.volumes.get(&volume).and_then(|v| v.mappings.iter().find(|m| m.sdc == sdc));
+        let counts =
+            |a: &Attachment| a.volume == volume && again.is_none_or(|m| a.generation < m.since);
+        let holds = l.attachments.as_ref().is_none_or(|a| a.iter().any(counts));
         if holds {
             let name = state.sdcs.get(&sdc).map_or("", |s| s.name.as_str());
             out.push(format!("sdc {name} has not detached"));

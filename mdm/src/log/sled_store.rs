@@ -95,11 +95,16 @@ impl SledStore {
         Ok(())
     }
 
-    /// All values of a tree by index, every checksum verified. Incomplete ones are an error unless `partial`.
-    fn read(&self, tree: &sled::Tree, partial: bool) -> Result<BTreeMap<u64, Vec<u8>>, StoreError> {
+    /// The values of a tree from an index on, every checksum verified. Incomplete ones are an error unless `partial`.
+    fn read(
+        &self,
+        tree: &sled::Tree,
+        from: u64,
+        partial: bool,
+    ) -> Result<BTreeMap<u64, Vec<u8>>, StoreError> {
         let mut out = BTreeMap::new();
         let mut j = Joiner::default();
-        for item in tree.iter() {
+        for item in tree.range(chunk::key(from, 0)..) {
             let (k, v) = item.map_err(|e| self.sled(e))?;
             match j.push(&k, &v) {
                 Ok(Some((index, bytes))) => drop(out.insert(index, bytes)),
@@ -152,9 +157,17 @@ impl SledStore {
     }
 }
 
+#[cfg(test)]
+impl SledStore {
+    /// Removes chunks `0..n` of an entry of the log.
+    pub(super) fn remove_first_chunks(&mut self, index: u64, n: u32) {
+        (0..n).for_each(|c| drop(self.log.remove(chunk::key(index, c))));
+    }
+}
+
 impl MetaStore for SledStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let mut snaps = self.read(&self.snap, true)?;
+        let mut snaps = self.read(&self.snap, 0, true)?;
         let newest = self.whole_snapshots()?.into_iter().max();
         let snapshot = match newest {
             None => None,
@@ -164,8 +177,8 @@ impl MetaStore for SledStore {
             },
         };
         let from = snapshot.as_ref().map_or(0, |s| s.0) + 1;
-        let log = self.read(&self.log, false)?;
-        let entries: Vec<(u64, Vec<u8>)> = log.into_iter().filter(|e| e.0 >= from).collect();
+        // Before the snapshot a crash may have left a part of an entry that was being removed.
+        let entries: Vec<(u64, Vec<u8>)> = self.read(&self.log, from, false)?.into_iter().collect();
         for (i, e) in entries.iter().enumerate() {
             if e.0 != from + i as u64 {
                 return Err(

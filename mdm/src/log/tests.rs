@@ -77,6 +77,21 @@ fn what_was_appended_survives_a_crash() {
 }
 
 #[test]
+fn an_old_entry_that_was_half_removed_is_no_damage() {
+    let d = Dir::new("half-removed");
+    let path = d.0.join("s");
+    let mut s = SledStore::open(&path).unwrap();
+    let big = vec![3; 100_000];
+    s.append(&[(1, big.clone()), (2, big.clone()), (3, big.clone())]).unwrap();
+    s.snapshot(2, b"at 2").unwrap();
+    // A crash in the middle of the removal of the first two.
+    s.remove_first_chunks(1, 7);
+    drop(s);
+    let l = SledStore::open(&path).unwrap().load().unwrap();
+    assert_eq!((l.snapshot, l.entries), (Some((2, b"at 2".to_vec())), vec![(3, big)]));
+}
+
+#[test]
 fn a_snapshot_cut_off_in_the_middle_does_not_count() {
     let d = Dir::new("cut");
     let mut s = SledStore::open(&d.0).unwrap();

@@ -164,7 +164,8 @@ impl State {
                 ));
             }
             let io_timeout_ms = io_timeout_ms.unwrap_or(0);
-            v.mappings.push(MapEntry { sdc, read_only, io_timeout_ms, device });
+            let since = Generation(v.generation.0 + 1);
+            v.mappings.push(MapEntry { sdc, read_only, io_timeout_ms, device, since });
         }
         v.generation = Generation(v.generation.0 + 1);
         let generation = v.generation;

@@ -265,7 +265,9 @@ impl Shard {
             }
             return;
         }
-        if c.armed || !c.session.may_receive() {
+        let receives = c.session.may_receive();
+        // One that holds a request back has nothing in flight, perhaps, that would make it look again.
+        if c.armed || !(receives || c.session.holds_back()) {
             return;
         }
         if self.engine.as_ref().is_some_and(|e| !e.has_room(c.volume)) {
@@ -274,6 +276,9 @@ impl Shard {
                 self.starved.push(id);
                 self.handles.queue.inc();
             }
+            return;
+        }
+        if !receives {
             return;
         }
         c.armed = true;

@@ -1,8 +1,8 @@
 //! Requests that wait for too long: `io_timeout` of a mapping (R25), and what is out on a volume that was taken away.
 //!
 //! A request that fails here may still be carried out: its outcome is unknown, as after any I/O error. It is carried out
-//! at most once, and not after a later overlapping write of this client: that one carries a lowest unanswered id above
-//! it, and whoever knows that refuses it (R19).
+//! at most once, and not after a later overlapping write of this client: on one connection they arrive in order, and a
+//! server closes the older connections of a client that connects anew, so nothing comes late from them (R20).
 
 use super::types::IoError;
 use super::{Engine, Timer};

@@ -31,7 +31,13 @@ pub fn config(pg: u32, epoch: u64, primary: u32) -> PgConfig {
 }
 
 pub fn volume(generation: u64, mapped: bool) -> VolumeInfo {
-    let map = MapEntry { sdc: SdcId(9), read_only: false, io_timeout_ms: 0, device: false };
+    let map = MapEntry {
+        sdc: SdcId(9),
+        read_only: false,
+        io_timeout_ms: 0,
+        device: false,
+        since: quarry_base::Generation(1),
+    };
     VolumeInfo {
         id: VOLUME,
         name: "vol1".into(),

@@ -89,6 +89,57 @@ fn what_is_out_on_a_volume_that_is_taken_away_fails_soon() {
 }
 
 #[test]
+fn a_volume_taken_away_and_given_again_unheard_is_cut_first_and_nothing_of_then_is_sent() {
+    let mut w = World::ready();
+    w.write(1, 0, 4096, 1);
+    w.write(2, 0, 4096, 2);
+    let sent = w.requests();
+    assert_eq!(sent.len(), 1, "the second waits for the first");
+    // Others got it and lost it: the same mapping goes on.
+    tell(&mut w, 7, volume(3, true));
+    assert!(w.done.is_empty() && w.requests().is_empty());
+    w.other.clear();
+    let mut v = volume(5, true);
+    v.mappings[0].since = Generation(5);
+    tell(&mut w, 9, v);
+    let mut failed: Vec<_> = w.done.drain(..).collect();
+    failed.sort_by_key(|f| f.0);
+    assert_eq!(failed, [(1, Err(IoError::Shutdown)), (2, Err(IoError::Shutdown))]);
+    let told: Vec<bool> = w
+        .other
+        .drain(..)
+        .filter_map(|a| match a {
+            Action::VolumeChanged { state, .. } => Some(state.is_some()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [false, true], "who has it open is cut off before it is offered again");
+    w.tick(500);
+    assert!(w.requests().is_empty());
+    w.writes_out.clear();
+    w.write(3, 0, 4096, 3);
+    let (l, f) = w.requests().pop().unwrap();
+    assert_eq!(f.header.generation, Generation(5));
+    w.reply(l, &f.header, Status::Ok, Bytes::new());
+    assert_eq!(w.oks(), [3]);
+}
+
+#[test]
+fn a_timeout_that_is_made_shorter_counts_for_what_waits_already() {
+    let mut w = with_timeout(3_600_000);
+    w.write(1, 0, 4096, 1);
+    w.requests();
+    w.tick(2000);
+    let mut v = volume(1, true);
+    v.mappings[0].io_timeout_ms = 3000;
+    tell(&mut w, 8, v);
+    w.tick(500);
+    assert!(w.done.is_empty());
+    w.tick(1000);
+    assert_eq!(w.done.drain(..).collect::<Vec<_>>(), [(1, Err(IoError::TimedOut))]);
+}
+
+#[test]
 fn a_stuck_volume_starves_no_other() {
     let mut w = World::ready();
     let other = VolumeInfo { id: VolumeId(77), vtree: VtreeId(4), ..volume(1, true) };

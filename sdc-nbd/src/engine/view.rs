@@ -133,19 +133,30 @@ impl Engine {
     }
 
     fn refresh_volume(&mut self, sdc: SdcId, info: &VolumeInfo) {
+        let map = info.mappings.iter().find(|m| m.sdc == sdc);
+        let was = self.volumes.get(&info.id).filter(|v| v.mapped).map(|v| v.since);
+        if map.is_some_and(|m| was.is_some_and(|since| since != m.since)) {
+            // Taken away and given again while nothing was heard. Nothing of then may be carried out now (R21), and what
+            // is open on it, and what a file system has of it in memory, may be older than what others wrote meanwhile.
+            self.unmap(info.id);
+            self.fail_waiting(info.id, true);
+        }
         let pool = self.view.pools.get(&info.pool);
         let (pg_count, cached) = pool.map_or((0, false), |p| (p.pg_count, p.cached));
         let v = self.volumes.entry(info.id).or_insert_with(|| Volume::new(info.vtree, info.pool));
         let older: Generation = v.generation;
         v.generation = info.generation;
-        let Some(map) = info.mappings.iter().find(|m| m.sdc == sdc) else {
-            return self.unmap(info.id);
-        };
+        let Some(map) = map else { return self.unmap(info.id) };
         (v.vtree, v.pool, v.pg_count, v.cached) = (info.vtree, info.pool, pg_count, cached);
         let (was, size) = (v.mapped, v.size);
         (v.size, v.read_only, v.mapped) = (info.size_bytes, map.read_only, true);
         v.shared = info.mappings.len() > 1;
-        v.io_timeout = Duration::from_millis(map.io_timeout_ms);
+        v.since = map.since;
+        let timeout = Duration::from_millis(map.io_timeout_ms);
+        if v.io_timeout != timeout {
+            // One more look, at the new time; the one that is due later does no harm.
+            (v.io_timeout, v.expiry_armed) = (timeout, false);
+        }
         // Whoever wrote here before has perhaps not flushed: an earlier start of this client, another client.
         if cached && pg_count > 0 && (!was || info.generation > older || info.size_bytes > size) {
             v.touch_all();

@@ -22,6 +22,8 @@ pub(super) struct Volume {
     pub expiry_armed: bool,
     pub size: u64,
     pub generation: Generation,
+    /// Of the mapping: the generation with which it was made.
+    pub since: Generation,
     pub read_only: bool,
     /// Mapped to this client.
     pub mapped: bool,
@@ -58,6 +60,7 @@ impl Volume {
             expiry_armed: false,
             size: 0,
             generation: Generation::ZERO,
+            since: Generation::ZERO,
             read_only: false,
             mapped: false,
             shown: None,

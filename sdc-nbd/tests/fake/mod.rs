@@ -48,7 +48,13 @@ pub fn config(pg: u32, epoch: u64, sds: u32) -> PgConfig {
 }
 
 pub fn volume(id: u32, name: &str, size: u64, generation: u64, mapped: bool) -> VolumeInfo {
-    let map = MapEntry { sdc: SdcId(9), read_only: false, io_timeout_ms: 0, device: false };
+    let map = MapEntry {
+        sdc: SdcId(9),
+        read_only: false,
+        io_timeout_ms: 0,
+        device: false,
+        since: quarry_base::Generation(1),
+    };
     VolumeInfo {
         id: VolumeId(id),
         name: name.into(),
@@ -424,6 +430,27 @@ impl Nbd {
         m.extend(data);
         self.s.write_all(&m).unwrap();
         self.next
+    }
+    /// Reads of `len` bytes, sent as one piece.
+    pub fn burst(&mut self, n: u64, len: u32) {
+        let mut m = Vec::new();
+        for i in 0..n {
+            self.next += 1;
+            m.extend(0x2560_9513u32.to_be_bytes());
+            m.extend([0; 4]);
+            m.extend(self.next.to_be_bytes());
+            m.extend((i % 64 * u64::from(len)).to_be_bytes());
+            m.extend(len.to_be_bytes());
+        }
+        self.s.write_all(&m).unwrap();
+    }
+    /// Takes the answers of so many reads.
+    pub fn burst_replies(&mut self, n: u64, len: u32) {
+        let mut data = vec![0; len as usize];
+        for i in 0..n {
+            assert_eq!(self.reply().map(|r| r.0), Some(0), "answer {i} of {n}");
+            self.s.read_exact(&mut data).unwrap();
+        }
     }
     /// Error number and cookie of the next reply; `None`: the server closed.
     pub fn reply(&mut self) -> Option<(u32, u64)> {

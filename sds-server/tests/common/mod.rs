@@ -247,13 +247,18 @@ impl Client {
         Client { stream, reader: FrameReader::new(), ready: Default::default() }
     }
 
-    /// Connects and says Hello as an SDC.
+    /// Connects and says Hello as SDC 1.
     pub fn greet(s: &Session, instance: u64) -> Client {
+        Client::greet_as(s, 1, instance)
+    }
+
+    /// The same as another one.
+    pub fn greet_as(s: &Session, sdc: u32, instance: u64) -> Client {
         let mut c = Client::connect(s);
         let hello = quarry_wire::Hello {
             versions: (WIRE_VERSION, WIRE_VERSION),
             cluster: CLUSTER.to_string(),
-            peer: Peer::Sdc { id: SdcId(1), instance: Instance(instance) },
+            peer: Peer::Sdc { id: SdcId(sdc), instance: Instance(instance) },
             device: DeviceId(0),
             auth: None,
         };
@@ -268,9 +273,14 @@ impl Client {
     }
 
     pub fn send(&mut self, f: Frame) {
+        self.try_send(f).unwrap();
+    }
+
+    /// The same to a server that may have closed the connection.
+    pub fn try_send(&mut self, f: Frame) -> std::io::Result<()> {
         let (head, data) = f.encode();
-        self.stream.write_all(&head).unwrap();
-        self.stream.write_all(&data).unwrap();
+        self.stream.write_all(&head)?;
+        self.stream.write_all(&data)
     }
 
     /// The next frame; `None`: the server closed the connection.

@@ -123,10 +123,12 @@ impl Engine {
                 dev.failed = Some(error.clone());
                 out.push(Action::Note(Note::DeviceFailed { device: dev.id, error }));
             }
-            StoreEvent::Corruption { pg, key, .. } => {
+            StoreEvent::Corruption { pg, key, pages } => {
                 let device = self.devices[d].id;
                 match self.index.get(&pg) {
-                    Some(&g) => drop(self.with(g, now, out, |pg, cx| pg.on_corruption(key, cx))),
+                    Some(&g) => {
+                        self.with(g, now, out, |pg, cx| pg.on_corruption(key, pages, cx));
+                    }
                     None => out.push(Action::Note(Note::Corruption { pg, device, key })),
                 }
             }

@@ -52,8 +52,8 @@ impl Engine {
         let known = self.view.cluster.sds.get(&sds).map_or(StartNo::ZERO, |s| s.start);
         let mut list: Vec<PgConfig> = Vec::new();
         if self.newest_config > h.config_index {
-            let held =
-                self.groups.iter().filter(|p| !p.dropped).filter_map(|p| p.meta.config.as_ref());
+            // Groups whose copies were given away too: nobody else may be there to tell a server that slept.
+            let held = self.groups.iter().filter_map(|p| p.meta.config.as_ref());
             list.extend(held.filter(|c| c.index > h.config_index).cloned());
         }
         if list.len() > self.cfg.limits.grant_list || start < known {

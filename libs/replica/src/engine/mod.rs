@@ -13,6 +13,7 @@ use crate::event::{Action, Event, LinkId, LinkKind, Note};
 use crate::handover::HandOver;
 use crate::links::{refusal, Links, Met, Who};
 use crate::pg::Pg;
+use crate::planted::Bug;
 use crate::reports::Barrier;
 use crate::stats::EngineStats;
 use crate::view::View;
@@ -248,7 +249,8 @@ impl Engine {
         out: &mut Vec<Action>,
     ) {
         let ours = self.hello(LinkKind::Data);
-        match self.links.hello(link, frame, &ours, out) {
+        let keeps = self.cfg.limits.planted(Bug::OldInstance);
+        match self.links.hello(link, frame, &ours, keeps, out) {
             Met::Nobody => {}
             Met::DataUp(_) => self.touch_primaries(),
             Met::BeatUp(sds) => self.ask_grant(sds, now, out),

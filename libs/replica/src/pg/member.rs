@@ -23,6 +23,8 @@ const FOLLOW_AT: u64 = 16;
 pub(crate) struct Fetch {
     pub link: LinkId,
     pub h: Header,
+    /// Pages that are damaged here too.
+    pub without: u16,
 }
 
 /// The present stream.
@@ -401,7 +403,7 @@ impl Pg {
         let Some(link) = self.member().and_then(|m| m.stream.as_ref()).map(|s| s.link) else {
             return;
         };
-        let token = cx.token(Purpose::Fetch(Box::new(Fetch { link, h })));
+        let token = cx.token(Purpose::Fetch(Box::new(Fetch { link, h, without: 0 })));
         cx.store.read_block(token, self.id, BlockKey::at(h.vtree, h.layer, h.extent, h.offset));
     }
 
@@ -412,12 +414,27 @@ impl Pg {
         result: Result<Option<BlockCopy>, ReadError>,
         cx: &mut Cx,
     ) {
+        let key = BlockKey::at(f.h.vtree, f.h.layer, f.h.extent, f.h.offset);
+        if let Err(ReadError::Corrupt { pages }) = &result {
+            // Other pages of it are damaged here, perhaps: what is good may be what is asked for.
+            let bad = key.mask(pages);
+            if bad & !f.without != 0 {
+                let without = f.without | bad;
+                let again = Fetch { link: f.link, h: f.h, without };
+                let token = cx.token(Purpose::Fetch(Box::new(again)));
+                return cx.store.read_block_without(token, self.id, key, without);
+            }
+        }
         let mut h = cx.header(Op::BlockData, self.id);
         h.epoch = f.h.epoch;
         h.request_id = f.h.request_id;
-        (h.vtree, h.layer, h.extent, h.offset) = (f.h.vtree, f.h.layer, f.h.extent, f.h.offset);
+        (h.vtree, h.layer, h.extent, h.offset) = (key.vtree, key.layer, key.extent, key.offset());
         let frame = match result {
-            Ok(Some(copy)) => copy_frame(h, copy),
+            Ok(Some(copy)) if copy.valid != 0 || f.without == 0 => copy_frame(h, copy),
+            Ok(Some(_)) => {
+                h.status = Status::Corrupt;
+                Frame::bare(h)
+            }
             Ok(None) => {
                 h.status = Status::Invalid;
                 Frame::bare(h)

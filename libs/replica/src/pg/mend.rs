@@ -29,11 +29,11 @@ pub(crate) struct Mend {
 
 impl Pg {
     /// A page of this block is not what it should be.
-    pub fn on_corruption(&mut self, key: BlockKey, cx: &mut Cx) {
+    pub fn on_corruption(&mut self, key: BlockKey, pages: u16, cx: &mut Cx) {
         cx.stats.corrupt_blocks += 1;
         match &mut self.role {
             // It notes it.
-            Role::Primary(p) => return p.repair_for_scrub(key, cx),
+            Role::Primary(p) => return p.repair_for_scrub(key, pages, cx),
             Role::Member(m) => {
                 let known = self.mends.iter().any(|m| m.key == key);
                 if m.is_in_sync() && !known && self.mends.len() < MAX_MENDS {
@@ -86,7 +86,7 @@ impl Pg {
 
     /// A member wants our copy of a block, at whatever version it has.
     pub fn on_member_fetch(&mut self, link: LinkId, h: Header, cx: &mut Cx) {
-        let token = cx.token(Purpose::Fetch(Box::new(Fetch { link, h })));
+        let token = cx.token(Purpose::Fetch(Box::new(Fetch { link, h, without: 0 })));
         cx.store.read_block(token, self.id, BlockKey::at(h.vtree, h.layer, h.extent, h.offset));
     }
 

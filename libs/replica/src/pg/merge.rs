@@ -191,7 +191,8 @@ impl Primary {
                 }
                 let page = m.page(tail);
                 cx.stats.corrupt_pages += pages.len() as u64;
-                self.repair_for_merge(page.first_key(), lock, cx);
+                let key = page.first_key();
+                self.repair_for_merge(key, key.mask(&pages), lock, cx);
             }
             // The device cannot be read: the client tries again, later perhaps at another primary.
             Err(ReadError::Io(_)) => {

@@ -10,6 +10,7 @@ use super::locks::Locks;
 use super::merge::Merge;
 use super::repair::Repair;
 use super::request::{answer, Request, Standing};
+use super::room::Short;
 use super::rounds::Rounds;
 use super::stream::Follower;
 use super::Pg;
@@ -61,9 +62,11 @@ pub(crate) struct Primary {
     pub log_full: bool,
     /// Blocks that records which are not committed may take on our own device (R24), and since when it is short of them.
     pub charges: Charges,
-    pub short_since: Nanos,
+    pub short: Short,
     /// Since when a device that counts has no block for thick volumes.
-    pub thick_short_since: Nanos,
+    pub thick_short: Short,
+    /// Questions to members for their copies of blocks.
+    pub questions: u64,
     pub all_through_at: Seq,
     /// Deleted vTrees have been looked for since this index of the view.
     pub drops_checked: Option<quarry_base::ConfigIndex>,
@@ -108,8 +111,9 @@ impl Primary {
             repairs: Vec::new(),
             log_full: false,
             charges: inherited(pg.id, state.commit, cx),
-            short_since: Nanos::MAX,
-            thick_short_since: Nanos::MAX,
+            short: Short::default(),
+            thick_short: Short::default(),
+            questions: 0,
             all_through_at: state.commit,
             drops_checked: None,
             syncs: 0,

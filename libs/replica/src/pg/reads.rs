@@ -76,7 +76,7 @@ impl Primary {
                 match pages.first() {
                     Some(at) if req.rounds <= cx.limits.repair_rounds * 16 => {
                         let key = BlockKey::at(req.h.vtree, req.h.layer, req.h.extent, *at);
-                        self.repair_for_read(key, req, cx);
+                        self.repair_for_read(key, key.mask(&pages), req, cx);
                     }
                     // Repaired again and again, and damaged again: there is a good copy, so it is no error.
                     _ => self.answer(&req, Status::TryAgain, cx),

@@ -26,7 +26,11 @@ const AWAY: Duration = Duration::from_secs(60);
 
 pub(crate) struct Repair {
     key: BlockKey,
+    /// Of our block when it was found damaged. At another one everybody looks again.
+    version: Option<Version>,
     lock: LockId,
+    /// Pages of it that are known to be damaged.
+    bad: u16,
     /// They have no good copy, or are asked now.
     tried: Vec<DeviceId>,
     /// Was there and did not answer, each time once.
@@ -47,15 +51,15 @@ struct Asked {
     device: DeviceId,
     link: LinkId,
     at: Nanos,
-    /// Of our block, then. A merge that was let in before the repair may have changed it when the answer comes.
-    version: Version,
+    /// The number of the question, which the answer repeats: a late answer to an earlier one says nothing.
+    question: RequestId,
 }
 
 /// How a repair ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Mended,
-    /// The block has no content any more.
+    /// The block has no content any more, or other content.
     Gone,
     NoGoodCopy,
 }
@@ -67,7 +71,7 @@ enum Next {
 }
 
 impl Primary {
-    fn repair_of(&mut self, key: BlockKey, cx: &mut Cx) -> &mut Repair {
+    fn repair_of(&mut self, key: BlockKey, bad: u16, cx: &mut Cx) -> &mut Repair {
         let at = match self.repairs.iter().position(|r| r.key == key) {
             Some(i) => i,
             None => {
@@ -75,6 +79,8 @@ impl Primary {
                 let lock = self.locks.take(Span::Pages(PageRange::of_block(key)));
                 self.repairs.push(Repair {
                     key,
+                    version: cx.store.block_version(self.pg, key),
+                    bad: 0,
                     lock,
                     tried: Vec::new(),
                     unanswered: Vec::new(),
@@ -88,22 +94,24 @@ impl Primary {
                 self.repairs.len() - 1
             }
         };
-        &mut self.repairs[at]
+        let r = &mut self.repairs[at];
+        r.bad |= bad;
+        r
     }
 
-    pub fn repair_for_read(&mut self, key: BlockKey, r: Request, cx: &mut Cx) {
-        self.repair_of(key, cx).readers.push(r);
+    pub fn repair_for_read(&mut self, key: BlockKey, bad: u16, r: Request, cx: &mut Cx) {
+        self.repair_of(key, bad, cx).readers.push(r);
     }
-    pub fn repair_for_merge(&mut self, key: BlockKey, merge: LockId, cx: &mut Cx) {
-        self.repair_of(key, cx).merges.push(merge);
+    pub fn repair_for_merge(&mut self, key: BlockKey, bad: u16, merge: LockId, cx: &mut Cx) {
+        self.repair_of(key, bad, cx).merges.push(merge);
     }
-    pub fn repair_for_sync(&mut self, key: BlockKey, cx: &mut Cx) {
-        self.repair_of(key, cx).for_sync = true;
+    pub fn repair_for_sync(&mut self, key: BlockKey, bad: u16, cx: &mut Cx) {
+        self.repair_of(key, bad, cx).for_sync = true;
     }
 
     /// The scrub, or any read, found a damaged page.
-    pub fn repair_for_scrub(&mut self, key: BlockKey, cx: &mut Cx) {
-        self.repair_of(key, cx);
+    pub fn repair_for_scrub(&mut self, key: BlockKey, bad: u16, cx: &mut Cx) {
+        self.repair_of(key, bad, cx);
     }
 
     pub fn turn_repairs(&mut self, cx: &mut Cx) {
@@ -168,16 +176,23 @@ impl Primary {
         cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec))
     }
 
+    /// Is the block another one than when it was found damaged?
+    fn has_changed(&self, i: usize, cx: &Cx) -> bool {
+        let now = cx.store.block_version(self.pg, self.repairs[i].key);
+        now.is_none() || now != self.repairs[i].version
+    }
+
     /// Asks the next member, if one is left and the block is still there.
     fn ask_next(&mut self, i: usize, cx: &mut Cx) -> Next {
-        let (key, lock) = (self.repairs[i].key, self.repairs[i].lock);
+        let key = self.repairs[i].key;
         // A merge that waits for this very repair holds an older lock: it does not go on before us.
         if self.is_written(key, cx) {
             return Next::Waits;
         }
-        let Some(version) = cx.store.block_version(self.pg, key) else {
+        // Trimmed or written meanwhile: what was found says nothing of what is there now.
+        if self.has_changed(i, cx) {
             return Next::End(End::Gone);
-        };
+        }
         let next = self.followers.iter().position(|f| {
             f.in_sync && f.is_running() && !self.repairs[i].tried.contains(&f.member.device)
         });
@@ -195,12 +210,14 @@ impl Primary {
         let (device, Some(link)) = (f.member.device, f.running_link()) else {
             return Next::End(End::NoGoodCopy);
         };
+        self.questions += 1;
+        let question = RequestId(self.questions);
         self.repairs[i].tried.push(device);
-        self.repairs[i].asked = Some(Asked { device, link, at: cx.now, version });
+        self.repairs[i].asked = Some(Asked { device, link, at: cx.now, question });
         let mut h = cx.header(Op::FetchBlock, self.pg);
         h.epoch = self.epoch;
         h.commit = self.commit;
-        h.request_id = RequestId(lock);
+        h.request_id = question;
         (h.vtree, h.layer, h.extent, h.offset) = (key.vtree, key.layer, key.extent, key.offset());
         cx.send(link, Frame::bare(h));
         self.wake_by(cx.now + cx.limits.fetch_timeout);
@@ -209,19 +226,23 @@ impl Primary {
 
     /// A member's copy of a block.
     pub fn on_block_data(&mut self, link: LinkId, frame: &Frame, cx: &mut Cx) {
-        let lock = frame.header.request_id.0;
-        let asked = |r: &Repair| r.lock == lock && r.asked.is_some_and(|a| a.link == link);
+        let question = frame.header.request_id;
+        let asked = |r: &Repair| r.asked.is_some_and(|a| a.link == link && a.question == question);
         let Some(i) = self.repairs.iter().position(asked) else { return };
         let Some(asked) = self.repairs[i].asked.take() else { return };
         let key = self.repairs[i].key;
-        // What was asked for is not what is needed any more: from the same member, at the version of now.
-        if self.is_written(key, cx) || cx.store.block_version(self.pg, key) != Some(asked.version) {
+        // A merge that was let in before the repair has changed our block: this is not what is needed any more.
+        if self.is_written(key, cx) || self.has_changed(i, cx) {
             return self.repairs[i].tried.retain(|d| *d != asked.device);
         }
         if frame.header.status != Status::Ok {
             return;
         }
-        let Some(copy) = frame_copy(frame).filter(|c| c.key == key) else { return };
+        // It may be silent about pages that are damaged there. Who needs others of ours looks once more, and finds nobody.
+        let bad = self.repairs[i].bad;
+        let Some(copy) = frame_copy(frame).filter(|c| c.key == key && c.valid & bad != 0) else {
+            return;
+        };
         match cx.store.repair(self.pg, copy) {
             Ok(id) => {
                 cx.appends.push_back((id, cx.group));
@@ -251,7 +272,10 @@ impl Primary {
             }
         }
         let good = end != End::NoGoodCopy;
-        let waits = r.failed || self.is_one_to_come(r.key, cx.now);
+        // One that counts and never answers is judged by others: it leaves the set, or has its copy yet.
+        let silent =
+            self.followers.iter().any(|f| f.in_sync && r.unanswered.contains(&f.member.device));
+        let waits = r.failed || silent || self.is_one_to_come(r.key, cx.now);
         let bad = if waits { Status::TryAgain } else { Status::Corrupt };
         for req in r.readers {
             if good {

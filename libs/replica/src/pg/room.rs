@@ -16,6 +16,28 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(5);
 const POLL_FULL: Duration = Duration::from_millis(100);
 
+/// A shortage that nobody met for so long is over; who meets one next has all its patience.
+const FORGOTTEN: Duration = Duration::from_millis(500);
+
+/// How long our device has been too full for somebody.
+#[derive(Default)]
+pub(crate) struct Short {
+    /// Met first, and last.
+    met: Option<(Nanos, Nanos)>,
+}
+
+impl Short {
+    /// It is met now: how long it lasts.
+    fn lasts(&mut self, now: Nanos) -> Duration {
+        let since = match self.met {
+            Some((since, last)) if now.since(last) < FORGOTTEN => since,
+            _ => now,
+        };
+        self.met = Some((since, now));
+        now.since(since)
+    }
+}
+
 /// Whether there is room for a record.
 pub(super) enum Room {
     /// So many new blocks at most.
@@ -73,14 +95,10 @@ impl Primary {
     /// Its space is kept on every device. One that is full all the same is so for a moment, while blocks that are
     /// overwritten whole have their old place and a new one; or more was promised than there is.
     fn thick_room(&mut self, full: bool, pages: &PageRange, cx: &mut Cx) -> Room {
-        if !full {
-            self.thick_short_since = Nanos::MAX;
-        }
         if !full || self.new_blocks(pages, cx) == 0 {
             return Room::Yes(0);
         }
-        self.thick_short_since = self.thick_short_since.min(cx.now);
-        if cx.now >= self.thick_short_since + PATIENCE {
+        if self.thick_short.lasts(cx.now) >= PATIENCE {
             return Room::Full;
         }
         self.wake_by(cx.now + POLL);
@@ -89,11 +107,10 @@ impl Primary {
 
     fn own_room(&mut self, need: u64, free: u64, thin: u64, cx: &mut Cx) -> Own {
         if need <= free {
-            self.short_since = Nanos::MAX;
             return Own::Yes;
         }
-        self.short_since = self.short_since.min(cx.now);
-        if need > thin || cx.now >= self.short_since + PATIENCE {
+        let lasts = self.short.lasts(cx.now);
+        if need > thin || lasts >= PATIENCE {
             return Own::Full;
         }
         self.wake_by(cx.now + POLL);

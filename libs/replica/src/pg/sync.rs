@@ -408,7 +408,7 @@ impl Primary {
                 }
                 s.bad.push(key);
                 self.followers[i].sync = Some(s);
-                return self.repair_for_sync(key, cx);
+                return self.repair_for_sync(key, key.mask(&pages), cx);
             }
             Err(ReadError::Io(_)) => s.bad.push(key),
         }
