@@ -266,6 +266,35 @@ fn a_client_that_connects_anew_has_given_its_older_connections_up() {
 }
 
 #[test]
+fn a_lease_does_not_cover_a_group_whose_copy_was_given_away_meanwhile() {
+    let (d, mdm) = (Dir::new("given-away"), Mdm::new());
+    let (_server, s) = alone(&d, &mdm);
+    let peer = Peer::SdsHeartbeat { id: SdsId(2), start: StartNo(1) };
+    let mut asker = Client::greet_by(&s, peer);
+    let mut asked = 0;
+    let mut ask = |index: u64| {
+        asked += 1;
+        let mut h = Header::new(Op::GrantAsk);
+        (h.request_id, h.start) = (RequestId(asked), StartNo(1));
+        h.config_index = ConfigIndex(index);
+        asker.send(Frame::bare(h));
+        let answer = asker.recv().expect("an answer");
+        assert_eq!((answer.header.op, answer.header.status), (Op::GrantAnswer, Status::Ok));
+        answer.meta.len()
+    };
+    let nothing = ask(11);
+    let pg = PgConfig { listed: vec![DeviceId(2)], ..config(2, 2, &[member(2, 1)], &[], 1) };
+    s.send(&change(pg.clone()));
+    s.until(|m| match m {
+        FromNode::Heartbeat { applied, .. } if applied >= pg.index => Some(()),
+        _ => None,
+    });
+    // One that slept and knows the first configuration only is told of the second, although nothing of the group is here.
+    assert!(ask(11) > nothing);
+    assert_eq!(ask(12), nothing);
+}
+
+#[test]
 fn a_damaged_write_is_refused_and_the_connection_stays() {
     let (d, mdm) = (Dir::new("damaged"), Mdm::new());
     let (_server, s) = alone(&d, &mdm);

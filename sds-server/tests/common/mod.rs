@@ -254,11 +254,15 @@ impl Client {
 
     /// The same as another one.
     pub fn greet_as(s: &Session, sdc: u32, instance: u64) -> Client {
+        Client::greet_by(s, Peer::Sdc { id: SdcId(sdc), instance: Instance(instance) })
+    }
+
+    pub fn greet_by(s: &Session, peer: Peer) -> Client {
         let mut c = Client::connect(s);
         let hello = quarry_wire::Hello {
             versions: (WIRE_VERSION, WIRE_VERSION),
             cluster: CLUSTER.to_string(),
-            peer: Peer::Sdc { id: SdcId(sdc), instance: Instance(instance) },
+            peer,
             device: DeviceId(0),
             auth: None,
         };
