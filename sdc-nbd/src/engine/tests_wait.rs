@@ -97,6 +97,10 @@ fn a_volume_taken_away_and_given_again_unheard_is_cut_first_and_nothing_of_then_
     assert_eq!(sent.len(), 1, "the second waits for the first");
     // Others got it and lost it: the same mapping goes on.
     tell(&mut w, 7, volume(3, true));
+    // An MDM of an older release says nothing of it.
+    let mut v = volume(4, true);
+    v.mappings[0].since = Generation(0);
+    tell(&mut w, 8, v);
     assert!(w.done.is_empty() && w.requests().is_empty());
     w.other.clear();
     let mut v = volume(5, true);

@@ -7,6 +7,9 @@ use quarry_base::{ConfigIndex, DeviceId, Generation, Instance, SdcId, StartNo, V
 use quarry_wire::{Change, ClusterView, VolumeInfo};
 use std::time::Duration;
 
+/// An MDM of an older release does not say since when a mapping stands.
+const UNKNOWN: Generation = Generation::ZERO;
+
 impl Engine {
     pub(super) fn registered(&mut self, sdc: SdcId, instance: Instance) {
         match self.me {
@@ -134,8 +137,9 @@ impl Engine {
 
     fn refresh_volume(&mut self, sdc: SdcId, info: &VolumeInfo) {
         let map = info.mappings.iter().find(|m| m.sdc == sdc);
-        let was = self.volumes.get(&info.id).filter(|v| v.mapped).map(|v| v.since);
-        if map.is_some_and(|m| was.is_some_and(|since| since != m.since)) {
+        let was = self.volumes.get(&info.id).filter(|v| v.mapped).map_or(UNKNOWN, |v| v.since);
+        let is = map.map_or(UNKNOWN, |m| m.since);
+        if was != UNKNOWN && is != UNKNOWN && was != is {
             // Taken away and given again while nothing was heard. Nothing of then may be carried out now (R21), and what
             // is open on it, and what a file system has of it in memory, may be older than what others wrote meanwhile.
             self.unmap(info.id);
@@ -151,7 +155,9 @@ impl Engine {
         let (was, size) = (v.mapped, v.size);
         (v.size, v.read_only, v.mapped) = (info.size_bytes, map.read_only, true);
         v.shared = info.mappings.len() > 1;
-        v.since = map.since;
+        if is != UNKNOWN {
+            v.since = is;
+        }
         let timeout = Duration::from_millis(map.io_timeout_ms);
         if v.io_timeout != timeout {
             // One more look, at the new time; the one that is due later does no harm.
