@@ -247,6 +247,8 @@ pub(crate) fn settle(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey) {
         remove(pg, sp, key);
         if version > pg.all_through {
             pg.tombs.insert(key, version);
+            // At the end of a destage nothing else says that the group's record lacks it.
+            pg.cp_dirty = true;
         }
         return;
     }

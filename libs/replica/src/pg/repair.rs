@@ -13,7 +13,7 @@ use super::primary::Primary;
 use super::request::Request;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
-use quarry_base::{DeviceId, Nanos, RequestId, Seq, Version};
+use quarry_base::{DeviceId, Nanos, RequestId, Version};
 use quarry_store::{AppendError, AppendId, BlockKey, RepairError};
 use quarry_wire::{Frame, Op, Status};
 use std::time::Duration;
@@ -170,10 +170,9 @@ impl Primary {
         })
     }
 
-    /// Is a record that touches the block not committed?
-    fn is_written(&self, key: BlockKey, cx: &Cx) -> bool {
-        let span = Span::Pages(PageRange::of_block(key));
-        cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec))
+    /// Is a record that touches the block not applied?
+    fn is_written(&mut self, key: BlockKey, cx: &Cx) -> bool {
+        self.in_flight(&Span::Pages(PageRange::of_block(key)), cx)
     }
 
     /// Is the block another one than when it was found damaged?

@@ -50,6 +50,9 @@ pub(crate) struct Sync {
     filled: Nanos,
 }
 
+/// How often it is looked whether what is committed is applied.
+const APPLIED_POLL: Duration = Duration::from_millis(5);
+
 impl Sync {
     /// A block without a good copy, if everything else is at the member.
     fn held_up_by(&self) -> Option<BlockKey> {
@@ -74,9 +77,13 @@ impl Primary {
         if f.candidate {
             return self.ask_add(i, cx);
         }
-        let ready = self.active && f.first().is_some_and(|first| self.commit.0 + 1 >= first.0);
-        if !ready {
+        let Some(first) = f.first().filter(|first| self.active && self.commit.0 + 1 >= first.0)
+        else {
             return;
+        };
+        // What goes before the stream is copied from what is applied.
+        if self.oldest_open(cx).is_some_and(|seq| seq < first) {
+            return self.wake_by(cx.now + APPLIED_POLL);
         }
         if f.sync.is_none() {
             self.begin_sync(i, cx);
@@ -334,9 +341,17 @@ impl Primary {
         !s.listed
     }
 
-    /// Does anything uncommitted touch the span?
-    fn in_flight(&self, span: &Span, cx: &Cx) -> bool {
-        cx.store.tail(self.pg, Seq(self.commit.0 + 1)).any(|t| span.touched_by(&t.rec))
+    /// The first record that is not applied yet. One that is committed is not while the log writes it once more.
+    fn oldest_open(&self, cx: &Cx) -> Option<Seq> {
+        cx.store.tail(self.pg, Seq::ZERO).next().map(|t| t.version.seq)
+    }
+
+    /// Does anything that is not applied touch the span? What is committed and not applied is looked for again soon.
+    pub fn in_flight(&mut self, span: &Span, cx: &Cx) -> bool {
+        if self.oldest_open(cx).is_some_and(|seq| seq <= self.commit) {
+            self.wake_by(cx.now + APPLIED_POLL);
+        }
+        cx.store.tail(self.pg, Seq::ZERO).any(|t| span.touched_by(&t.rec))
     }
 
     /// Reads the locked blocks that nothing is in flight on.
