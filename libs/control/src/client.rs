@@ -121,7 +121,7 @@ async fn one(
         .map_err(|_| ControlError::Protocol("connecting took too long"))??;
     s.set_nodelay(true)?;
     let (mut r, mut w) = s.into_split();
-    write_message(&mut w, &FromNode::Hello(Box::new(hello))).await?;
+    say(&mut w, &FromNode::Hello(Box::new(hello)), tokio::time::Instant::now() + SILENCE).await?;
     if tx.send(SessionEvent::Up { mdm: addr.to_string() }).await.is_err() {
         return Ok(());
     }
@@ -138,6 +138,17 @@ async fn one(
     let result = pump(&mut incoming, &mut w, told, out, tx).await;
     reader.abort();
     result
+}
+
+/// Sends, until a time: an MDM whose host has vanished takes nothing once the network's buffers are full, and that ends
+/// the session as its silence does.
+async fn say(
+    w: &mut tokio::net::tcp::OwnedWriteHalf,
+    m: &FromNode,
+    until: tokio::time::Instant,
+) -> Result<(), ControlError> {
+    let sent = tokio::time::timeout_at(until, write_message(w, m)).await;
+    sent.map_err(|_| ControlError::Protocol("the MDM is silent and takes nothing"))?
 }
 
 async fn pump(
@@ -167,9 +178,61 @@ async fn pump(
                 }
             }
             m = out.recv() => match m {
-                Some(m) => write_message(w, &m).await?,
+                Some(m) => say(w, &m, heard + SILENCE).await?,
                 None => return Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Attachment, Role};
+    use quarry_base::{ConfigIndex, Generation, VolumeId};
+
+    fn hello() -> Hello {
+        Hello {
+            role: Role::Sdc,
+            name: "c".into(),
+            addresses: vec![],
+            capabilities: vec![],
+            secret: "s".into(),
+            cluster: None,
+            host: "h".into(),
+            boot_id: "b".into(),
+            pid: 1,
+            release: "0".into(),
+            metrics: None,
+            resume: None,
+            endpoints: vec![],
+            devices: vec![],
+            seen: ConfigIndex::ZERO,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_mdm_that_takes_nothing_ends_the_session_as_its_silence_does() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mdms = vec![listener.local_addr().unwrap().to_string()];
+        let mut s = Session::start(SessionConfig { mdms, data_dir: None }, hello);
+        let (kept, _) = listener.accept().await.unwrap();
+        assert!(matches!(s.events.recv().await, Some(SessionEvent::Up { .. })));
+        let one = Attachment {
+            volume: VolumeId(1),
+            generation: Generation(1),
+            socket: Some("/".repeat(200).into()),
+            device: None,
+            error: None,
+        };
+        let sender = s.sender();
+        // Far more than the network's buffers hold.
+        let pushing = tokio::spawn(async move {
+            while sender.send(FromNode::Attachments(vec![one.clone(); 200])).await.is_ok() {}
+        });
+        let event = tokio::time::timeout(SILENCE * 3, s.events.recv()).await;
+        assert!(matches!(event, Ok(Some(SessionEvent::Down { .. }))), "{event:?}");
+        pushing.abort();
+        drop(kept);
     }
 }
