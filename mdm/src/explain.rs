@@ -241,7 +241,7 @@ impl Cx<'_> {
         }
         for (d, n) in short {
             w.say(
-                format!("device {d} has no room for its copies of {n} placement groups"),
+                format!("device {d} is full or nearly so, and copies of {n} placement groups found no room there"),
                 "add devices or a node to the pool, or delete or trim what is not needed: the copies are tried again twice a minute",
             );
         }
@@ -470,7 +470,7 @@ impl Cx<'_> {
                 let todo =
                     "add devices or a node to the pool, or delete or trim what is not needed";
                 let why =
-                    format!("device {d} has no room for its copy: it is tried again in {back} s");
+                    format!("device {d} is full or nearly so: its copy is tried again in {back} s");
                 w.say(why, todo);
                 continue;
             }

@@ -253,9 +253,7 @@ impl Links {
             _ => Met::Refused("a second Hello"),
         }
     }
-}
 
-impl Links {
     /// A client that connects anew has given its older connections up (R20). What may still come over one of them, sent
     /// again by its host's network, would be older than what comes over the new one.
     fn close_older(&mut self, sdc: SdcId, instance: Instance) {

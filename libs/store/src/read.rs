@@ -42,7 +42,7 @@ pub(crate) enum Want {
         offset: u32,
         len: u32,
     },
-    /// A block; only its dirty pages if they are fewer than this.
+    /// A block; only its dirty pages if they are fewer than this; without these pages.
     Block(BlockKey, u32, u16),
 }
 

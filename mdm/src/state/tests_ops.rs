@@ -435,26 +435,39 @@ fn a_second_pool_leaves_the_first_alone() {
     assert_eq!(l.s.pool_pgs(PoolId(1)).count(), before.len());
 }
 
+fn reason() -> String {
+    "t".to_string()
+}
+
+/// Asked by the primary of the first group.
+fn propose(l: &mut Lab, proposal: Proposal) {
+    let p = *l.pg(0).primary_member().unwrap();
+    let (sds, start) = (p.sds, p.start);
+    l.ok(Op::Propose { sds, start, proposal, answered: answered(&[]) });
+}
+
+/// Time passes; the members of the first group that are brought up to date then.
+fn sweep(l: &mut Lab, ms: u64) -> usize {
+    l.at_ms += ms;
+    l.ok(Op::Sweep { answered: answered(&[1, 2]) });
+    l.pg(0).syncing.len()
+}
+
+/// Two servers; the second member of the first group is brought up to date.
+fn with_a_sync() -> (Lab, quarry_base::PgId, DeviceId) {
+    let mut l = Lab::cluster(2, 2);
+    let c = l.pg(0).clone();
+    let device = c.in_sync.iter().find(|m| Some(m.device) != c.primary).unwrap().device;
+    let (pg, epoch) = (c.pg, c.epoch);
+    propose(&mut l, Proposal::MemberSilent { pg, epoch, device, reason: reason() });
+    assert_eq!(sweep(&mut l, 5_001), 1);
+    (l, pg, device)
+}
+
 #[test]
 fn a_sync_that_a_damaged_block_held_up_is_tried_again_a_minute_later_and_remembered_until_it_ends()
 {
-    let mut l = Lab::cluster(2, 2);
-    let c = l.pg(0).clone();
-    let p = *c.primary_member().unwrap();
-    let device = c.in_sync.iter().find(|m| m.device != p.device).unwrap().device;
-    let pg = c.pg;
-    let propose = |l: &mut Lab, proposal| {
-        l.ok(Op::Propose { sds: p.sds, start: p.start, proposal, answered: answered(&[]) })
-    };
-    let reason = || "t".to_string();
-    let epoch = c.epoch;
-    propose(&mut l, Proposal::MemberSilent { pg, epoch, device, reason: reason() });
-    let sweep = |l: &mut Lab, ms: u64| {
-        l.at_ms += ms;
-        l.ok(Op::Sweep { answered: answered(&[1, 2]) });
-        l.pg(0).syncing.len()
-    };
-    assert_eq!(sweep(&mut l, 5_001), 1);
+    let (mut l, pg, device) = with_a_sync();
     let (epoch, damaged) = (l.pg(0).epoch, Some((VtreeId(7), 65_536)));
     let no_room = false;
     propose(
@@ -470,23 +483,7 @@ fn a_sync_that_a_damaged_block_held_up_is_tried_again_a_minute_later_and_remembe
 
 #[test]
 fn a_device_without_room_is_tried_again_half_a_minute_later_with_one_event_in_all() {
-    let mut l = Lab::cluster(2, 2);
-    let c = l.pg(0).clone();
-    let p = *c.primary_member().unwrap();
-    let device = c.in_sync.iter().find(|m| m.device != p.device).unwrap().device;
-    let pg = c.pg;
-    let propose = |l: &mut Lab, proposal| {
-        l.ok(Op::Propose { sds: p.sds, start: p.start, proposal, answered: answered(&[]) })
-    };
-    let reason = || "t".to_string();
-    let epoch = c.epoch;
-    propose(&mut l, Proposal::MemberSilent { pg, epoch, device, reason: reason() });
-    let sweep = |l: &mut Lab, ms: u64| {
-        l.at_ms += ms;
-        l.ok(Op::Sweep { answered: answered(&[1, 2]) });
-        l.pg(0).syncing.len()
-    };
-    assert_eq!(sweep(&mut l, 5_001), 1);
+    let (mut l, pg, device) = with_a_sync();
     let told = |l: &Lab| l.s.events.iter().filter(|e| e.what == "pg_drop_syncing").count();
     let before = told(&l);
     for _ in 0..3 {

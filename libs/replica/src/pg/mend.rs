@@ -9,7 +9,7 @@ use super::{Pg, Purpose, Role};
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use quarry_base::{Nanos, RequestId};
-use quarry_store::{AppendId, BlockKey, RepairError};
+use quarry_store::{AppendId, BlockCopy, BlockKey, RepairError};
 use quarry_wire::{Frame, Header, Op, Status};
 
 /// Blocks of a group under repair at a time; more wait for the next pass.
@@ -20,6 +20,8 @@ const MAX_TRIES: u8 = 8;
 /// A block of ours with a damaged page.
 pub(crate) struct Mend {
     key: BlockKey,
+    /// Its damaged pages.
+    bad: u16,
     tries: u8,
     /// When the primary was last asked, or a try was in vain.
     asked: Option<Nanos>,
@@ -37,7 +39,7 @@ impl Pg {
             Role::Member(m) => {
                 let known = self.mends.iter().any(|m| m.key == key);
                 if m.is_in_sync() && !known && self.mends.len() < MAX_MENDS {
-                    self.mends.push(Mend { key, tries: 0, asked: None, healing: None });
+                    self.mends.push(Mend { key, bad: pages, tries: 0, asked: None, healing: None });
                 }
             }
             Role::None => {}
@@ -96,7 +98,9 @@ impl Pg {
             return;
         }
         let Some(copy) = frame_copy(frame) else { return };
-        let waits = |m: &Mend| m.key == copy.key && m.healing.is_none();
+        // One that is silent about the damaged pages, which are damaged there too, mends nothing.
+        let helps = |m: &Mend| m.bad & copy.valid != 0 || copy.part == BlockCopy::WHOLE;
+        let waits = |m: &Mend| m.key == copy.key && m.healing.is_none() && helps(m);
         let Some(at) = self.mends.iter().position(waits) else { return };
         match cx.store.repair(self.id, copy) {
             Ok(id) => {

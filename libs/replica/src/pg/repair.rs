@@ -3,7 +3,7 @@
 //! The block is locked, writes in flight on it are waited for, every in-sync member is asked in turn for its
 //! copy; only content of exactly our version is taken (the store checks it). Whoever needed the page goes on
 //! then; without a good copy reads and merges of it are answered `Corrupt`, until it is overwritten (R25).
-//! A block that was trimmed before its lock was got has nothing to repair: who needed it looks again.
+//! A block that was trimmed or written before its lock was got has nothing to repair: who needed it looks again.
 //! While a copy is away that is listed and may have the page, they are told to try again instead, for a minute: it
 //! comes back, or is replaced after the grace time.
 

@@ -489,7 +489,7 @@ impl Primary {
         let no_room = damaged.is_none() && (credit.low || credit.full_thick);
         let why = match damaged {
             Some(_) => "a block has no good copy",
-            None if no_room => "no progress: the device has no room",
+            None if no_room => "no progress: the device is full or nearly so",
             None => "no progress",
         };
         if let Some(s) = self.followers[i].sync.as_mut() {
