@@ -10,10 +10,13 @@ use crate::format::Formatter;
 use crate::patience::patiently;
 use crate::state::{from_hex, to_hex, StateFile};
 use bytes::Bytes;
-use quarry_base::{DeviceId, Nanos, PageBuf};
+use quarry_base::{DeviceId, Nanos, PageBuf, PAGE};
 use quarry_control::DeviceReport;
 use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingError};
-use quarry_store::{read_ident, DeviceIdent, FormatInfo, Store, StoreConfig, IDENT_BYTES};
+use quarry_store::{
+    is_medium_error, mark_unreadable, read_ident, DeviceIdent, FormatInfo, Store, StoreConfig,
+    StoreError, IDENT_BYTES,
+};
 use quarry_wire::PgHave;
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -291,26 +294,65 @@ pub fn look(
     file: FileId,
     path: &Path,
 ) -> Result<Option<FormatInfo>, SdsError> {
-    let bad = |errno| SdsError::Unreadable {
-        path: path.into(),
-        source: io::Error::from_raw_os_error(errno),
-    };
-    let start = read_blocking(reactor, file, 0, IDENT_BYTES)?.map_err(bad)?;
-    match read_ident(&start) {
+    let (start, refused) = read_around(reactor, file, 0, IDENT_BYTES, path)?;
+    match (read_ident(&start), refused) {
+        (Ok(Some(info)), _) => Ok(Some(info)),
+        (Err(e @ (StoreError::NewerFormat { .. } | StoreError::OlderFormat { .. })), _) => {
+            Err(SdsError::of_ident(path.into(), e))
+        }
+        // Who it is may stand where it cannot be read.
+        (_, Some(errno)) => Err(unreadable(path, errno)),
         // Some file systems leave the first and the seventeenth page alone.
-        Ok(None) if start.iter().any(|b| *b != 0) => Err(SdsError::Foreign { path: path.into() }),
-        Ok(info) => Ok(info),
-        Err(e) => Err(SdsError::of_ident(path.into(), e)),
+        (Ok(None), None) if start.iter().any(|b| *b != 0) => {
+            Err(SdsError::Foreign { path: path.into() })
+        }
+        (Ok(None), None) => Ok(None),
+        (Err(e), None) => Err(SdsError::of_ident(path.into(), e)),
     }
 }
 
-/// The bytes in which both superblocks lie.
+/// The bytes in which both superblocks lie; pages that cannot be read are damaged ones.
 pub fn first_bytes(reactor: &mut Reactor, file: FileId, path: &Path) -> Result<Bytes, SdsError> {
-    let start = read_blocking(reactor, file, 0, IDENT_BYTES)?;
-    start.map(PageBuf::freeze).map_err(|errno| SdsError::Unreadable {
-        path: path.into(),
-        source: io::Error::from_raw_os_error(errno),
-    })
+    read_around(reactor, file, 0, IDENT_BYTES, path).map(|(start, _)| start.freeze())
+}
+
+fn unreadable(path: &Path, errno: i32) -> SdsError {
+    SdsError::Unreadable { path: path.into(), source: io::Error::from_raw_os_error(errno) }
+}
+
+/// Reads `len` bytes from `offset`. Where the medium refuses a page, a damaged one stands in for it; the last refusal.
+///
+/// Errors: what is not the medium's, and a range of which nothing can be read.
+pub fn read_around(
+    reactor: &mut Reactor,
+    file: FileId,
+    offset: u64,
+    len: usize,
+    path: &Path,
+) -> Result<(PageBuf, Option<i32>), SdsError> {
+    match read_blocking(reactor, file, offset, len)? {
+        Ok(buf) => return Ok((buf, None)),
+        Err(e) if is_medium_error(e) => {}
+        Err(e) => return Err(unreadable(path, e)),
+    }
+    let (mut all, mut refused, mut any) = (PageBuf::zeroed(len), None, false);
+    for (i, page) in all.chunks_mut(PAGE).enumerate() {
+        match read_blocking(reactor, file, offset + (i * PAGE) as u64, page.len())? {
+            Ok(buf) => {
+                any = true;
+                page.copy_from_slice(&buf);
+            }
+            Err(e) if is_medium_error(e) => {
+                refused = Some(e);
+                mark_unreadable(page);
+            }
+            Err(e) => return Err(unreadable(path, e)),
+        }
+    }
+    match refused {
+        Some(e) if !any => Err(unreadable(path, e)),
+        refused => Ok((all, refused)),
+    }
 }
 
 /// Reads `len` bytes from `offset` and waits for them. Only before anything is served.

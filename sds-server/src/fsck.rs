@@ -318,11 +318,7 @@ fn read_area(
     let mut offset = 0;
     while offset < len {
         let n = CHUNK.min(len - offset) as usize;
-        let part = crate::device::read_blocking(r, file, at + offset, n)?;
-        let part = part.map_err(|errno| SdsError::Unreadable {
-            path: path.into(),
-            source: std::io::Error::from_raw_os_error(errno),
-        })?;
+        let (part, _) = crate::device::read_around(r, file, at + offset, n, path)?;
         all.extend_from_slice(&part);
         offset += n as u64;
     }

@@ -7,7 +7,7 @@ use quarry_base::{PageBuf, PAGE};
 use quarry_store::{
     format, DeviceIdent, DiskOp, DiskResult, FormatStep, OpId, StoreConfig, WriteSync,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 type Content = Box<[u8; PAGE]>;
 
@@ -36,6 +36,8 @@ pub struct Disk {
     pub lie: Lie,
     /// What fails with an error.
     pub failing: Failing,
+    /// Pages that the medium refuses to read until they are written anew.
+    pub unreadable: BTreeSet<u64>,
 }
 
 /// Which operations of a disk end with an error.
@@ -105,6 +107,11 @@ impl Disk {
                 Some(DiskResult::Done(Err(EIO)))
             }
             (DiskOp::Sync { .. }, Failing::Writes) => Some(DiskResult::Done(Err(EIO))),
+            (DiskOp::Read { offset, len, .. }, _) => {
+                let from = offset / PAGE as u64;
+                let mut hit = self.unreadable.range(from..from + (len / PAGE) as u64);
+                hit.next().map(|_| DiskResult::Read(Err(EIO)))
+            }
             _ => None,
         }
     }
@@ -132,6 +139,7 @@ impl Disk {
         self.overlaps = false;
         for (at, p) in (offset / PAGE as u64..).zip(pages) {
             self.loose.push((self.completed, at, page_of(p)));
+            self.unreadable.remove(&at);
             self.overlaps |= self.cached.insert(at, page_of(p)).is_some();
         }
     }
@@ -194,13 +202,35 @@ impl Disk {
         self.cached.clear();
     }
 
-    /// One bit of a page that is on the medium turns; `from..to` are bytes. False: nothing is there.
-    pub fn rot(&mut self, from: u64, to: u64, rng: &mut Rng) -> bool {
+    /// Pages that are on the medium and nowhere else; `from..to` are bytes.
+    fn at_rest(&self, from: u64, to: u64) -> Vec<u64> {
         let pages = from / PAGE as u64..to / PAGE as u64;
         let mut there: Vec<u64> =
             self.durable.keys().copied().filter(|p| pages.contains(p)).collect();
         there.retain(|p| !self.cached.contains_key(p));
         there.sort_unstable();
+        there
+    }
+
+    /// A page of the data area at `from..to` that is at rest, and a page of its block that `which` names, cannot be read from
+    /// now on. False: there is none.
+    pub fn refuse(
+        &mut self,
+        from: u64,
+        to: u64,
+        which: impl Fn(u64) -> bool,
+        rng: &mut Rng,
+    ) -> bool {
+        let mut there = self.at_rest(from, to);
+        there.retain(|p| which((p - from / PAGE as u64) % 16));
+        let page = rng.pick(&there).copied();
+        self.unreadable.extend(page);
+        page.is_some()
+    }
+
+    /// One bit of a page that is on the medium turns; `from..to` are bytes. False: nothing is there.
+    pub fn rot(&mut self, from: u64, to: u64, rng: &mut Rng) -> bool {
+        let there = self.at_rest(from, to);
         let Some(content) = rng.pick(&there).and_then(|p| self.durable.get_mut(p)) else {
             return false;
         };
@@ -211,6 +241,7 @@ impl Disk {
     /// Everything is on the medium.
     pub fn settle(&mut self) {
         self.open.clear();
+        self.unreadable.clear();
         let lie = std::mem::take(&mut self.lie);
         self.sync(u64::MAX);
         self.lie = lie;

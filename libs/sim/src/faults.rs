@@ -166,6 +166,17 @@ impl World {
         self.nodes[0].disk.rot(from, to, &mut self.rng)
     }
 
+    /// A page of each disk cannot be read any more: never the same page of a block on two servers.
+    pub fn refuse_pages(&mut self) -> usize {
+        let of = self.nodes.len() as u64;
+        let mut n = 0;
+        for (i, node) in (0..).zip(&mut self.nodes) {
+            let (from, to) = crate::node::data_area(&node.disk);
+            n += usize::from(node.disk.refuse(from, to, |page| page % of == i, &mut self.rng));
+        }
+        n
+    }
+
     fn crash_one(&mut self, node: usize, power: bool) -> bool {
         if self.nodes[node].engine.is_none() {
             return false;

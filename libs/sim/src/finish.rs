@@ -202,6 +202,7 @@ impl World {
                 self.seen.engine(e.stats());
             }
             n.disk.kill(&mut self.rng);
+            n.disk.unreadable.clear();
             stores.push(recover(&mut n.disk).map_err(|e| format!("at the end: {}: {e}", n.sds))?);
         }
         if self.seen.get("engine overdrawn") > 0 {

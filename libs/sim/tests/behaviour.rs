@@ -314,3 +314,28 @@ fn a_damaged_block_that_is_trimmed_or_written_before_its_repair_is_no_error() {
     }
     assert!(repaired > 0, "no damaged page was read");
 }
+
+/// Row 18's worst case with places that the medium refuses: other pages of the same blocks on each server.
+#[test]
+fn blocks_with_other_unreadable_pages_on_each_server_heal_each_other() {
+    let (mut refused, mut repaired) = (0, 0);
+    for seed in 1..=6 {
+        let mut c = quiet(seed, 2, 2, 1);
+        (c.load.extents, c.load.think_ms) = (1, 2);
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 3000);
+        w.cfg.load.reads_only = true;
+        after(&mut w, 8000);
+        // Most lie in slots that are free by now; fewer are read than make a device unfit.
+        for _ in 0..120 {
+            refused += w.refuse_pages();
+        }
+        w.cfg.load.reads_only = seed % 2 == 0;
+        after(&mut w, 6000);
+        let errors: Vec<&String> = w.clients.iter().flat_map(|c| &c.errors).collect();
+        assert!(errors.is_empty(), "seed {seed}: {errors:?}");
+        repaired += stat(&w, "repairs");
+        w.finish().unwrap();
+    }
+    assert!(refused > 100 && repaired > 20, "{refused} refused, {repaired} repaired");
+}

@@ -52,7 +52,7 @@ impl Store {
                 return Err(format!("{}: {blocks} blocks {slots} slots counted", p.id));
             }
             for t in &p.tail {
-                pins += u64::from(t.batch != 0);
+                pins += t.pins().count() as u64;
                 for s in t.slots.iter().filter(|s| **s != NO_SLOT) {
                     own(*s, format!("{} tail {:?}", p.id, t.rec.version))?;
                 }

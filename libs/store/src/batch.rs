@@ -345,11 +345,7 @@ impl Store {
                                 *data = payload.slice(..data.len());
                             }
                         }
-                        let old = std::mem::replace(&mut t.batch, no);
-                        self.sp.batches.pin(no);
-                        if old != 0 {
-                            self.sp.batches.unpin(old);
-                        }
+                        t.built(no, &mut self.sp.batches);
                     }
                 }
                 Done::Rec { pg: e.pg, version }

@@ -13,6 +13,7 @@ use crate::ids::IdTable;
 use crate::index::{Pg, TailRec};
 use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
+use crate::medium::is_medium_error;
 use crate::pgs::{get_key, get_version, put_key, put_version};
 use crate::planted::{planted, Bug};
 use crate::slots::{GroupWrite, Pages};
@@ -51,6 +52,16 @@ struct Run {
     written: Vec<(u64, u8, u32)>,
 }
 
+/// A read of a table group's side.
+#[derive(Clone, Copy)]
+pub(crate) struct ChecksRead {
+    group: u64,
+    gen: u64,
+    offset: u64,
+    /// The medium refused it once.
+    pub again: bool,
+}
+
 #[derive(Default)]
 pub(crate) struct Ckpt {
     state: State,
@@ -62,11 +73,17 @@ pub(crate) struct Ckpt {
     /// Log bytes of all groups' checkpoint records.
     pub records_bytes: u64,
     last_now: Nanos,
+    /// Reads of checks that the medium refused: once more.
+    refused: Vec<ChecksRead>,
 }
 
 impl Ckpt {
     pub fn is_idle(&self) -> bool {
         self.state == State::Idle
+    }
+    /// Is a refused read still to be done again?
+    pub fn reads_again(&self) -> bool {
+        !self.refused.is_empty()
     }
     pub fn ask_flush(&mut self) {
         self.flush = true;
@@ -262,7 +279,7 @@ impl Store {
         let (full, room) = (self.log_used() > l / 2, self.meta_log_room());
         self.pgs.iter().enumerate().filter(move |_| full).filter_map(move |(idx, p)| {
             let p = p.as_ref()?;
-            let front = self.sp.batches.get(p.tail.front()?.batch)?;
+            let front = self.sp.batches.get(p.tail.front()?.pins().last()?)?;
             (front.pos < old && tail_cost(p) <= room).then_some(idx)
         })
     }
@@ -297,14 +314,23 @@ impl Store {
 
     /// Has the checks read that are wanted and not in memory.
     pub(crate) fn poll_checks(&mut self, ops: &mut Vec<DiskOp>) {
+        let mut reads = std::mem::take(&mut self.ckpt.refused);
         while let Some((group, side, gen)) = self.sp.slots.next_load() {
-            let id = self.ops.start(OpKind::Checks(group, gen));
             let offset = self.sp.layout.group_offset(group, side);
-            ops.push(DiskOp::Read { id, offset, len: 2 * PAGE });
+            reads.push(ChecksRead { group, gen, offset, again: false });
+        }
+        for c in reads {
+            let id = self.ops.start(OpKind::Checks(c));
+            ops.push(DiskOp::Read { id, offset: c.offset, len: 2 * PAGE });
         }
     }
 
-    pub(crate) fn checks_read(&mut self, group: u64, gen: u64, r: Result<PageBuf, i32>) {
+    pub(crate) fn checks_read(&mut self, c: ChecksRead, r: Result<PageBuf, i32>) {
+        if matches!(r, Err(e) if is_medium_error(e)) && !c.again {
+            // Too much hangs on it to be lost by one refusal.
+            return self.ckpt.refused.push(ChecksRead { again: true, ..c });
+        }
+        let ChecksRead { group, gen, .. } = c;
         let pair = r.as_ref().ok().map(|b| &b[..]);
         let (table, whole) = self.sp.slots.load_ended(group, gen, pair);
         if !whole {

@@ -9,6 +9,7 @@
 use crate::ids::IdTable;
 use crate::layout::NO_SLOT;
 use crate::seal::Checks;
+use crate::space::Batches;
 use crate::types::{BlockCopy, BlockKey, Record};
 use bytes::Bytes;
 use quarry_base::{Extent, Instance, Layer, PgId, RequestId, Seq, Version, VtreeId};
@@ -186,8 +187,36 @@ pub(crate) struct TailRec {
     pub slots: SmallVec<[u32; 16]>,
     /// It does not follow the record before it: a syncing replica's stream began here.
     pub jump: bool,
-    /// Log batch; 0: not built yet.
+    /// Log batch that it is applied from; 0: not built yet.
     pub batch: u64,
+    /// Log batch that has it once more and is not written yet; 0: none. Until it is, the one before holds the record: what
+    /// has been written stays so, and is applied in the moment it is committed.
+    pub again: u64,
+}
+
+impl TailRec {
+    /// Batches that must stay because of it.
+    pub fn pins(&self) -> impl Iterator<Item = u64> {
+        [self.batch, self.again].into_iter().filter(|no| *no != 0)
+    }
+
+    /// Batch `no` has it.
+    pub fn built(&mut self, no: u64, batches: &mut Batches) {
+        batches.pin(no);
+        let place = if self.batch == 0 { &mut self.batch } else { &mut self.again };
+        let old = std::mem::replace(place, no);
+        if old != 0 {
+            batches.unpin(old);
+        }
+    }
+
+    /// Everything up to batch `no` is written.
+    pub fn written(&mut self, no: u64, batches: &mut Batches) {
+        if self.again != 0 && self.again <= no {
+            batches.unpin(std::mem::replace(&mut self.batch, self.again));
+            self.again = 0;
+        }
+    }
 }
 
 /// One placement group on this device.

@@ -216,7 +216,12 @@ impl Store {
             }
             Done::Copy { copy, .. } => apply::repair(pg, idx, &mut self.sp, &copy, no),
             Done::Drop { list, .. } => apply::drop_list(pg, &mut self.sp, &list),
-            Done::Rec { .. } | Done::Nothing => {}
+            Done::Rec { version, .. } => {
+                if let Some(t) = pg.tail_at(version.seq) {
+                    t.written(no, &mut self.sp.batches);
+                }
+            }
+            Done::Nothing => {}
         }
     }
 
@@ -235,7 +240,7 @@ impl Store {
                 pg.tail_ids.remove(&(o.instance, o.id));
             }
             apply::record(pg, idx, &mut self.sp, &t);
-            self.sp.batches.unpin(t.batch);
+            t.pins().for_each(|no| self.sp.batches.unpin(no));
             pg.applied = t.rec.version;
             pg.cp_dirty = true;
             any = true;

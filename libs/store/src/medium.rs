@@ -14,17 +14,35 @@ pub const UNFIT_READS: u32 = 32;
 /// One refused read is forgotten in this time.
 const FORGET: Duration = Duration::from_secs(60);
 
+const EIO: i32 = 5;
+const ENODATA: i32 = 61;
+const EILSEQ: i32 = 84;
+
+/// The medium does not give these bytes, or the disk's own protection says that they are wrong: EIO, ENODATA, EILSEQ.
+pub fn is_medium_error(errno: i32) -> bool {
+    matches!(errno, EIO | ENODATA | EILSEQ)
+}
+
 #[derive(Default)]
 pub(crate) struct Medium {
     level: u32,
     /// Up to when refused reads have been forgotten.
     forgot: Nanos,
     unfit: bool,
+    any: bool,
+    /// Pages that could not be read when the device was opened.
+    pub at_open: usize,
 }
 
 impl Medium {
+    /// Has a read been refused since the device was opened?
+    pub fn has_refused(&self) -> bool {
+        self.any
+    }
+
     /// A read was refused.
     pub fn refused(&mut self, now: Nanos) {
+        self.any = true;
         let minutes = now.since(self.forgot).as_secs() / FORGET.as_secs();
         self.level = self.level.saturating_sub(u32::try_from(minutes).unwrap_or(u32::MAX));
         self.forgot = match self.level {
@@ -37,6 +55,11 @@ impl Medium {
 }
 
 impl Store {
+    /// Pages that the medium refused when the device was opened: they counted as damaged.
+    pub fn unreadable_at_open(&self) -> usize {
+        self.medium.at_open
+    }
+
     /// Why nobody should count on this device any more, if so: it has failed, or its medium goes on refusing reads. The
     /// second kind still serves what it can and takes writes.
     pub fn unfit(&self) -> Option<StoreError> {

@@ -204,7 +204,7 @@ impl Store {
                 p.tail_ids.insert((rec.origin.instance, rec.origin.id), rec.version.seq);
             }
             let (rec, checks, slots) = (rec.clone(), checks.clone(), slots.clone());
-            p.tail.push_back(TailRec { rec, checks, slots, jump, batch: 0 });
+            p.tail.push_back(TailRec { rec, checks, slots, jump, batch: 0, again: 0 });
         }
         Ok(self.push(idx, pg, Body::Record { rec, checks, slots, jump, again: false }, true))
     }
@@ -498,9 +498,7 @@ impl Store {
 pub(crate) fn truncate_tail(p: &mut Pg, sp: &mut crate::space::Space, from: Seq) {
     while p.tail.back().is_some_and(|t| t.rec.version.seq >= from) {
         let Some(t) = p.tail.pop_back() else { break };
-        if t.batch != 0 {
-            sp.batches.unpin(t.batch);
-        }
+        t.pins().for_each(|no| sp.batches.unpin(no));
         t.slots.iter().for_each(|s| sp.free_slot(*s));
         let o = t.rec.origin;
         if p.tail_ids.get(&(o.instance, o.id)) == Some(&t.rec.version.seq) {

@@ -32,7 +32,7 @@ fn caught(bug: Bug, plan: Plan, steps: u32, first: u64, more: u64) {
     assert_eq!(run_plan(seed, steps, plan), Ok(()), "seed {seed} fails without the bug");
 }
 
-const PLAIN: Plan = Plan { lie: None, harsh: false, mishap: None };
+const PLAIN: Plan = Plan { lie: None, harsh: false, mishap: None, flaky: false };
 const LOST: Plan = Plan { mishap: Some(Mishap::LostWrite), ..PLAIN };
 const ASTRAY: Plan = Plan { mishap: Some(Mishap::Misdirected), ..PLAIN };
 const ROT: Plan = Plan { mishap: Some(Mishap::Rot), ..PLAIN };

@@ -3,13 +3,15 @@
 //! What to read is decided when the read starts; from then on its slots count as busy, so no new
 //! owner writes to them. A destage may (a block that is always read would else hold up the log): a
 //! page that does not match its CRC and is no longer what it was planned to be has the whole read
-//! planned anew. One that still is, is read once more before it counts as corrupt.
+//! planned anew. One that still is, is read once more before it counts as corrupt. Pages that the medium refuses together are
+//! read again one by one; those that it still refuses count as corrupt.
 
 use crate::apply::{blocks_of, mask_of};
 use crate::error::ReadError;
 use crate::index::ExtKey;
 use crate::layout::NO_SLOT;
 use crate::planted::{planted, Bug};
+use crate::read_part::{Part, Verdict};
 use crate::seal::LOST;
 use crate::store::{OpKind, Store};
 use crate::types::{BlockCopy, BlockKey, DiskOp, ReadData, RecordKind, StoreEvent};
@@ -21,13 +23,6 @@ use std::collections::{HashMap, VecDeque};
 
 /// What a read says that cannot be answered and has no errno of its own.
 pub(crate) const EIO: i32 = 5;
-const ENODATA: i32 = 61;
-const EILSEQ: i32 = 84;
-
-/// The medium does not give these bytes, or the disk's own protection says that they are wrong.
-fn is_medium_error(errno: i32) -> bool {
-    matches!(errno, EIO | ENODATA | EILSEQ)
-}
 
 #[derive(Clone, Copy)]
 pub(crate) enum Want {
@@ -54,34 +49,6 @@ pub(crate) struct ReadReq {
     scrub: bool,
     /// Table groups whose checks are kept for it while it waits.
     pinned: SmallVec<[u32; 2]>,
-}
-
-/// A run of pages on disk.
-struct Part {
-    slot: u32,
-    /// First page in the slot, and how many.
-    page: u32,
-    pages: u32,
-    key: BlockKey,
-    /// Segment of the answer, and the first of its CRCs and checks.
-    seg: usize,
-    crc_at: usize,
-    retried: bool,
-}
-
-/// How the pages of a part compare with what they must be.
-struct Verdict {
-    /// Pages that do not match.
-    bad: u16,
-    /// One of them was replaced meanwhile.
-    stale: bool,
-    crcs: SmallVec<[u32; 16]>,
-}
-
-impl Part {
-    fn crcs(&self) -> std::ops::Range<usize> {
-        self.crc_at..self.crc_at + self.pages as usize
-    }
 }
 
 struct Job {
@@ -119,6 +86,12 @@ impl Reads {
             && self.parked.is_empty()
             && self.unchecked.is_empty()
             && self.jobs.is_empty()
+    }
+
+    /// Is this part read page by page?
+    pub fn is_page_by_page(&self, job: u64, part: usize) -> bool {
+        let part = self.jobs.get(&job).and_then(|j| j.parts.get(part));
+        part.is_some_and(Part::is_page_by_page)
     }
 }
 
@@ -412,15 +385,7 @@ impl Store {
                 Some(b) => {
                     let (seg, crc_at) = (d.segments.len(), d.crcs.len());
                     let slot = b.slot;
-                    job.parts.push(Part {
-                        slot,
-                        page: first,
-                        pages,
-                        key,
-                        seg,
-                        crc_at,
-                        retried: false,
-                    });
+                    job.parts.push(Part::new(key, slot, (first, pages), seg, crc_at));
                     d.segments.push(Bytes::new());
                     checks.resize(crc_at, 0);
                     checks.extend(
@@ -439,9 +404,10 @@ impl Store {
 
     fn issue_read(&mut self, job: u64, part: usize, ops: &mut Vec<DiskOp>) {
         let Some(p) = self.reads.jobs.get(&job).and_then(|j| j.parts.get(part)) else { return };
-        let offset = self.sp.layout.slot_offset(p.slot) + u64::from(p.page) * PAGE as u64;
-        let len = p.pages as usize * PAGE;
-        self.sp.stats.read_pages += u64::from(p.pages);
+        let (page, pages) = p.next_read();
+        let offset = self.sp.layout.slot_offset(p.slot) + u64::from(page) * PAGE as u64;
+        let len = pages as usize * PAGE;
+        self.sp.stats.read_pages += u64::from(pages);
         let id = self.ops.start(OpKind::Read(job, part));
         ops.push(DiskOp::Read { id, offset, len });
     }
@@ -453,7 +419,8 @@ impl Store {
         let want = &job.checks[p.crcs()];
         let buf: &[u8] = r.as_ref().map_or(&[], |b| b);
         let seal = self.sp.key.block(job.req.pg, p.key);
-        let mut v = Verdict { bad: 0, stale: false, crcs: SmallVec::new() };
+        let unreadable = p.unreadable;
+        let mut v = Verdict { bad: unreadable, unreadable, stale: false, crcs: SmallVec::new() };
         for (i, (d, c)) in (p.page..).zip(buf.chunks_exact(PAGE).zip(want)) {
             let (crc, check) = seal.both(i, d);
             v.crcs.push(crc);
@@ -468,22 +435,38 @@ impl Store {
     }
 
     pub(crate) fn read_done(&mut self, n: u64, part: usize, r: Result<PageBuf, i32>) {
-        let Some(Verdict { bad, stale, crcs }) = self.judge(n, part, &r) else { return };
+        // Of a device that has failed nothing can be said page by page.
+        let r = if self.failed.is_some() || !self.medium.has_refused() {
+            r
+        } else {
+            let p = self.reads.jobs.get_mut(&n).and_then(|j| j.parts.get_mut(part));
+            let Some(p) = p else { return };
+            match p.take(r) {
+                Some(r) => r,
+                None => return self.reads.again.push((n, part)),
+            }
+        };
+        let Some(Verdict { bad, unreadable, stale, crcs }) = self.judge(n, part, &r) else {
+            return;
+        };
         let Some(job) = self.reads.jobs.get_mut(&n) else { return };
         let Some(p) = job.parts.get_mut(part) else { return };
         job.stale |= stale;
         match r {
             Ok(buf) if buf.len() == p.pages as usize * PAGE => {
-                if bad != 0 && !job.stale && !p.retried {
-                    p.retried = true;
+                let unlike = bad & !unreadable;
+                if unlike != 0 && !job.stale && !p.retried {
+                    p.retry();
                     self.reads.again.push((n, part));
                     return;
                 }
                 if bad != 0 && !job.stale {
-                    self.sp.stats.crc_errors += u64::from(bad.count_ones());
+                    self.sp.stats.crc_errors += u64::from(unlike.count_ones());
                     let base = p.key.offset();
                     let pages = (0..16u32).filter(|i| bad >> i & 1 == 1);
                     job.bad.extend(pages.map(|i| base + i * PAGE as u32));
+                    // A bad place on a good device is mended from another copy, like content that does not match.
+                    job.io = job.io.or((unreadable != 0).then_some(EIO));
                     let (pg, key) = (job.req.pg, p.key);
                     self.events.push(StoreEvent::Corruption { pg, key, pages: bad });
                 }
@@ -491,19 +474,7 @@ impl Store {
                 job.data.segments[p.seg] = buf.freeze();
             }
             Ok(_) => job.io = Some(EIO),
-            Err(e) => {
-                job.io = Some(e);
-                // A bad place on a good device is mended from another copy, like content that does not match. Of a device that
-                // has failed nothing can be said page by page.
-                if is_medium_error(e) && self.failed.is_none() && !job.stale {
-                    let pages = p.page..p.page + p.pages;
-                    let base = p.key.offset();
-                    job.bad.extend(pages.clone().map(|i| base + i * PAGE as u32));
-                    let (pg, key) = (job.req.pg, p.key);
-                    let pages = pages.fold(0u16, |m, i| m | 1 << i);
-                    self.events.push(StoreEvent::Corruption { pg, key, pages });
-                }
-            }
+            Err(e) => job.io = Some(e),
         }
         let slot = p.slot;
         job.left -= 1;

@@ -10,6 +10,8 @@ use crate::error::StoreError;
 use crate::index::ExtKey;
 use crate::layout::{Layout, GROUP_BYTES, LOG_START, SUPER_A, SUPER_B};
 use crate::log_scan::{self, Found, LogImage};
+use crate::medium::is_medium_error;
+use crate::pieces::{Fetch, Pieces};
 use crate::planted::{planted, Bug};
 use crate::seal::{BlockSeal, DeviceKey};
 use crate::slots::{Damaged, SlotTable};
@@ -41,9 +43,11 @@ enum Phase {
 pub(crate) struct Recovery {
     cluster: Option<[u8; 16]>,
     phase: Phase,
-    /// Reads to be issued: tag, offset, length.
-    todo: VecDeque<(u64, u64, usize)>,
+    /// Reads to be issued.
+    todo: VecDeque<Fetch>,
     in_flight: usize,
+    /// Those that the medium refused.
+    pieces: Pieces,
     started: bool,
     supers: [Option<Bytes>; 2],
     image: LogImage,
@@ -69,8 +73,9 @@ impl Recovery {
         Recovery {
             cluster,
             phase: Phase::Super,
-            todo: VecDeque::from([(0, SUPER_A, PAGE), (1, SUPER_B, PAGE)]),
+            todo: VecDeque::from([Fetch::new(0, SUPER_A, PAGE), Fetch::new(1, SUPER_B, PAGE)]),
             in_flight: 0,
+            pieces: Pieces::default(),
             started: false,
             supers: [None, None],
             image: LogImage::new(CHUNK),
@@ -84,7 +89,7 @@ impl Recovery {
         let n = len.div_ceil(CHUNK);
         self.todo.extend((0..n).map(|i| {
             let at = i * CHUNK;
-            (i, from + at, (len - at).min(CHUNK) as usize)
+            Fetch::new(i, from + at, (len - at).min(CHUNK) as usize)
         }));
     }
 }
@@ -98,10 +103,10 @@ impl Store {
             }
             r.started = true;
             while r.in_flight < DEPTH {
-                let Some((tag, offset, len)) = r.todo.pop_front() else { break };
+                let Some(f) = r.todo.pop_front() else { break };
                 r.in_flight += 1;
-                let id = self.ops.start(OpKind::Recovery(tag));
-                ops.push(DiskOp::Read { id, offset, len });
+                let id = self.ops.start(OpKind::Recovery(f));
+                ops.push(DiskOp::Read { id, offset: f.place(), len: f.len });
             }
             if r.in_flight > 0 {
                 return;
@@ -118,14 +123,26 @@ impl Store {
     }
 
     pub(crate) fn recovery_done(&mut self, kind: OpKind, r: DiskResult) {
-        let OpKind::Recovery(tag) = kind else { return };
+        let OpKind::Recovery(f) = kind else { return };
         if self.failed.is_some() {
             return;
         }
         let Some(rec) = self.recovery.as_mut() else { return };
         rec.in_flight -= 1;
         let result = match r {
-            DiskResult::Read(Ok(buf)) => self.recovery_read(tag, buf),
+            DiskResult::Read(Ok(buf)) => match rec.pieces.came(f, buf) {
+                Some(buf) => self.recovery_read(f.tag, buf),
+                None => Ok(()),
+            },
+            DiskResult::Read(Err(errno)) if is_medium_error(errno) => {
+                let whole = rec.pieces.refused(f, errno, &mut rec.todo);
+                self.medium.at_open = rec.pieces.unreadable();
+                match whole {
+                    Ok(Some(buf)) => self.recovery_read(f.tag, buf),
+                    Ok(None) => Ok(()),
+                    Err(e) => Err(e),
+                }
+            }
             DiskResult::Done(Ok(())) if rec.phase == Phase::Write => {
                 self.recovery = None;
                 self.events.push(StoreEvent::Opened);
@@ -175,8 +192,11 @@ impl Store {
             Phase::Super => {
                 let empty = Bytes::new();
                 let [a, b] = &r.supers;
-                let sb =
-                    Superblock::newest(a.as_ref().unwrap_or(&empty), b.as_ref().unwrap_or(&empty))?;
+                let (a, b) = (a.as_ref().unwrap_or(&empty), b.as_ref().unwrap_or(&empty));
+                let sb = Superblock::newest(a, b).map_err(|e| match e {
+                    StoreError::SuperblockCorrupt => r.pieces.cause().unwrap_or(e),
+                    e => e,
+                })?;
                 if r.cluster.is_some_and(|c| c != sb.ident.cluster) {
                     return Err(StoreError::OtherCluster);
                 }
@@ -215,10 +235,10 @@ impl Store {
             Phase::Fill => {
                 r.phase = Phase::Sync;
                 r.in_flight = 1;
-                ops.push(DiskOp::Sync { id: self.ops.start(OpKind::Recovery(0)) });
+                ops.push(DiskOp::Sync { id: self.ops.start(OpKind::Recovery(Fetch::default())) });
             }
             Phase::Sync => {
-                let id = self.ops.start(OpKind::Recovery(0));
+                let id = self.ops.start(OpKind::Recovery(Fetch::default()));
                 let Some(r) = self.recovery.as_mut() else { return Ok(()) };
                 r.phase = Phase::Write;
                 r.in_flight = 1;
@@ -273,7 +293,8 @@ impl Store {
             for raw in f.records.iter().filter(|r| !r.again) {
                 for d in log_scan::direct_blocks(raw) {
                     let tag = r.blocks.len() as u64;
-                    r.todo.push_back((tag, self.sp.layout.slot_offset(d.slot), BLOCK as usize));
+                    let at = self.sp.layout.slot_offset(d.slot);
+                    r.todo.push_back(Fetch::new(tag, at, BLOCK as usize));
                     let seal = self.sp.key.block(raw.pg, d.key);
                     r.blocks.push(Target { owner: i, seq: raw.version.seq, at: 0, seal, block: d });
                 }
@@ -320,7 +341,8 @@ impl Store {
                 let blocks = log_scan::direct_of(&t.slots, ext, *offset, &t.checks);
                 for (at, d) in blocks {
                     let tag = r.blocks.len() as u64;
-                    r.todo.push_back((tag, self.sp.layout.slot_offset(d.slot), BLOCK as usize));
+                    let place = self.sp.layout.slot_offset(d.slot);
+                    r.todo.push_back(Fetch::new(tag, place, BLOCK as usize));
                     let seal = self.sp.key.block(p.id, d.key);
                     let seq = t.rec.version.seq;
                     r.blocks.push(Target { owner: idx, seq, at, seal, block: d });

@@ -243,7 +243,7 @@ fn push_tail(p: &mut Pg, sp: &mut crate::space::Space, rec: Record, raw: &RawRec
         p.tail_ids.insert((rec.origin.instance, rec.origin.id), v.seq);
     }
     let (checks, slots) = (SmallVec::from_slice(&raw.checks), raw.slots.clone());
-    p.tail.push_back(TailRec { rec, checks, slots, jump: raw.jump, batch: no });
+    p.tail.push_back(TailRec { rec, checks, slots, jump: raw.jump, batch: no, again: 0 });
 }
 
 /// Drops the rest of a tail whose beginning was truncated and has left the log. Only at the end: until

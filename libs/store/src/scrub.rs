@@ -9,6 +9,7 @@
 //! The position goes into every superblock: after a restart the pass goes on from there.
 
 use crate::layout::{GROUP_BYTES, GROUP_SLOTS};
+use crate::medium::is_medium_error;
 use crate::slots::SlotEntry;
 use crate::store::{OpKind, Store};
 use crate::types::{DiskOp, StoreEvent};
@@ -31,6 +32,8 @@ pub(crate) struct Scrub {
     busy: bool,
     /// Table group of `slot` has been looked at.
     group_done: Option<u64>,
+    /// Table group whose pages were refused by the medium last: a second time counts.
+    refused: Option<u64>,
     /// Something was looked at since the last pass ended.
     any: bool,
     /// What the pool says of the rate, bytes a second; `None`: nothing, so the server's own counts.
@@ -203,12 +206,20 @@ impl Store {
     /// The pages of a table group were read, when its side that counts was of generation `stamp`.
     pub(crate) fn scrubbed_group(&mut self, group: u64, stamp: u64, r: Result<PageBuf, i32>) {
         self.scrub.busy = false;
-        let Ok(buf) = r else {
-            self.sp.scrub.read_errors += 1;
+        let refused = matches!(r, Err(e) if is_medium_error(e)) && self.failed.is_none();
+        let before = std::mem::replace(&mut self.scrub.refused, refused.then_some(group));
+        if refused && before != Some(group) {
+            self.scrub.group_done = None;
             return;
+        }
+        let good = match &r {
+            Ok(buf) => self.sp.slots.is_as_written(group, buf),
+            // A place that the medium refuses is as good as damaged: the device would not open again.
+            Err(_) => !refused,
         };
+        self.sp.scrub.read_errors += u64::from(r.is_err());
         // A checkpoint has written the group meanwhile: this says nothing about it.
-        if self.sp.slots.stamp(group) != stamp || self.sp.slots.is_as_written(group, &buf) {
+        if good || self.sp.slots.stamp(group) != stamp {
             return;
         }
         self.sp.scrub.bad_groups += 1;

@@ -1,12 +1,13 @@
 //! The [`Store`]: its state, its life, and the crank. What it does is in the other files.
 
-use crate::checkpoint::Ckpt;
+use crate::checkpoint::{ChecksRead, Ckpt};
 use crate::config::StoreConfig;
 use crate::destage::Destage;
 use crate::error::StoreError;
 use crate::index::Pg;
 use crate::layout::{Layout, BLOCK64};
 use crate::log::Log;
+use crate::pieces::Fetch;
 use crate::read::{Reads, EIO};
 use crate::recovery::Recovery;
 use crate::space::{Batches, Space};
@@ -28,11 +29,11 @@ pub(crate) enum OpKind {
     Super,
     /// Part `.1` of read job `.0`.
     Read(u64, usize),
-    /// A read of the pages of a table group's side, for its checks; the side's generation.
-    Checks(u64, u64),
+    /// A read of the pages of a table group's side, for its checks.
+    Checks(ChecksRead),
     /// The scrub's read of a table group, and the generation of its side that counts.
     ScrubGroup(u64, u64),
-    Recovery(u64),
+    Recovery(Fetch),
 }
 
 /// Operations handed out and not completed.
@@ -192,7 +193,7 @@ impl Store {
     pub fn complete(&mut self, now: Nanos, id: OpId, r: DiskResult) {
         let Some(kind) = self.ops.end(id) else { return };
         self.stall.moved = true;
-        if matches!(r, DiskResult::Read(Err(_))) {
+        if matches!(r, DiskResult::Read(Err(_))) && self.is_first_try(&kind) {
             self.medium.refused(now);
         }
         if self.recovery.is_some() {
@@ -200,13 +201,23 @@ impl Store {
         }
         match (kind, r) {
             (OpKind::Read(job, part), DiskResult::Read(r)) => self.read_done(job, part, r),
-            (OpKind::Checks(g, gen), DiskResult::Read(r)) => self.checks_read(g, gen, r),
-            (OpKind::Checks(g, gen), DiskResult::Done(_)) => self.checks_read(g, gen, Err(EIO)),
+            (OpKind::Checks(c), DiskResult::Read(r)) => self.checks_read(c, r),
+            (OpKind::Checks(c), DiskResult::Done(_)) => self.checks_read(c, Err(EIO)),
             (OpKind::ScrubGroup(g, stamp), DiskResult::Read(r)) => self.scrubbed_group(g, stamp, r),
             (OpKind::Read(job, part), DiskResult::Done(_)) => self.read_done(job, part, Err(EIO)),
             (kind, DiskResult::Done(Ok(()))) => self.write_done(kind),
             (kind, DiskResult::Done(Err(errno))) => self.write_failed(kind, errno),
             (kind, DiskResult::Read(_)) => self.write_failed(kind, EIO),
+        }
+    }
+
+    /// A place that is read once more, page by page, was refused once.
+    fn is_first_try(&self, kind: &OpKind) -> bool {
+        match kind {
+            OpKind::Read(job, part) => !self.reads.is_page_by_page(*job, *part),
+            OpKind::Recovery(f) => f.is_whole(),
+            OpKind::Checks(c) => !c.again,
+            _ => true,
         }
     }
 
@@ -274,6 +285,7 @@ impl Store {
             && self.reads.is_empty()
             && !self.sp.slots.cache.any_wanted()
             && self.ckpt.is_idle()
+            && !self.ckpt.reads_again()
             && self.destage.is_idle()
             && !self.ckpt.flush_wanted()
     }

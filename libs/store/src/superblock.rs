@@ -199,6 +199,14 @@ fn nothing(a: &[u8], b: &[u8]) -> StoreError {
     }
 }
 
+/// Makes a page of one that cannot be read: it is not blank, and damaged whatever it was.
+pub fn mark_unreadable(page: &mut [u8]) {
+    page.fill(0xFF);
+    if let Some(start) = page.get_mut(..MAGIC.len()) {
+        start.copy_from_slice(MAGIC);
+    }
+}
+
 /// Bytes at the device's start that [`read_ident`] wants.
 pub const IDENT_BYTES: usize = SUPER_B as usize + PAGE;
 

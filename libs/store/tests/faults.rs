@@ -10,8 +10,6 @@ use quarry_base::*;
 use quarry_store::*;
 use std::time::Duration;
 
-const LOG: std::ops::Range<u64> = 128 << 10..(128 << 10) + (1 << 20);
-
 fn offset_of(op: &DiskOp) -> Option<u64> {
     match op {
         DiskOp::Write { offset, .. } | DiskOp::Read { offset, .. } => Some(*offset),
@@ -94,12 +92,6 @@ fn failing_destage_table_and_superblock_writes_are_final_and_lose_nothing() {
     }
 }
 
-fn find_page(r: &Rig, tag: u32) -> u64 {
-    let want = common::model::page_of(tag);
-    let at = r.disk.durable.chunks(PAGE).rposition(|p| p == want);
-    at.expect("the page is on the disk") as u64 * PAGE as u64
-}
-
 #[test]
 fn a_rotten_block_page_is_never_served_and_can_be_repaired() {
     let mut r = Rig::new(small_config());
@@ -107,7 +99,7 @@ fn a_rotten_block_page_is_never_served_and_can_be_repaired() {
     r.put(PG, write(0, 65536, &[20]));
     r.flush();
     let good = r.block(PG, key(0, 0)).unwrap().unwrap();
-    let at = find_page(&r, 4);
+    let at = r.find_page(4);
     r.disk.rot(at + 77);
     let bad = Err(ReadError::Corrupt { pages: vec![3 * 4096] });
     assert_eq!(r.read(PG, 0, 0, 65536), bad);
@@ -132,25 +124,81 @@ fn a_rotten_block_page_is_never_served_and_can_be_repaired() {
     assert_eq!(r.block(PG, key(0, 0)), Ok(Some(good)));
 }
 
+/// Promise 1: a sync that lists what is here in that moment would take the record for done and not copy it.
 #[test]
-fn a_page_that_cannot_be_read_is_repaired_like_a_rotten_one() {
+fn what_has_been_written_once_is_applied_when_it_is_committed_though_the_log_has_it_written_again()
+{
     let mut r = Rig::new(small_config());
-    r.put(PG, write(0, 0, &whole(1)));
-    r.flush();
-    let good = r.block(PG, key(0, 0)).unwrap().unwrap();
-    r.fails = |op| matches!(op, DiskOp::Read { .. });
-    assert_eq!(r.read(PG, 0, 8192, 4096), Err(ReadError::Corrupt { pages: vec![8192] }));
-    let told = |e: &StoreEvent| matches!(e, StoreEvent::Corruption { pages: 4, .. });
-    assert!(r.events.iter().any(told));
-    assert!(r.store.failed().is_none(), "the device goes on");
-    // A good copy is served from then on, though the place still cannot be read.
-    r.store.repair(PG, good).unwrap();
+    let other = PgId::new(PoolId(1), 1);
+    r.append(PG, write(0, 0, &[1])).unwrap();
     r.run_all();
-    r.pages(PG, 0, 0, &whole(1));
-    // The device has been taken away: that says nothing about pages.
+    let mut n = 0;
+    while r.store.stats().relogged == 0 {
+        if r.append(other, write(1, (n % 8) * 65536, &[100 + n])).is_ok() {
+            n += 1;
+        }
+        r.commit_all(other);
+        for _ in 0..20 {
+            if r.store.stats().relogged > 0 || !r.one(&|_| true) {
+                break;
+            }
+        }
+        assert!(n < 4000, "the tail is never written again");
+    }
+    r.poll();
+    assert!(r.pending.iter().any(in_log), "it is on its way once more");
+    assert_eq!(r.store.tail(PG, Seq::ZERO).count(), 1);
+    r.commit_all(PG);
+    assert_eq!(r.store.tail(PG, Seq::ZERO).count(), 0, "applied at once");
+    assert!(r.store.has_blocks_of(PG, VtreeId(1)));
+    assert_eq!(r.store.scan(PG, BlockKey::MIN, 9, None).len(), 1);
+    assert_eq!(r.store.check_invariants(), Ok(()));
+    r.run_all();
     r.flush();
-    r.errno = 19;
-    assert_eq!(r.read(PG, 0, 0, 4096), Err(ReadError::Io(19)));
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.pages(PG, 0, 0, &[1]);
+}
+
+/// A trim that comes while its block is being written to its place leaves the tombstone when that write ends: a checkpoint in
+/// between has not got it.
+#[test]
+fn a_tombstone_that_the_end_of_a_destage_leaves_is_kept_over_a_restart() {
+    let mut r = Rig::new(StoreConfig { max_dirty_table_pages: 1, ..small_config() });
+    r.put(PG, write(0, 0, &[1]));
+    r.put(PG, write(0, 65536, &[2]));
+    r.flush();
+    let place = r.find_page(1);
+    let to_place = |o: &DiskOp| matches!(o, DiskOp::Write { offset, .. } if *offset == place);
+    r.put_without(PG, write(0, 0, &[3]), &to_place);
+    r.store.flush_all();
+    r.run(&|o| !to_place(o));
+    assert!(r.pending.iter().any(to_place), "the block is on its way to its place");
+    r.put_without(PG, zero(0, 0, 4096), &to_place);
+    let zeroed = r.store.pg_state(PG).last;
+    let tombs = |r: &Rig| {
+        let all = r.store.scan(PG, BlockKey::MIN, 9, None);
+        all.into_iter().filter(|b| b.valid == 0).map(|b| b.version).collect::<Vec<_>>()
+    };
+    // Somebody else's record, not committed, keeps the log from here on: the group's record of the next checkpoint stays in it,
+    // and the trim does not.
+    r.append(PgId::new(PoolId(1), 1), write(2, 0, &[9])).unwrap();
+    r.run(&|o| !to_place(o));
+    let before = r.store.stats().checkpoints;
+    for i in 0..200 {
+        r.put_without(PG, write(1, 65536 * (i % 16), &whole(1000 + 16 * i)), &to_place);
+        if r.store.stats().checkpoints > before {
+            break;
+        }
+    }
+    assert!(r.store.stats().checkpoints > before, "no checkpoint");
+    assert_eq!(r.store.stats().tombstones, 0, "the block is still there, empty");
+    r.run_all();
+    assert_eq!((tombs(&r), r.store.stats().tombstones), (vec![zeroed], 1));
+    r.flush();
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(tombs(&r), [zeroed]);
 }
 
 #[test]
@@ -163,7 +211,7 @@ fn rot_in_the_log_below_the_sync_mark_is_corruption_and_above_it_a_torn_tail() {
     for (tag, opens) in [(1, false), (2, false), (3, true)] {
         r.disk.durable.clone_from(&before);
         r.disk.lose_unsynced();
-        let at = find_page(&r, tag);
+        let at = r.find_page(tag);
         assert!(LOG.contains(&at));
         r.disk.rot(at);
         let out = r.reopen();

@@ -32,6 +32,19 @@ fn random_histories_with_gaps_and_stuck_groups_survive_crashes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// What is refused together is read in pieces, also while it is destaged or a recovery reads it: nobody notices.
+#[test]
+fn random_histories_on_a_disk_that_refuses_long_reads_go_on_as_if_nothing_were() {
+    let plan = |harsh| Plan { flaky: true, harsh, ..Plan::default() };
+    let one = |s: u64| {
+        let harsh = s % 2 == 1;
+        let out = run_plan(s, if harsh { 700 } else { 300 }, plan(harsh));
+        out.err().map(|e| format!("STORE_SEED={s}: {e}"))
+    };
+    let bad: Vec<String> = seeds(40).filter_map(one).take(5).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
 /// Whatever the disk does to it, the store serves no wrong content and loses nothing that it reported: it notices,
 /// or it was not hurt.
 #[test]

@@ -123,6 +123,10 @@ impl Shard {
         d.used_bytes = stats.used_bytes;
         d.recovered = quarry_replica::haves_of(&store);
         tracing::info!(device = %d.path.display(), groups = d.recovered.len(), "device is open");
+        let pages = store.unreadable_at_open();
+        if pages > 0 {
+            tracing::warn!(device = %d.path.display(), pages, "pages of the device's tables or log cannot be read: taken as damaged, none of them is needed");
+        }
         d.phase = Phase::Recovered(store);
         self.serve_if_known(now, device);
     }

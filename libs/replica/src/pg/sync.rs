@@ -341,7 +341,7 @@ impl Primary {
         !s.listed
     }
 
-    /// The first record that is not applied yet. One that is committed is not while the log writes it once more.
+    /// The first record that is not applied yet: not committed, or not in the log here.
     fn oldest_open(&self, cx: &Cx) -> Option<Seq> {
         cx.store.tail(self.pg, Seq::ZERO).next().map(|t| t.version.seq)
     }

@@ -89,6 +89,9 @@ pub struct SimDisk {
     pub happened: bool,
     /// Never hit by a mishap: the log, whose last batch nothing but itself vouches for.
     pub spared: std::ops::Range<u64>,
+    /// Now and then it refuses to read several pages together. The same again, or one of them, it reads.
+    pub flaky: bool,
+    refused: std::collections::HashSet<(u64, usize)>,
 }
 
 impl SimDisk {
@@ -103,6 +106,8 @@ impl SimDisk {
             mishap: None,
             happened: false,
             spared: 0..0,
+            flaky: false,
+            refused: Default::default(),
         }
     }
 
@@ -183,6 +188,11 @@ impl SimDisk {
             }
             InFlight::Op(DiskOp::Read { id, offset, len }) => {
                 let at = offset as usize;
+                if self.flaky && len > 4096 && !self.refused.remove(&(offset, len)) && rng.one_in(3)
+                {
+                    self.refused.insert((offset, len));
+                    return Some((id, DiskResult::Read(Err(5))));
+                }
                 if self.strikes(&[Mishap::EioRead], offset).is_some() {
                     return Some((id, DiskResult::Read(Err(5))));
                 }

@@ -21,6 +21,9 @@ pub fn small_config() -> StoreConfig {
     }
 }
 
+/// The log of `small_config`.
+pub const LOG: std::ops::Range<u64> = 128 << 10..(128 << 10) + (1 << 20);
+
 pub struct Rig {
     pub cfg: StoreConfig,
     pub disk: SimDisk,
@@ -32,6 +35,8 @@ pub struct Rig {
     pub fails: fn(&DiskOp) -> bool,
     /// ... or with this.
     pub errno: i32,
+    /// Pages of the device that cannot be read, by offset.
+    pub unreadable: Vec<u64>,
     rng: Rng,
     token: u64,
 }
@@ -61,6 +66,7 @@ impl Rig {
             events: Vec::new(),
             fails: |_| false,
             errno: 5,
+            unreadable: Vec::new(),
             rng: Rng(1),
             token: 0,
         }
@@ -75,7 +81,12 @@ impl Rig {
         self.poll();
         let Some(i) = self.pending.iter().position(allow) else { return false };
         let op = self.pending.remove(i);
-        if (self.fails)(&op) {
+        if let DiskOp::Write { offset, data, .. } = &op {
+            // What is written anew can be read again.
+            let end = *offset + data.iter().map(|d| d.len() as u64).sum::<u64>();
+            self.unreadable.retain(|p| !(*offset..end).contains(p));
+        }
+        if (self.fails)(&op) || self.is_refused(&op) {
             let r = match op {
                 DiskOp::Read { .. } => DiskResult::Read(Err(self.errno)),
                 _ => DiskResult::Done(Err(self.errno)),
@@ -91,6 +102,11 @@ impl Rig {
         }
         self.poll();
         true
+    }
+
+    fn is_refused(&self, op: &DiskOp) -> bool {
+        let DiskOp::Read { offset, len, .. } = op else { return false };
+        self.unreadable.iter().any(|p| (*offset..*offset + *len as u64).contains(p))
     }
 
     /// Completes everything allowed.
@@ -195,6 +211,31 @@ impl Rig {
         self.run_all();
         self.commit_all(pg);
         self.run_all();
+    }
+
+    /// As `put`, but nothing that is held back completes.
+    pub fn put_without(&mut self, pg: PgId, kind: RecordKind, held: &dyn Fn(&DiskOp) -> bool) {
+        self.append(pg, kind).unwrap();
+        self.run(&|o| !held(o));
+        self.commit_all(pg);
+        self.run(&|o| !held(o));
+    }
+
+    /// Where a page of this tag lies, the last of them.
+    pub fn find_page(&self, tag: u32) -> u64 {
+        let want = page_of(tag);
+        let at = self.disk.durable.chunks(PAGE).rposition(|p| p == want);
+        at.expect("the page is on the disk") as u64 * PAGE as u64
+    }
+
+    /// Where the superblock lies that counts: the one of the higher generation.
+    pub fn newest_super(disk: &[u8]) -> u64 {
+        let generation = |at: usize| u64::from_le_bytes(disk[at + 16..at + 24].try_into().unwrap());
+        if generation(0) > generation(64 << 10) {
+            0
+        } else {
+            64 << 10
+        }
     }
 
     pub fn begin_read(&mut self, pg: PgId, extent: u32, offset: u32, len: u32) -> u64 {

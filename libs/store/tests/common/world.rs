@@ -60,6 +60,7 @@ pub struct Plan {
     pub lie: Option<Lie>,
     pub harsh: bool,
     pub mishap: Option<Mishap>,
+    pub flaky: bool,
 }
 
 /// Ends a run early: the store has noticed what the disk did to it, which is all that it can do.
@@ -81,7 +82,7 @@ pub struct Pending {
 pub type Check = Result<(), String>;
 
 pub fn run(seed: u64, steps: u32, lie: Option<Lie>, harsh: bool) -> Check {
-    run_plan(seed, steps, Plan { lie, harsh, mishap: None })
+    run_plan(seed, steps, Plan { lie, harsh, ..Plan::default() })
 }
 
 pub fn run_plan(seed: u64, steps: u32, plan: Plan) -> Check {
@@ -98,6 +99,7 @@ fn history(seed: u64, steps: u32, plan: Plan) -> Check {
     let mut disk = SimDisk::new(DEVICE);
     disk.run_format(format(&cfg, ident).unwrap());
     disk.lie = plan.lie;
+    disk.flaky = plan.flaky;
     disk.spared = (128 << 10)..(128 << 10) + LOG;
     let store = Store::open(cfg.clone(), Some([7; 16]));
     let mut w = World {
