@@ -155,8 +155,15 @@ fn sigterm_waits_for_what_is_in_flight_but_not_for_ever() {
     t.truth.lock().unwrap().mute = true;
     c.send(1, 0, 4096, &[2; 4096]);
     std::thread::sleep(std::time::Duration::from_millis(50));
-    let (status, took) = t.daemon.stop();
+    let (status, took) = std::thread::scope(|s| {
+        let stopped = s.spawn(|| t.daemon.stop());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        // A client that is busy goes on sending.
+        c.send(1, 4096, 4096, &[3; 4096]);
+        stopped.join().unwrap()
+    });
     assert!(status.success() && took.as_secs() >= 4 && took.as_secs() < 10, "{status} {took:?}");
+    assert_eq!(c.reply(), None, "what is not done is not answered: the client sends it again");
 }
 
 #[test]
@@ -165,6 +172,8 @@ fn a_fenced_client_says_so_and_ends() {
     let socket = t.mdm.socket(1, 1);
     let mut c = Nbd::open(&socket, "vol1");
     assert_eq!(c.write(0, &[1; 4096]), 0);
+    t.truth.lock().unwrap().mute = true;
+    c.send(1, 0, 4096, &[2; 4096]);
     let newer = quarry_wire::SdcInfo {
         id: SdcId(9),
         name: "c1".into(),
@@ -174,6 +183,7 @@ fn a_fenced_client_says_so_and_ends() {
     t.mdm.change(9, vec![Change::Sdc(newer)]);
     assert_eq!(t.daemon.ended().code(), Some(1));
     assert!(t.daemon.log().contains("sdc-nbd: fenced"), "{}", t.daemon.log());
+    assert_eq!(c.reply(), None, "no error of the older instance reaches anybody");
 }
 
 #[test]

@@ -204,6 +204,7 @@ impl Control {
     }
 
     fn beat(&mut self) {
+        self.devices.retry(Instant::now());
         if !self.up {
             return;
         }

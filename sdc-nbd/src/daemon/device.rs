@@ -16,7 +16,7 @@ use quarry_base::{VolumeId, PAGE};
 use quarry_nbd_proto::Export;
 use quarry_ring::Waker;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -29,6 +29,10 @@ const REQUEST_TIMER: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Wait before it is looked again whether a device can be resized now.
+const NOT_NOW: Duration = Duration::from_secs(1);
+/// How long the data thread may take to say how a volume does.
+const ASK: Duration = Duration::from_secs(2);
 
 /// The way to the data thread.
 #[derive(Clone)]
@@ -48,6 +52,12 @@ impl Link {
     }
     fn state(&self, state: DeviceState) {
         self.send(ToShard::Device { volume: self.volume, state });
+    }
+    /// Is what the device has in flight answered? From a worker thread only.
+    fn is_calm(&self) -> bool {
+        let (answer, told) = sync_channel(1);
+        self.send(ToShard::Calm { volume: self.volume, answer });
+        told.recv_timeout(ASK).unwrap_or(false)
     }
     fn adopt(&self, fd: OwnedFd) {
         self.send(ToShard::Adopt { volume: self.volume, fd });
@@ -73,8 +83,8 @@ struct Attached {
 /// What bringing a device to its wish came to.
 struct Brought {
     state: DeviceState,
-    /// Something is still to be done, later.
-    again: bool,
+    /// Something is still to be done, after this wait.
+    again: Option<Duration>,
 }
 
 /// The identifier of a volume's device; with an empty name how those of the volume begin.
@@ -88,13 +98,15 @@ pub(super) struct Device {
     backend: String,
     attached: Option<Attached>,
     told: DeviceState,
+    /// A new size waits, and that has been said.
+    held_up: bool,
 }
 
 impl Device {
     /// The identifier is what the udev rule in deploy/ takes the volume's name from.
     pub fn new(link: Link, cluster: &str, name: &str) -> Device {
         let backend = backend(cluster, link.volume, name);
-        Device { link, backend, attached: None, told: DeviceState::Pending }
+        Device { link, backend, attached: None, told: DeviceState::Pending, held_up: false }
     }
 
     /// Works until the volume is let go or the daemon ends.
@@ -104,17 +116,17 @@ impl Device {
             let brought = match &wanted {
                 Some(w) => self.bring(w, lost).unwrap_or_else(|e| Brought {
                     state: DeviceState::Failed(e.to_string()),
-                    again: true,
+                    again: Some(RETRY),
                 }),
                 None => {
                     self.let_go();
-                    Brought { state: DeviceState::None, again: false }
+                    Brought { state: DeviceState::None, again: None }
                 }
             };
             self.tell(brought.state);
             let ring = match brought.again {
-                true => rings.recv_timeout(RETRY),
-                false => rings.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => rings.recv_timeout(wait),
+                None => rings.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if ring != Err(RecvTimeoutError::Disconnected) {
                 continue;
@@ -151,23 +163,39 @@ impl Device {
         } else if lost {
             self.connect_again(&kernel)?;
         }
-        let Some(a) = &mut self.attached else { return Err(self.vanished()) };
+        let Some(a) = &self.attached else { return Err(self.vanished()) };
         let node = kernel.publish(a.index, &w.name)?;
-        let mut again = false;
-        if a.size != w.size_bytes {
-            // The device works in its old size until the kernel takes the new one.
-            match kernel.resize(a.index, &self.backend, w.size_bytes) {
-                Ok(()) => {
-                    tracing::info!(volume = %self.link.volume, bytes = w.size_bytes, "kernel device resized");
-                    a.size = w.size_bytes;
-                }
-                Err(error) => {
-                    tracing::warn!(volume = %self.link.volume, %error, "a kernel device keeps its old size for now");
-                    again = true;
-                }
+        let (index, size) = (a.index, a.size);
+        let again = if size == w.size_bytes { None } else { self.resize(&kernel, index, w) };
+        Ok(Brought { state: DeviceState::Attached(node.display().to_string()), again })
+    }
+
+    /// Gives the device its new size; when to try again. It works in its old size until the kernel takes the new one.
+    ///
+    /// Linux 6.9 and later let nothing more in until all that is in flight is answered, and hold the device's
+    /// configuration meanwhile. If this process ended then, the next could not take the device over: so it is not begun while
+    /// anything stands still.
+    fn resize(&mut self, kernel: &KernelNbd, index: u32, w: &WantedDevice) -> Option<Duration> {
+        let volume = self.link.volume;
+        if !self.link.is_calm() {
+            if !self.held_up {
+                tracing::info!(%volume, "a kernel device keeps its old size while its I/O stands still");
+            }
+            self.held_up = true;
+            return Some(NOT_NOW);
+        }
+        self.held_up = false;
+        match kernel.resize(index, &self.backend, w.size_bytes) {
+            Ok(()) => {
+                tracing::info!(%volume, bytes = w.size_bytes, "kernel device resized");
+                self.attached.iter_mut().for_each(|a| a.size = w.size_bytes);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%volume, %error, "a kernel device keeps its old size for now");
+                Some(RETRY)
             }
         }
-        Ok(Brought { state: DeviceState::Attached(node.display().to_string()), again })
     }
 
     fn vanished(&self) -> KernelError {

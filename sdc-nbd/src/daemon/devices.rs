@@ -10,10 +10,15 @@ use std::collections::HashMap;
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Volumes with kernel devices at most.
 const MAX_DEVICES: usize = 256;
+
+/// Wait before a device that was refused is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// What a worker is to do, replaced by what is newer.
 #[derive(Clone, Default)]
@@ -62,11 +67,24 @@ pub struct Devices {
     waker: Waker,
     cluster: String,
     workers: HashMap<VolumeId, Worker>,
+    /// Wanted, and refused for now: offered again.
+    refused: HashMap<VolumeId, WantedDevice>,
+    retried: Option<Instant>,
+    /// So many at most.
+    limit: usize,
 }
 
 impl Devices {
     pub fn new(shard: mpsc::Sender<ToShard>, waker: Waker) -> Devices {
-        Devices { shard, waker, cluster: String::new(), workers: HashMap::new() }
+        Devices {
+            shard,
+            waker,
+            cluster: String::new(),
+            workers: HashMap::new(),
+            refused: HashMap::new(),
+            retried: None,
+            limit: MAX_DEVICES,
+        }
     }
 
     /// The cluster's id, part of every device's identifier.
@@ -77,6 +95,7 @@ impl Devices {
     /// A device is wanted, changed, or not wanted any more.
     pub fn wish(&mut self, wish: DeviceWish) {
         let DeviceWish { volume, wanted } = wish;
+        self.refused.remove(&volume);
         let link = Link { shard: self.shard.clone(), waker: self.waker.clone(), volume };
         self.workers.retain(|_, w| w.bell.is_some() || !w.thread.is_finished());
         let leaving = match self.workers.get_mut(&volume) {
@@ -89,14 +108,33 @@ impl Devices {
                 }
                 return;
             }
-            _ => self.workers.remove(&volume).map(|w| w.thread),
+            _ => self.workers.remove(&volume),
         };
         let Some(wanted) = wanted else { return link.state_later(DeviceState::None) };
-        if self.workers.len() >= MAX_DEVICES {
-            let why = format!("{MAX_DEVICES} kernel devices are the limit of one client");
-            return link.state_later(DeviceState::Failed(why));
+        // One that is letting go of its device may take long, and is none of them any more.
+        if self.workers.values().filter(|w| w.bell.is_some()).count() >= self.limit {
+            self.workers.extend(leaving.map(|w| (volume, w)));
+            let why = format!("{} kernel devices are the limit of one client", self.limit);
+            return self.refuse(link, wanted, why);
         }
-        self.spawn(link, wanted, leaving);
+        self.spawn(link, wanted, leaving.map(|w| w.thread));
+    }
+
+    /// For now: what is in the way may pass.
+    fn refuse(&mut self, link: Link, wanted: WantedDevice, why: String) {
+        self.refused.insert(link.volume, wanted);
+        link.state_later(DeviceState::Failed(why));
+    }
+
+    /// Tries again what was refused, now and then.
+    pub fn retry(&mut self, now: Instant) {
+        if self.refused.is_empty() || self.retried.is_some_and(|at| now - at < RETRY) {
+            return;
+        }
+        self.retried = Some(now);
+        for (volume, wanted) in std::mem::take(&mut self.refused) {
+            self.wish(DeviceWish { volume, wanted: Some(wanted) });
+        }
     }
 
     /// The connection of a volume's device broke.
@@ -111,7 +149,7 @@ impl Devices {
         let volume = link.volume;
         let newest = Newest::default();
         let device = Device::new(link.clone(), &self.cluster, &wanted.name);
-        newest.with(|n| n.wanted = Some(wanted));
+        newest.with(|n| n.wanted = Some(wanted.clone()));
         let (bell, rings) = sync_channel(1);
         let (seen, told) = (newest.clone(), link);
         let body = move || {
@@ -124,7 +162,49 @@ impl Devices {
             Ok(thread) => {
                 drop(self.workers.insert(volume, Worker { newest, bell: Some(bell), thread }))
             }
-            Err(e) => told.state_later(DeviceState::Failed(format!("cannot start a thread: {e}"))),
+            Err(e) => self.refuse(told, wanted, format!("cannot start a thread: {e}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarry_ring::{Reactor, RingConfig};
+
+    #[tokio::test]
+    async fn a_device_that_was_refused_is_tried_again() {
+        let (tx, mut rx) = mpsc::channel(16);
+        let reactor = Reactor::new(RingConfig::default()).unwrap();
+        let mut d = Devices::new(tx, reactor.waker());
+        d.limit = 0;
+        let volume = VolumeId(7);
+        let wanted = WantedDevice { name: "v".into(), size_bytes: 1 << 20, read_only: false };
+        d.wish(DeviceWish { volume, wanted: Some(wanted) });
+        let mut told = async || match rx.recv().await {
+            Some(ToShard::Device { state, .. }) => state,
+            _ => panic!("something else is told"),
+        };
+        let DeviceState::Failed(why) = told().await else { panic!("not refused") };
+        assert!(why.contains("the limit of one client"), "{why}");
+        let now = Instant::now();
+        // Still refused; then there is room, and later it is looked again.
+        d.retry(now);
+        assert!(matches!(told().await, DeviceState::Failed(_)));
+        d.limit = 1;
+        d.retry(now + RETRY / 2);
+        assert!(d.workers.is_empty());
+        d.retry(now + RETRY);
+        assert!(d.workers.contains_key(&volume) && d.refused.is_empty());
+        // It is not wanted any more: nor is it tried.
+        d.wish(DeviceWish { volume, wanted: None });
+        d.limit = 0;
+        let wanted = WantedDevice { name: "v".into(), size_bytes: 1 << 20, read_only: false };
+        d.wish(DeviceWish { volume, wanted: Some(wanted) });
+        d.wish(DeviceWish { volume, wanted: None });
+        d.limit = 1;
+        d.retry(now + 3 * RETRY);
+        assert!(d.refused.is_empty());
+        assert!(d.workers.values().all(|w| w.bell.is_none()));
     }
 }

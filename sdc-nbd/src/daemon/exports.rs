@@ -35,9 +35,13 @@ enum State {
         listener: ListenerId,
         path: PathBuf,
     },
-    /// Not mapped any more; connections end until then.
+    /// What was open when it was unmapped ends until then; it may be mapped again meanwhile.
     Closing {
         deadline: Nanos,
+        /// Connections of before that are left.
+        sessions: usize,
+        /// The kernel device of before is not let go yet.
+        device: bool,
     },
 }
 
@@ -51,6 +55,22 @@ pub struct Slot {
     /// Connections, kernel ones included.
     pub sessions: usize,
     device: DeviceState,
+    closings: u32,
+}
+
+impl Slot {
+    /// How often the volume has been closed here: what came after is not cut with what was before.
+    pub fn closings(&self) -> u32 {
+        self.closings
+    }
+
+    /// A connection that came after so many closings is gone.
+    pub fn session_ended(&mut self, after: u32) {
+        self.sessions -= 1;
+        if let State::Closing { sessions, .. } = &mut self.state {
+            *sessions -= usize::from(after < self.closings);
+        }
+    }
 }
 
 /// What the caller is to do about a volume's connections.
@@ -123,6 +143,7 @@ impl Exports {
                     export: export_of(&v),
                     meter: self.meters.volume(id, &v.name),
                     sessions: 0,
+                    closings: 0,
                     device: if v.device { DeviceState::Pending } else { DeviceState::None },
                     wanted: Some(v),
                 };
@@ -154,7 +175,12 @@ impl Exports {
             }
             (Some(slot), None) => {
                 slot.wanted = None;
-                let closing = State::Closing { deadline: now + CLOSE_GRACE };
+                slot.closings += 1;
+                let closing = State::Closing {
+                    deadline: now + CLOSE_GRACE,
+                    sessions: slot.sessions,
+                    device: slot.device != DeviceState::None,
+                };
                 if let State::Listening { listener, .. } =
                     std::mem::replace(&mut slot.state, closing)
                 {
@@ -172,9 +198,17 @@ impl Exports {
 
     /// How it stands with a volume's kernel device.
     pub fn set_device(&mut self, id: VolumeId, state: DeviceState) {
-        if let Some(s) = self.slots.get_mut(&id) {
-            s.device = state;
-            self.changed = true;
+        let Some(s) = self.slots.get_mut(&id) else { return };
+        self.changed = true;
+        s.device = match state {
+            // The one of before is gone, the next is on its way.
+            DeviceState::None if s.wanted.as_ref().is_some_and(|w| w.device) => {
+                DeviceState::Pending
+            }
+            other => other,
+        };
+        if let State::Closing { device, .. } = &mut s.state {
+            *device = false;
         }
     }
 
@@ -219,10 +253,10 @@ impl Exports {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             match slot.state {
                 State::Failed { retry_at, .. } if retry_at <= now => self.open(reactor, id),
-                State::Closing { .. } if slot.sessions == 0 && slot.device == DeviceState::None => {
-                    self.closed(reactor, id);
+                State::Closing { sessions: 0, device: false, .. } => self.closed(reactor, id),
+                State::Closing { deadline, sessions, .. } if deadline <= now && sessions > 0 => {
+                    cut.push(id)
                 }
-                State::Closing { deadline } if deadline <= now && slot.sessions > 0 => cut.push(id),
                 _ => {}
             }
         }
@@ -246,7 +280,7 @@ impl Exports {
     pub fn deadline(&self) -> Option<Nanos> {
         let at = |s: &Slot| match s.state {
             State::Failed { retry_at, .. } => (!self.stopping).then_some(retry_at),
-            State::Closing { deadline } => (s.sessions > 0).then_some(deadline),
+            State::Closing { deadline, sessions, .. } => (sessions > 0).then_some(deadline),
             State::Listening { .. } => None,
         };
         if self.settled {
@@ -262,7 +296,9 @@ impl Exports {
         for slot in self.slots.values_mut() {
             if let State::Listening { listener, .. } = slot.state {
                 reactor.close_listener(listener);
-                slot.state = State::Closing { deadline: Nanos::MAX };
+                slot.closings += 1;
+                let (sessions, device) = (slot.sessions, slot.device != DeviceState::None);
+                slot.state = State::Closing { deadline: Nanos::MAX, sessions, device };
             }
         }
     }
@@ -299,5 +335,71 @@ impl quarry_nbd_proto::Exports for Offer<'_> {
     }
     fn list(&self) -> Vec<(String, String)> {
         self.0.iter().map(|e| (e.name.clone(), e.description.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarry_metrics::{version::Info, Metrics};
+    use quarry_ring::RingConfig;
+
+    const ID: VolumeId = VolumeId(1);
+
+    fn mapped(generation: u64) -> Option<MappedVolume> {
+        Some(MappedVolume {
+            id: ID,
+            name: "vol1".into(),
+            size_bytes: 1 << 20,
+            generation: Generation(generation),
+            read_only: false,
+            device: true,
+        })
+    }
+
+    /// A client of before that does not let go held the volume's end up, and each new connection of the kernel was cut with it.
+    #[test]
+    fn what_came_after_a_volume_was_mapped_again_is_not_cut_with_what_was_before() {
+        let dir = std::env::temp_dir().join(format!("quarry-exports-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut reactor = Reactor::new(RingConfig::default()).unwrap();
+        let meters = Meters::new(&Metrics::new(Info::new("sdc-nbd", 1, 1, 1), "sdc", "c1"));
+        let mut e = Exports::new(dir.clone(), meters);
+        e.set(&mut reactor, ID, mapped(1));
+        e.set_device(ID, DeviceState::Attached("/dev/nbd0".into()));
+        let old = e.get_mut(ID).unwrap();
+        old.sessions = 2;
+        let before = old.closings();
+        assert!(e.set(&mut reactor, ID, None) == Follow::End);
+        assert!(e.set(&mut reactor, ID, mapped(2)) == Follow::Nothing);
+        // The old device is let go, the new one connects.
+        e.set_device(ID, DeviceState::None);
+        let slot = e.get_mut(ID).unwrap();
+        slot.session_ended(before);
+        let after = slot.closings();
+        slot.sessions += 1;
+        e.set_device(ID, DeviceState::Attached("/dev/nbd1".into()));
+        let told = |e: &Exports| {
+            e.attachments()
+                .into_iter()
+                .map(|a| (a.generation.0, a.socket.is_some()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(told(&e), [(1, false)], "the old client is still there");
+        let cut = loop {
+            let cut = e.due(&mut reactor);
+            if !cut.is_empty() {
+                break cut;
+            }
+            let until = e.deadline();
+            reactor.turn(until, &mut Vec::new()).unwrap();
+        };
+        assert_eq!(cut, [ID]);
+        assert!(before < after, "those of before are told apart");
+        e.get_mut(ID).unwrap().session_ended(before);
+        assert!(e.due(&mut reactor).is_empty());
+        assert_eq!((told(&e), e.get_mut(ID).unwrap().sessions), (vec![(2, true)], 1));
+        assert!(e.due(&mut reactor).is_empty() && e.deadline().is_none(), "nothing more is cut");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

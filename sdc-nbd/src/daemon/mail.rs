@@ -7,6 +7,7 @@ use quarry_control::{Attachment, Change, ClusterView};
 use quarry_ring::Waker;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::SyncSender;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -36,6 +37,11 @@ pub enum ToShard {
     Device {
         volume: VolumeId,
         state: DeviceState,
+    },
+    /// Will what the volume's kernel device has in flight be answered soon, as far as can be told?
+    Calm {
+        volume: VolumeId,
+        answer: SyncSender<bool>,
     },
     /// SIGTERM: finish what is in flight, and end.
     Stop,

@@ -9,6 +9,7 @@ use quarry_base::{Nanos, VolumeId};
 use quarry_nbd_proto::{Export, Handle, Limits, NbdErrno, RecvPlan, Session, SessionEvent};
 use quarry_ring::{ConnId, RecvBuf, SEND_HIGH_WATER_BYTES};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// Connections of one volume at most.
 pub const MAX_SESSIONS: usize = 1024;
@@ -18,6 +19,11 @@ const ROOMY_SESSIONS: usize = 32;
 /// Receive buffer of a connection in a crowd, bytes.
 const SMALL_RECV: usize = 16 << 10;
 
+/// What has been in flight for so long stands still: whoever waits for it may wait for ever.
+const STILL: Duration = Duration::from_millis(500);
+/// In the first while of a connection the kernel may hold what it sent on the one before.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// One NBD connection. Its number is the engine's client id.
 pub struct NbdConn {
     conn: ConnId,
@@ -25,6 +31,9 @@ pub struct NbdConn {
     volume: VolumeId,
     /// The kernel's, not a client's: what is not answered is sent again after a reconnect.
     kernel: bool,
+    /// How often its volume had been closed when it came, and when that was.
+    closings: u32,
+    since: Nanos,
     /// A receive is out.
     armed: bool,
     /// In the list of those to be serviced.
@@ -86,8 +95,10 @@ impl Shard {
         self.next_session += 1;
         let id = self.next_session;
         self.reactor.set_token(conn, Token::make(Tag::Nbd, id));
-        let c =
-            NbdConn { conn, session, volume, kernel, armed: false, touched: false, starved: false };
+        let closings = self.exports.get_mut(volume).map_or(0, |s| s.closings());
+        let since = self.reactor.now();
+        let (armed, touched, starved) = (false, false, false);
+        let c = NbdConn { conn, session, volume, kernel, closings, since, armed, touched, starved };
         self.sessions.insert(id, c);
         if let Some(s) = self.exports.get_mut(volume).filter(|_| !kernel) {
             s.meter.joined();
@@ -199,8 +210,8 @@ impl Shard {
         }
         let f = self.in_flight.remove(slot);
         let Some(c) = self.sessions.get_mut(&f.session) else { return };
-        if c.kernel && self.fenced.is_some() && result.is_err() {
-            // The newer instance serves the device: no error may reach it from here.
+        if self.fenced.is_some() && result.is_err() {
+            // The newer instance serves the volume: no error may reach anybody from here.
             return self.end_session(now, client.0);
         }
         if let Some(s) = self.exports.get_mut(c.volume) {
@@ -326,7 +337,7 @@ impl Shard {
         }
         let dropped = before - self.in_flight.len();
         if let Some(s) = self.exports.get_mut(c.volume) {
-            s.sessions -= 1;
+            s.session_ended(c.closings);
             if !c.kernel {
                 s.meter.left();
             }
@@ -343,9 +354,25 @@ impl Shard {
         self.sessions.values().any(|c| c.kernel && c.volume == volume)
     }
 
+    /// Does all that the volume's kernel device has in flight seem to be answered soon?
+    pub(super) fn is_calm(&self, now: Nanos, volume: VolumeId) -> bool {
+        let kernel = self.sessions.iter().find(|(_, c)| c.kernel && c.volume == volume);
+        let Some((id, c)) = kernel.filter(|_| self.stopping.is_none()) else { return false };
+        let mut mine = self.in_flight.iter().filter(|(_, f)| f.session == *id);
+        let moves = mine.all(|(_, f)| now.since(f.started) < STILL);
+        moves && !c.session.holds_back() && now.since(c.since) >= SETTLING
+    }
+
     /// Connections of a volume.
     pub(super) fn sessions_of(&self, volume: VolumeId) -> Vec<u64> {
         self.sessions.iter().filter(|(_, c)| c.volume == volume).map(|(id, _)| *id).collect()
+    }
+
+    /// Connections of a volume from before it was closed last.
+    pub(super) fn old_sessions_of(&mut self, volume: VolumeId) -> Vec<u64> {
+        let now = self.exports.get_mut(volume).map_or(0, |s| s.closings());
+        let old = |c: &NbdConn| c.volume == volume && c.closings < now;
+        self.sessions.iter().filter(|(_, c)| old(c)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn resize_sessions(&mut self, volume: VolumeId, size: u64) {
@@ -358,8 +385,9 @@ impl Shard {
     pub(super) fn wind_down(&mut self, ids: Vec<u64>) {
         for id in ids {
             let Some(c) = self.sessions.get_mut(&id) else { continue };
-            if c.kernel && self.stopping.is_some() {
-                // An error here would be an I/O error of a file system; unanswered, it is sent again.
+            if self.stopping.is_some() {
+                // An error here would be an I/O error of a file system. Unanswered, the kernel sends it again, and so does
+                // a client that connects again.
                 c.session.stop_reading();
             } else {
                 c.session.begin_shutdown();

@@ -288,6 +288,10 @@ impl Shard {
                         self.device_lost(volume);
                     }
                 }
+                ToShard::Calm { volume, answer } => {
+                    // Whoever asked may have gone on without it.
+                    answer.try_send(self.is_calm(now, volume)).ok();
+                }
                 ToShard::Stop => self.stop(now),
             }
         }
@@ -423,7 +427,7 @@ impl Shard {
     fn housekeeping(&mut self, now: Nanos) {
         self.check_winding();
         for id in self.exports.due(&mut self.reactor) {
-            for s in self.sessions_of(id) {
+            for s in self.old_sessions_of(id) {
                 self.end_session(now, s);
             }
             self.exports.due(&mut self.reactor);

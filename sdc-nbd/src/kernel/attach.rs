@@ -21,6 +21,8 @@ const MAX_SOCKETS: usize = 64;
 const MAX_BACKEND: usize = 200;
 /// How long a new size may wait for the requests in flight.
 const RESIZE_WAIT: Duration = Duration::from_secs(30);
+/// How long the kernel may take to look at new sockets.
+const RECONFIGURE_WAIT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to begin a disconnect.
 const DISCONNECT_WAIT: Duration = Duration::from_secs(30);
 
@@ -120,9 +122,7 @@ impl KernelNbd {
     /// other end any more, which shows as a hang-up on ours.
     pub fn reconnect_one(&self, index: u32, backend: &str) -> Result<Option<OwnedFd>, KernelError> {
         let (ours, kernels) = socket_pair()?;
-        let kernels = [kernels];
-        self.reconfigure(index, backend, &kernels)?;
-        drop(kernels);
+        self.reconfigure(index, backend, vec![kernels])?;
         Ok((!hung_up(ours.as_fd())?).then_some(ours))
     }
 
@@ -169,30 +169,35 @@ impl KernelNbd {
             ..Config::default()
         };
         let family = self.family;
-        let r = bounded("resizing a kernel device", RESIZE_WAIT, |seq| {
+        let r = bounded("resizing a kernel device", RESIZE_WAIT, Vec::new(), |seq, _| {
             genl::reconfigure(family, seq, &config)
         });
         self.explain(index, backend, r)
     }
 
-    /// Gives the device `sockets` in place of dead ones. Success does not mean that they were
+    /// Gives the device `sockets` in place of dead ones and closes them here. Success does not mean that they were
     /// taken: see [`KernelNbd::reconnect_one`].
+    ///
+    /// # Errors
+    /// Of the kernel; [`KernelError::NoAnswer`] if another change to the device is under way and does not end.
     pub fn reconfigure(
         &self,
         index: u32,
         backend: &str,
-        sockets: &[OwnedFd],
+        sockets: Vec<OwnedFd>,
     ) -> Result<(), KernelError> {
-        let fds = raw(sockets);
-        let config = Config {
-            index: Some(index),
-            backend: Some(backend),
-            sockets: &fds,
-            ..Config::default()
-        };
-        let mut netlink = Netlink::open()?;
-        let request = genl::reconfigure(self.family, netlink.next_seq(), &config);
-        let r = netlink.exchange("reconfiguring a kernel device", &request, |_| Ok(()));
+        let family = self.family;
+        let what = "reconfiguring a kernel device";
+        let r = bounded(what, RECONFIGURE_WAIT, sockets, |seq, sockets| {
+            let fds = raw(sockets);
+            let config = Config {
+                index: Some(index),
+                backend: Some(backend),
+                sockets: &fds,
+                ..Config::default()
+            };
+            genl::reconfigure(family, seq, &config)
+        });
         self.explain(index, backend, r)
     }
 
@@ -228,7 +233,7 @@ impl KernelNbd {
 
     fn disconnect_within(&self, index: u32, wait: Duration) -> Result<(), KernelError> {
         let family = self.family;
-        let r = bounded("disconnecting a kernel device", wait, |seq| {
+        let r = bounded("disconnecting a kernel device", wait, Vec::new(), |seq, _| {
             genl::disconnect(family, seq, index)
         });
         match r {

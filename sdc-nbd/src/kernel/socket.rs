@@ -98,17 +98,23 @@ impl Netlink {
 /// The kernel carries requests out inside the system call that sends them, so some (`DISCONNECT`,
 /// a new size) can block for as long as requests to the device do, with no timeout of a socket to
 /// help. They run on a thread of their own, which stays behind if the kernel never returns.
+///
+/// `keep`: descriptors that the request names. They stay open until the kernel has answered, so that it never finds another
+/// file under their numbers.
 pub(super) fn bounded(
     what: &'static str,
     wait: Duration,
-    build: impl FnOnce(u32) -> Vec<u8>,
+    keep: Vec<OwnedFd>,
+    build: impl FnOnce(u32, &[OwnedFd]) -> Vec<u8>,
 ) -> Result<(), KernelError> {
     let mut netlink = Netlink::open()?;
-    let request = build(netlink.next_seq());
+    let request = build(netlink.next_seq(), &keep);
     let (done, result) = mpsc::sync_channel(1);
     let run = move || {
+        let answer = netlink.exchange(what, &request, |_| Ok(()));
+        drop(keep);
         // Nobody listens any more if this took too long; the caller has reported it then.
-        let _late = done.send(netlink.exchange(what, &request, |_| Ok(())));
+        let _late = done.send(answer);
     };
     std::thread::Builder::new()
         .name("nbd-netlink".into())
