@@ -229,6 +229,12 @@ pub fn check(path: &Path, repair: bool) -> Result<Checked, SdsError> {
     match s.open()? {
         Err(why) => findings.push(format!("it does not open: {why}")),
         Ok(()) => {
+            let pages = s.store.unreadable_at_open();
+            if pages > 0 {
+                findings.push(format!(
+                    "{pages} pages of superblocks, block table or log cannot be read"
+                ));
+            }
             findings.extend(s.store.check_invariants().err().map(|e| format!("index: {e}")));
             findings.extend(s.scrub()?);
             let (stats, scrub) = (s.store.stats(), s.store.scrub_stats());

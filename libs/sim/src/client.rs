@@ -350,7 +350,11 @@ impl Client {
                 if let Some(c) = PgConfig::from_meta(&f.meta) {
                     self.on_config(&c);
                 }
-                self.again(i, now, rng);
+                // As the SDC: within one epoch and link a request is out once. The answer to an earlier attempt sends it
+                // again only into a newer epoch.
+                if present {
+                    self.again(i, now, rng);
+                }
             }
             Status::TryAgain | Status::StaleMapping => self.again(i, now, rng),
             // Refused for good: none of it may ever be seen. A thick volume has its space always.

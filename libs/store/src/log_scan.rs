@@ -11,16 +11,26 @@ use crate::types::BlockKey;
 use bytes::Bytes;
 use quarry_base::{PageBuf, BLOCK, EXTENT, PAGE};
 use smallvec::SmallVec;
+use std::collections::BTreeSet;
 
 /// The log area in memory, in chunks.
 pub(crate) struct LogImage {
     chunk: u64,
     parts: Vec<Bytes>,
+    /// Pages that cannot be read, counted from the log's start.
+    unreadable: BTreeSet<u64>,
 }
 
 impl LogImage {
     pub fn new(chunk: u64) -> LogImage {
-        LogImage { chunk, parts: Vec::new() }
+        LogImage { chunk, parts: Vec::new(), unreadable: BTreeSet::new() }
+    }
+    /// These pages could not be read.
+    pub fn lacks(&mut self, pages: impl Iterator<Item = u64>) {
+        self.unreadable.extend(pages);
+    }
+    fn is_hurt(&self, at: u64, len: u64) -> bool {
+        self.unreadable.range(at..at + len).next().is_some()
     }
     pub fn put(&mut self, i: usize, b: Bytes) {
         if self.parts.len() <= i {
@@ -71,17 +81,22 @@ pub(crate) struct Walk {
     pub synced: u64,
     /// There is a batch of a later incarnation than the superblock knows: the newest superblock is lost.
     pub later: bool,
+    /// What follows cannot be read: there may be a batch, and it may have been acknowledged.
+    pub hidden: bool,
 }
 
 /// Walks the log from the superblock's tail.
 pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
-    let mut w = Walk { found: Vec::new(), end: sb.tail_pos, synced: sb.inc_pos, later: false };
+    let (end, synced) = (sb.tail_pos, sb.inc_pos);
+    let mut w = Walk { found: Vec::new(), end, synced, later: false, hidden: false };
     let (mut no, mut prev, mut inc) = (sb.tail_batch, sb.tail_prev_crc, 0);
     loop {
         let expect = Expect { no, prev, min_inc: inc };
         let next = next_batch(image, l, sb, w.end, &expect);
         let Some(f) = next.filter(|f| f.header.pos + f.header.len - sb.tail_pos <= l.log_bytes)
         else {
+            let places = [w.end, w.end.next_multiple_of(l.log_bytes)];
+            w.hidden = places.iter().any(|pos| is_hidden(image, l, sb, *pos, no));
             break;
         };
         (no, prev, inc) = (no + 1, f.crc, f.header.incarnation);
@@ -140,6 +155,17 @@ fn header_at(
     let desc = image.bytes(at, h.desc_pages() * PAGE)?;
     let crc = BatchHeader::verify(&desc)?;
     Some((h, desc, crc))
+}
+
+/// Can it not be told whether batch `no` is at a position, for a page of it cannot be read?
+fn is_hidden(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, no: u64) -> bool {
+    let at = pos % l.log_bytes;
+    if image.is_hurt(at, PAGE as u64) {
+        return true;
+    }
+    let header = image.bytes(at, PAGE).and_then(|p| BatchHeader::peek(&p));
+    let it = header.filter(|h| h.format_id == sb.format_id() && (h.pos, h.batch) == (pos, no));
+    it.is_some_and(|h| image.is_hurt(at, h.len.min(l.log_bytes - at)))
 }
 
 fn batch_at(image: &LogImage, l: &Layout, sb: &Superblock, pos: u64, e: &Expect) -> Option<Found> {

@@ -308,6 +308,14 @@ impl Store {
         self.pg(pg).is_some_and(|p| p.count(&self.sp.slots, vtree) > 0)
     }
 
+    /// vTrees of which the group may have blocks, in order.
+    pub fn vtrees_of(&self, pg: PgId) -> Vec<VtreeId> {
+        let layers = self.pg(pg).into_iter().flat_map(|p| p.layers.keys());
+        let mut all: Vec<VtreeId> = layers.map(|l| l.0).collect();
+        all.dedup();
+        all
+    }
+
     /// Groups on this device.
     pub fn pgs(&self) -> Vec<PgId> {
         let mut v: Vec<PgId> = self.by_id.keys().copied().collect();

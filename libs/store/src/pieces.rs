@@ -1,13 +1,14 @@
 //! Reads of recovery that the medium refuses: done again in smaller pieces, down to single pages.
 //!
 //! A page that cannot be read then counts as one with a wrong checksum, not as a blank one: what lies in one place of two
-//! (a superblock, a side of the table that does not count), behind the log's end or in no record costs nothing, and everything else is
-//! judged by the rules for damage. Many such pages are no longer a bad place but a bad device.
+//! (a superblock, a side of the table that does not count) or in no record costs nothing, and everything else is
+//! judged by the rules for damage. It never counts as torn: where the log would end at such a page, what was acknowledged may lie
+//! there, and the device does not open. Many such pages are no longer a bad place but a bad device.
 
 use crate::error::StoreError;
 use crate::superblock::mark_unreadable;
 use quarry_base::{PageBuf, PAGE};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// A refused read is done again in so many pieces.
 const PARTS: usize = 16;
@@ -49,7 +50,8 @@ struct Read {
 #[derive(Default)]
 pub(crate) struct Pieces {
     reads: HashMap<u64, Read>,
-    unreadable: usize,
+    /// Where on the device pages cannot be read.
+    unreadable: BTreeSet<u64>,
     errno: i32,
 }
 
@@ -57,6 +59,7 @@ impl Pieces {
     /// A read or a piece has come: the whole, once it is together.
     pub fn came(&mut self, f: Fetch, buf: PageBuf) -> Option<PageBuf> {
         if f.is_whole() {
+            self.reads.remove(&f.tag);
             return Some(buf);
         }
         self.put(f, &buf)
@@ -83,9 +86,14 @@ impl Pieces {
         errno: i32,
         todo: &mut VecDeque<Fetch>,
     ) -> Result<Option<PageBuf>, StoreError> {
-        if f.is_whole() {
+        if f.is_whole() && !self.reads.contains_key(&f.tag) {
             let (buf, missing) = (PageBuf::zeroed(f.len), f.len);
             self.reads.insert(f.tag, Read { buf, missing });
+            if f.len == PAGE {
+                // Too much hangs on it to be lost by one refusal.
+                todo.push_back(f);
+                return Ok(None);
+            }
         }
         if f.len > PAGE {
             let step = (f.len / PARTS).next_multiple_of(PAGE);
@@ -95,8 +103,8 @@ impl Pieces {
             return Ok(None);
         }
         self.errno = errno;
-        self.unreadable += 1;
-        if self.unreadable > MAX_UNREADABLE {
+        self.unreadable.insert(f.place());
+        if self.unreadable.len() > MAX_UNREADABLE {
             return Err(StoreError::Io { what: "too many reads at open", errno });
         }
         let mut page = [0; PAGE];
@@ -106,12 +114,17 @@ impl Pieces {
 
     /// Pages that cannot be read.
     pub fn unreadable(&self) -> usize {
-        self.unreadable
+        self.unreadable.len()
+    }
+
+    /// Those in `from..to` of the device.
+    pub fn within(&self, from: u64, to: u64) -> impl Iterator<Item = u64> + '_ {
+        self.unreadable.range(from..to).copied()
     }
 
     /// What to say of a device of which something that cannot be read is missing.
     pub fn cause(&self) -> Option<StoreError> {
         let errno = self.errno;
-        (self.unreadable > 0).then_some(StoreError::Io { what: "a read at open", errno })
+        (!self.unreadable.is_empty()).then_some(StoreError::Io { what: "a read at open", errno })
     }
 }

@@ -49,7 +49,13 @@ pub(crate) struct ReadReq {
     scrub: bool,
     /// Table groups whose checks are kept for it while it waits.
     pinned: SmallVec<[u32; 2]>,
+    /// How often it was planned anew.
+    again: u8,
 }
+
+/// So often a read is planned anew for a page that the medium refuses and that may have been replaced meanwhile: that is
+/// not known once its check has left the memory.
+const REPLANS: u8 = 3;
 
 struct Job {
     req: ReadReq,
@@ -151,7 +157,7 @@ impl Store {
 
     fn enqueue(&mut self, token: u64, pg: PgId, want: Want) {
         let pinned = SmallVec::new();
-        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false, pinned });
+        self.reads.waiting.push_back(ReadReq { token, pg, want, scrub: false, pinned, again: 0 });
     }
 
     /// Reads a block to check it.
@@ -163,6 +169,7 @@ impl Store {
                 want: Want::Block(key, 0, 0),
                 scrub: true,
                 pinned: SmallVec::new(),
+                again: 0,
             },
             ops,
         );
@@ -428,9 +435,10 @@ impl Store {
                 v.bad |= 1 << i;
             }
         }
-        v.stale = v.bad != 0
+        let doubted = if job.req.again < REPLANS { v.bad } else { v.bad & !unreadable };
+        v.stale = doubted != 0
             && !planted(Bug::DestageUnderReader)
-            && v.bad & self.changed(job.req.pg, p, want) != 0;
+            && doubted & self.changed(job.req.pg, p, want) != 0;
         Some(v)
     }
 
@@ -483,7 +491,10 @@ impl Store {
         self.reads.in_flight -= 1;
         if all {
             match self.reads.jobs.remove(&n) {
-                Some(job) if job.stale => self.reads.waiting.push_front(job.req),
+                Some(mut job) if job.stale => {
+                    job.req.again = job.req.again.saturating_add(1);
+                    self.reads.waiting.push_front(job.req);
+                }
                 Some(job) => self.finish_read(job),
                 None => {}
             }

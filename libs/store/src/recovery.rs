@@ -179,7 +179,7 @@ impl Store {
                 }
             }
             Phase::Log => r.image.put(tag as usize, buf.freeze()),
-            Phase::Check => self.checked(tag as usize, &buf),
+            Phase::Check => return self.checked(tag as usize, &buf),
             Phase::Fill => return self.filled(tag as usize, &buf),
             Phase::Sync | Phase::Write => {}
         }
@@ -267,6 +267,8 @@ impl Store {
 
     fn walk_log(&mut self) -> Result<(), StoreError> {
         let (Some(r), Some(sb)) = (self.recovery.as_mut(), self.sb) else { return Ok(()) };
+        let end = LOG_START + self.sp.layout.log_bytes;
+        r.image.lacks(r.pieces.within(LOG_START, end).map(|at| at - LOG_START));
         let walk = log_scan::walk(&r.image, &self.sp.layout, &sb);
         if walk.later {
             return Err(StoreError::Inconsistent(
@@ -276,6 +278,10 @@ impl Store {
         if walk.end < walk.synced && !planted(Bug::CorruptionCalledTail) {
             let what = "no valid batch there";
             return Err(StoreError::LogCorrupt { pos: walk.end, synced: walk.synced, what });
+        }
+        if walk.hidden {
+            let e = StoreError::Inconsistent("the log's end cannot be read");
+            return Err(r.pieces.cause().unwrap_or(e));
         }
         self.log.synced_pos = walk.synced;
         r.found = walk.found;
@@ -302,15 +308,23 @@ impl Store {
         }
     }
 
-    fn checked(&mut self, tag: usize, buf: &[u8]) {
-        let Some(r) = self.recovery.as_mut() else { return };
-        let Some(t) = r.blocks.get(tag) else { return };
+    fn checked(&mut self, tag: usize, buf: &[u8]) -> Result<(), StoreError> {
+        let Some(r) = self.recovery.as_mut() else { return Ok(()) };
+        let Some(t) = r.blocks.get(tag) else { return Ok(()) };
+        let at = self.sp.layout.slot_offset(t.block.slot);
+        let mut lacking = r.pieces.within(at, at + u64::from(BLOCK));
+        if lacking.any(|p| t.block.pages >> ((p - at) / PAGE as u64) & 1 == 1) {
+            // Torn or gone: it may have been acknowledged.
+            let e = StoreError::Inconsistent("a block of the log's end cannot be read");
+            return Err(r.pieces.cause().unwrap_or(e));
+        }
         if block_crcs(t, buf).is_none() {
             // The batch did not get there whole: the log ends before it.
             if let Some(f) = r.found.get_mut(t.owner) {
                 f.broken = true;
             }
         }
+        Ok(())
     }
 
     fn replay_all(&mut self) -> Result<(), StoreError> {

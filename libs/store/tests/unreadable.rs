@@ -171,3 +171,72 @@ fn the_scrub_has_a_place_of_the_table_that_cannot_be_read_written_anew() {
     assert_eq!(r.reopen(), Ok(()));
     r.pages(PG, 0, 0, &whole(1));
 }
+
+/// What lies at the log's end may have been acknowledged: a page of it that cannot be read is not taken for a torn one.
+#[test]
+fn a_log_whose_end_cannot_be_read_is_not_cut_there() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.put(PG, write(0, 4096, &[2]));
+    let whole_at = r.find_page(2);
+    // The newest batch: nothing vouches for it but itself.
+    r.append(PG, write(0, 8192, &[3])).unwrap();
+    r.run_all();
+    let last = r.find_page(3);
+    assert!(
+        LOG.contains(&last) && last == whole_at + 8192,
+        "descriptor and content, one after the other"
+    );
+    let before = r.disk.durable.clone();
+    let io = |out: Result<(), StoreError>| matches!(out, Err(StoreError::Io { errno: 5, .. }));
+    for places in [vec![last], vec![last - 4096], vec![last - 4096, last]] {
+        r.disk.durable.clone_from(&before);
+        r.disk.lose_unsynced();
+        r.unreadable = places.clone();
+        assert!(io(r.reopen()), "{places:?}");
+    }
+    // The content of one and the header of the next, which alone says that the one was synced.
+    r.disk.durable.clone_from(&before);
+    r.disk.lose_unsynced();
+    r.unreadable = vec![whole_at, last - 4096];
+    assert!(r.reopen().is_err());
+    // The place that the next batch would have: it may have been there.
+    r.unreadable = vec![last + 4096];
+    assert!(io(r.reopen()));
+    r.unreadable = vec![last + 8192];
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.pg_state(PG).last, v(1, 3));
+}
+
+#[test]
+fn a_block_written_straight_to_its_place_that_cannot_be_read_does_not_cut_the_log() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.append(PG, write(0, 65536, &whole(20))).unwrap();
+    r.run_all();
+    let block = r.find_page(20);
+    assert!(!LOG.contains(&block));
+    r.power_loss();
+    r.unreadable = vec![block + 3 * 4096];
+    assert!(matches!(r.reopen(), Err(StoreError::Io { .. })));
+    r.unreadable.clear();
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.pg_state(PG).last, v(1, 2));
+}
+
+#[test]
+fn a_superblock_that_is_refused_once_counts_all_the_same() {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    static REFUSALS: AtomicU32 = AtomicU32::new(0);
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    r.fails = |op| {
+        let first = matches!(op, DiskOp::Read { offset, .. } if *offset <= 64 << 10);
+        first && REFUSALS.fetch_add(1, Relaxed) < 2
+    };
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!((r.store.unreadable_at_open(), REFUSALS.load(Relaxed) >= 2), (0, true));
+    r.fails = |_| false;
+    r.pages(PG, 0, 0, &whole(1));
+}

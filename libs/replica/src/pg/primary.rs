@@ -19,10 +19,10 @@ use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::Era;
 use crate::planted::Bug;
-use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version};
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version, VtreeId};
 use quarry_store::{Origin, Record, RecordKind};
 use quarry_wire::{PgConfig, Status};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 pub(crate) struct Primary {
     pub pg: PgId,
@@ -251,10 +251,14 @@ impl Primary {
             return;
         }
         let pool = self.pg.pool();
-        for (&vtree, _) in cx.view.cluster.deleted.iter().filter(|(_, p)| **p == pool) {
+        let tail: Vec<_> = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).collect();
+        // Of what is here, not of all that was ever deleted: that list only grows.
+        let mut here: BTreeSet<VtreeId> = cx.store.vtrees_of(self.pg).into_iter().collect();
+        here.extend(tail.iter().filter_map(|t| vtree_of(&t.rec)));
+        here.retain(|v| cx.view.cluster.deleted.get(v) == Some(&pool));
+        for vtree in here {
             let held = cx.store.has_blocks_of(self.pg, vtree);
-            let tail: Vec<_> = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).collect();
-            let pending = tail.iter().any(|t| record_of(&t.rec, vtree));
+            let pending = tail.iter().any(|t| vtree_of(&t.rec) == Some(vtree));
             let dropping = tail
                 .iter()
                 .any(|t| matches!(t.rec.kind, RecordKind::DropVtree { vtree: v } if v == vtree));
@@ -314,9 +318,9 @@ fn inherited(pg: PgId, commit: Seq, cx: &Cx) -> Charges {
     Charges::of_tail(tail.map(|t| (t.version.seq, blocks_of(&t.rec.kind))))
 }
 
-fn record_of(rec: &Record, v: quarry_base::VtreeId) -> bool {
+fn vtree_of(rec: &Record) -> Option<VtreeId> {
     match &rec.kind {
-        RecordKind::Write { vtree, .. } | RecordKind::Zero { vtree, .. } => *vtree == v,
-        _ => false,
+        RecordKind::Write { vtree, .. } | RecordKind::Zero { vtree, .. } => Some(*vtree),
+        _ => None,
     }
 }
