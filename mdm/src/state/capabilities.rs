@@ -33,10 +33,16 @@ impl State {
             ));
         }
         let off: BTreeSet<Capability> = declared.difference(&wanted).copied().collect();
-        let mut answer = Answer::Done;
+        // All of it is looked at before anything begins: what is refused changes nothing.
         for c in &off {
-            if let Some(task) = self.let_go(ctx, node, &name, *c, drain)? {
-                answer = task;
+            self.check_let_go(node, &name, *c, drain)?;
+        }
+        let mut answer = Answer::Done;
+        if off.contains(&Capability::Sds) {
+            for sds in self.sds_of(node) {
+                if self.copies_on_sds(sds) > 0 {
+                    answer = self.drain_sds(ctx, sds)?;
+                }
             }
         }
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(answer) };
@@ -61,52 +67,44 @@ impl State {
         Ok(answer)
     }
 
-    /// Makes sure that nothing depends on a capability, or begins to make it so.
-    fn let_go(
-        &mut self,
-        ctx: &mut Ctx,
+    /// May a capability be taken away? What depends on it is in the way, or (copies, with `drain`) can be moved off.
+    fn check_let_go(
+        &self,
         node: NodeId,
         name: &str,
         c: Capability,
         drain: bool,
-    ) -> Result<Option<Answer>, Reject> {
+    ) -> Result<(), Reject> {
         match c {
             Capability::Mdm => {
-                let others = self.nodes.values().filter(|n| n.id != node && n.can(c)).count();
-                if others == 0 {
-                    return Err(Reject::conflict(
-                        "last_mdm",
-                        format!("node {name} is the only one with the capability MDM"),
-                        "metadata operations need an MDM node",
-                    ));
+                if self.nodes.values().any(|n| n.id != node && n.can(c)) {
+                    return Ok(());
                 }
-                Ok(None)
+                Err(Reject::conflict(
+                    "last_mdm",
+                    format!("node {name} is the only one with the capability MDM"),
+                    "metadata operations need an MDM node",
+                ))
             }
             Capability::Sdc => {
-                let here: Vec<_> =
-                    self.sdcs.values().filter(|s| s.node == Some(node)).map(|s| s.id).collect();
-                for sdc in here {
-                    self.refuse_mapped(sdc, &format!("node {name}"))?;
-                }
-                Ok(None)
+                let mut here = self.sdcs.values().filter(|s| s.node == Some(node));
+                here.try_for_each(|s| self.refuse_mapped(s.id, &format!("node {name}")))
             }
             Capability::Sds => {
-                let mut answer = None;
                 for sds in self.sds_of(node) {
                     let n = self.copies_on_sds(sds);
-                    if n == 0 {
-                        continue;
-                    }
-                    if !drain {
+                    if n > 0 && !drain {
                         return Err(Reject::conflict(
                             "capability_in_use",
                             format!("node {name} holds copies of {n} placement groups"),
                             "drain it first, or give drain=true to have them moved off",
                         ));
                     }
-                    answer = Some(self.drain_sds(ctx, sds)?);
+                    if n > 0 {
+                        self.check_drain_sds(sds)?;
+                    }
                 }
-                Ok(answer)
+                Ok(())
             }
         }
     }

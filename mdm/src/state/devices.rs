@@ -4,6 +4,7 @@ use super::nodes::check_name;
 use super::{Answer, Ctx, Reject, State, TaskKind};
 use quarry_base::{DeviceId, Instance, NodeId, PoolId, SdcId, SdsId};
 use quarry_wire::Change;
+use std::collections::BTreeSet;
 
 impl State {
     pub(crate) fn add_device(
@@ -65,15 +66,19 @@ impl State {
         Ok(self.add_task(ctx, TaskKind::DrainDevice { device: id }, total))
     }
 
-    pub(crate) fn drain_sds(&mut self, ctx: &mut Ctx, id: SdsId) -> Result<Answer, Reject> {
+    /// Can a server be emptied? Its name.
+    pub(crate) fn check_drain_sds(&self, id: SdsId) -> Result<String, Reject> {
         let s = self.sds.get(&id).ok_or_else(|| Reject::not_found("sds", id))?;
-        let name = s.name.clone();
-        let mut pools: Vec<PoolId> =
+        let pools: BTreeSet<PoolId> =
             self.devices.values().filter(|d| d.sds == id).filter_map(|d| d.pool).collect();
-        pools.dedup();
         for pool in pools {
-            self.check_drain(pool, &|x| x.sds == id, &format!("SDS {name}"))?;
+            self.check_drain(pool, &|x| x.sds == id, &format!("SDS {}", s.name))?;
         }
+        Ok(s.name.clone())
+    }
+
+    pub(crate) fn drain_sds(&mut self, ctx: &mut Ctx, id: SdsId) -> Result<Answer, Reject> {
+        let name = self.check_drain_sds(id)?;
         let total = self.copies_on_sds(id);
         if let Some(s) = self.sds.get_mut(&id) {
             s.draining = true;
@@ -151,7 +156,8 @@ impl State {
         if n > 0 {
             return Err(holds(&format!("device {id}"), n, &format!("POST /device/{id}/drain")));
         }
-        let gone = self.sds.get(&d.sds).is_none_or(|s| !s.up);
+        // One whose server is away is kept in mind: the disk that comes back with it does not join by itself.
+        let gone = !self.sds.contains_key(&d.sds);
         self.drop_task(ctx, &TaskKind::DrainDevice { device: id }, "the device was removed");
         self.assign(ctx, id, None);
         if gone {

@@ -29,6 +29,8 @@ mod tests;
 #[cfg(test)]
 mod tests_cached;
 #[cfg(test)]
+mod tests_disks;
+#[cfg(test)]
 mod tests_ops;
 #[cfg(test)]
 mod tests_prop;

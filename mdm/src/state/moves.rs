@@ -29,11 +29,14 @@ impl State {
     /// The operator wants the device or its server empty.
     pub fn draining(&self, device: DeviceId) -> bool {
         let Some(d) = self.devices.get(&device) else { return false };
-        let lacks = |s: &super::Sds| {
-            let node = s.node.and_then(|n| self.nodes.get(&n));
-            node.is_some_and(|n| n.disabled.contains(&quarry_control::Capability::Sds))
-        };
-        d.draining || self.sds.get(&d.sds).is_some_and(|s| s.draining || lacks(s))
+        let wanted = |s: &super::Sds| s.draining || self.lacks_sds(s.id).is_some();
+        d.draining || self.sds.get(&d.sds).is_some_and(wanted)
+    }
+
+    /// The node of a server, if the capability to be one was taken from it.
+    pub(crate) fn lacks_sds(&self, sds: SdsId) -> Option<&super::Node> {
+        let node = self.nodes.get(&self.sds.get(&sds)?.node?)?;
+        node.disabled.contains(&quarry_control::Capability::Sds).then_some(node)
     }
 
     /// Where the group's copies will be when moves under way have ended.

@@ -1,7 +1,7 @@
 //! Nodes, data servers, devices and clients: registration, failure, fencing.
 
 use super::{
-    valid_name, Answer, Answered, Ctx, Device, Domain, Node, Register, Reject, Sdc, Sds, State,
+    valid_name, Answer, Answered, Ctx, Device, Domain, Node, Pg, Register, Reject, Sdc, Sds, State,
     MAX_OBJECTS,
 };
 use quarry_base::{DeviceId, DomainId, Instance, NodeId, PoolId, SdcId, SdsId, StartNo};
@@ -149,6 +149,9 @@ impl State {
                 ));
             }
             let Some(known) = self.devices.values().find(|k| k.uuid == d.uuid) else { continue };
+            if Some(known.sds) != me {
+                self.check_apart(r, me, known)?;
+            }
             let owner = self.sds.get(&known.sds);
             if Some(known.sds) != me && owner.is_some_and(|s| s.up) {
                 let owner = owner.map(|s| s.name.clone()).unwrap_or_default();
@@ -160,6 +163,32 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// A device that comes from another server must not bring a second copy of a group to this one.
+    fn check_apart(&self, r: &Register, me: Option<SdsId>, moved: &Device) -> Result<(), Reject> {
+        let named = |k: &Device| r.devices.iter().any(|d| d.uuid == k.uuid);
+        let with: BTreeSet<DeviceId> = self
+            .devices
+            .values()
+            .filter(|k| k.id != moved.id && (Some(k.sds) == me || named(k)))
+            .map(|k| k.id)
+            .collect();
+        let has =
+            |p: &Pg, d: DeviceId| p.config.listed.contains(&d) || p.config.member(d).is_some();
+        let both = |p: &&Pg| has(p, moved.id) && with.iter().any(|d| has(p, *d));
+        let n = self.pgs.values().filter(both).count();
+        if n == 0 {
+            return Ok(());
+        }
+        Err(Reject::conflict(
+            "copies_together",
+            format!(
+                "device {} holds copies of {n} placement groups that have another copy on a device of SDS {}",
+                moved.id, r.name
+            ),
+            "two copies of a group never share a server: give the disk to a server that has no other copy of them, or to one of its own",
+        ))
     }
 
     fn register_sds(&mut self, ctx: &mut Ctx, r: &Register, node: NodeId) -> Answer {
@@ -254,7 +283,14 @@ impl State {
         }
         // A removed device that its server does not have any more is forgotten.
         let here: BTreeSet<DeviceId> = out.iter().map(|d| d.1).collect();
-        self.devices.retain(|id, d| d.sds != sds || !d.removed || here.contains(id));
+        let forgotten: BTreeSet<DeviceId> = self
+            .devices
+            .values()
+            .filter(|d| d.sds == sds && d.removed && !here.contains(&d.id))
+            .map(|d| d.id)
+            .filter(|id| self.copies_on(*id) == 0)
+            .collect();
+        self.devices.retain(|id, _| !forgotten.contains(id));
         let gone = self.devices.values_mut().filter(|d| d.sds == sds && !here.contains(&d.id));
         for d in gone.filter(|d| !d.missing) {
             d.missing = true;
@@ -401,6 +437,8 @@ impl State {
         let Some(d) = self.devices.get_mut(&device) else { return };
         let was = d.pool;
         d.pool = pool;
+        // What was asked for where it was before does not count where it comes.
+        (d.draining, d.removed) = (false, d.removed && pool.is_none());
         match d.info() {
             Some(info) => ctx.change(Change::Device(info)),
             None if was.is_some() => ctx.change(Change::DeviceGone(device)),
@@ -416,6 +454,9 @@ impl State {
                 format!("SDC {name} exists"),
                 "GET /sdc/list shows it",
             ));
+        }
+        if self.sdcs.len() >= MAX_OBJECTS {
+            return Err(Reject::invalid("limit", "too many clients", ""));
         }
         let id = self.new_sdc(name);
         self.removed_sdc.remove(name);

@@ -140,7 +140,7 @@ fn is_rate(n: u64) -> bool {
     n == 0 || (SLOWEST..=FASTEST).contains(&n)
 }
 
-fn check_policy(q: &Pool) -> Result<(), Reject> {
+pub(super) fn check_policy(q: &Pool) -> Result<(), Reject> {
     let alerts = (1..=100).contains(&q.alert_high_percent)
         && (1..=100).contains(&q.alert_critical_percent)
         && q.alert_high_percent <= q.alert_critical_percent;

@@ -12,6 +12,8 @@ const PGS_PER_DEVICE: u32 = 32;
 const PGS: std::ops::RangeInclusive<u32> = 32..=1024;
 /// Most placement groups a pool may be given.
 pub const MAX_PGS: u32 = 65_536;
+/// ... and all pools together: a node is told of all of them in one message.
+const MAX_GROUPS: u64 = 100_000;
 pub const DEFAULT_GRACE_SECONDS: u64 = 60;
 pub const DEFAULT_OVER_COMMIT: u32 = 10;
 pub const DEFAULT_RESERVE_PERCENT: u32 = 10;
@@ -64,8 +66,7 @@ impl State {
     pub(crate) fn add_pool(&mut self, ctx: &mut Ctx, p: &AddPool) -> Result<Answer, Reject> {
         self.check_pool(p)?;
         let devices = self.pool_candidates(p)?;
-        self.next.pool += 1;
-        let id = PoolId(self.next.pool);
+        let id = PoolId(self.next.pool + 1);
         let mut pool = Pool {
             id,
             name: p.name.clone(),
@@ -97,7 +98,18 @@ impl State {
             health: String::new(),
             primaries_round: None,
         };
+        super::policy::check_policy(&pool)?;
+        let others = self.pools.values().map(|p| u64::from(p.pg_count));
+        let groups = others.sum::<u64>() + u64::from(pool.pg_count);
+        if groups > MAX_GROUPS {
+            return Err(Reject::invalid(
+                "limit",
+                format!("{groups} placement groups in all would be too many"),
+                format!("at most {MAX_GROUPS} in all pools: give pg_count a smaller power of two"),
+            ));
+        }
         pool.rate_now = super::rate_of(&pool, 0, 0);
+        self.next.pool = id.0;
         ctx.change(Change::Pool(pool.info()));
         ctx.event(
             "pool_create",

@@ -88,6 +88,16 @@ impl State {
         }
         match t.kind.clone() {
             TaskKind::DrainSds { sds } => {
+                if let Some(node) = self.lacks_sds(sds) {
+                    return Err(Reject::conflict(
+                        "capability_taken",
+                        format!(
+                            "node {} has no capability SDS any more: its copies have to go",
+                            node.name
+                        ),
+                        "give it back, which ends the task: scli node capability add --capability sds",
+                    ));
+                }
                 if let Some(s) = self.sds.get_mut(&sds) {
                     s.draining = false;
                 }
