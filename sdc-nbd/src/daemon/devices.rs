@@ -110,7 +110,12 @@ impl Devices {
             }
             _ => self.workers.remove(&volume),
         };
-        let Some(wanted) = wanted else { return link.state_later(DeviceState::None) };
+        let wanted = match (wanted, leaving.is_some()) {
+            (Some(w), _) => w,
+            // Its worker says so when it has let go.
+            (None, true) => return self.workers.extend(leaving.map(|w| (volume, w))),
+            (None, false) => return link.state_later(DeviceState::None),
+        };
         // One that is letting go of its device may take long, and is none of them any more.
         if self.workers.values().filter(|w| w.bell.is_some()).count() >= self.limit {
             self.workers.extend(leaving.map(|w| (volume, w)));

@@ -64,11 +64,25 @@ impl Slot {
         self.closings
     }
 
+    /// Is the volume mapped here? If not, what is open of it only ends.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.is_some()
+    }
+
     /// A connection that came after so many closings is gone.
     pub fn session_ended(&mut self, after: u32) {
-        self.sessions -= 1;
+        self.sessions = self.sessions.saturating_sub(1);
         if let State::Closing { sessions, .. } = &mut self.state {
-            *sessions -= usize::from(after < self.closings);
+            *sessions = sessions.saturating_sub(usize::from(after < self.closings));
+        }
+    }
+
+    /// Connections that have to end before the volume is closed.
+    fn ending(&self) -> usize {
+        match self.state {
+            State::Closing { sessions, .. } if self.wanted.is_some() => sessions,
+            State::Closing { .. } => self.sessions,
+            State::Failed { .. } | State::Listening { .. } => 0,
         }
     }
 }
@@ -200,6 +214,7 @@ impl Exports {
     pub fn set_device(&mut self, id: VolumeId, state: DeviceState) {
         let Some(s) = self.slots.get_mut(&id) else { return };
         self.changed = true;
+        let gone = state == DeviceState::None;
         s.device = match state {
             // The one of before is gone, the next is on its way.
             DeviceState::None if s.wanted.as_ref().is_some_and(|w| w.device) => {
@@ -207,7 +222,8 @@ impl Exports {
             }
             other => other,
         };
-        if let State::Closing { device, .. } = &mut s.state {
+        // Only what a worker says at its end: before that it may still take a device over, or fail to.
+        if let (true, State::Closing { device, .. }) = (gone, &mut s.state) {
             *device = false;
         }
     }
@@ -253,8 +269,10 @@ impl Exports {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             match slot.state {
                 State::Failed { retry_at, .. } if retry_at <= now => self.open(reactor, id),
-                State::Closing { sessions: 0, device: false, .. } => self.closed(reactor, id),
-                State::Closing { deadline, sessions, .. } if deadline <= now && sessions > 0 => {
+                State::Closing { device: false, .. } if slot.ending() == 0 => {
+                    self.closed(reactor, id)
+                }
+                State::Closing { deadline, .. } if deadline <= now && slot.ending() > 0 => {
                     cut.push(id)
                 }
                 _ => {}
@@ -280,7 +298,7 @@ impl Exports {
     pub fn deadline(&self) -> Option<Nanos> {
         let at = |s: &Slot| match s.state {
             State::Failed { retry_at, .. } => (!self.stopping).then_some(retry_at),
-            State::Closing { deadline, sessions, .. } => (sessions > 0).then_some(deadline),
+            State::Closing { deadline, .. } => (s.ending() > 0).then_some(deadline),
             State::Listening { .. } => None,
         };
         if self.settled {
@@ -372,7 +390,9 @@ mod tests {
         let before = old.closings();
         assert!(e.set(&mut reactor, ID, None) == Follow::End);
         assert!(e.set(&mut reactor, ID, mapped(2)) == Follow::Nothing);
-        // The old device is let go, the new one connects.
+        // The worker of before was taking its device over and could not; then it is let go, and the new one connects.
+        e.set_device(ID, DeviceState::Failed("gone".into()));
+        assert!(e.due(&mut reactor).is_empty());
         e.set_device(ID, DeviceState::None);
         let slot = e.get_mut(ID).unwrap();
         slot.session_ended(before);
@@ -400,6 +420,17 @@ mod tests {
         assert!(e.due(&mut reactor).is_empty());
         assert_eq!((told(&e), e.get_mut(ID).unwrap().sessions), (vec![(2, true)], 1));
         assert!(e.due(&mut reactor).is_empty() && e.deadline().is_none(), "nothing more is cut");
+        // Unmapped: whatever is open holds the volume's end up, and then it is gone.
+        e.set(&mut reactor, ID, None);
+        e.set_device(ID, DeviceState::Attached("/dev/nbd1".into()));
+        e.get_mut(ID).unwrap().session_ended(after);
+        assert!(
+            e.due(&mut reactor).is_empty() && e.get_mut(ID).is_some(),
+            "its device is still there"
+        );
+        e.set_device(ID, DeviceState::None);
+        e.due(&mut reactor);
+        assert!(e.get_mut(ID).is_none());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

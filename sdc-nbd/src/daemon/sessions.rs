@@ -70,7 +70,9 @@ impl Shard {
 
     /// A connection of the kernel, which is in the transmission phase already.
     pub(super) fn adopt(&mut self, volume: VolumeId, fd: OwnedFd) {
-        if self.stopping.is_some() {
+        // Not mapped any more: the device is let go in a moment.
+        let mapped = self.exports.get_mut(volume).is_some_and(|s| s.is_wanted());
+        if self.stopping.is_some() || !mapped {
             return;
         }
         // What an earlier connection of the device still holds unread is sent again on this one.
@@ -368,10 +370,11 @@ impl Shard {
         self.sessions.iter().filter(|(_, c)| c.volume == volume).map(|(id, _)| *id).collect()
     }
 
-    /// Connections of a volume from before it was closed last.
+    /// Connections of a volume that is being closed: those from before.
     pub(super) fn old_sessions_of(&mut self, volume: VolumeId) -> Vec<u64> {
-        let now = self.exports.get_mut(volume).map_or(0, |s| s.closings());
-        let old = |c: &NbdConn| c.volume == volume && c.closings < now;
+        // One that is not mapped has no others.
+        let before = self.exports.get_mut(volume).filter(|s| s.is_wanted()).map(|s| s.closings());
+        let old = |c: &NbdConn| c.volume == volume && before.is_none_or(|n| c.closings < n);
         self.sessions.iter().filter(|(_, c)| old(c)).map(|(id, _)| *id).collect()
     }
 
