@@ -183,6 +183,22 @@ pub fn flag(p: &Params, name: &str) -> Result<bool, ApiError> {
     }
 }
 
+/// Digits alone would be taken for an id where an object is named in a path, by a request that destroys it too.
+pub fn new_name(name: &str) -> Result<(), ApiError> {
+    if name.is_empty() || name.bytes().any(|b| !b.is_ascii_digit()) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        422,
+        "bad_name",
+        format!(
+            "'{}' is no name: digits alone are an id",
+            name.chars().take(80).collect::<String>()
+        ),
+        "add a letter: v7",
+    ))
+}
+
 /// The id of the object that is meant. A name wins over an id, as objects may be named by digits.
 pub fn find<'a>(
     kind: &str,

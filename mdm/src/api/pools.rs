@@ -1,7 +1,7 @@
 //! Protection domains, pools, rebuild.
 
 use super::change::{create, delete, unexpected};
-use super::input::{find, one_of, page, Body, Params, Ref};
+use super::input::{find, new_name, one_of, page, Body, Params, Ref};
 use super::servers::begun;
 use super::spec::{body, Empty, Route};
 use super::{render, Answer, Api, ApiError, ADMIN};
@@ -100,6 +100,7 @@ body! {
 }
 
 async fn pd_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PdBody>) -> Answer {
+    new_name(&b.name)?;
     create(&api, &h, Op::AddDomain { name: b.name }, |api, a| match a {
         state::Answer::Domain(id) => domain_json(api, *id),
         _ => Err(unexpected()),
@@ -153,6 +154,7 @@ body! {
 }
 
 async fn pool_create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<PoolBody>) -> Answer {
+    new_name(&b.name)?;
     let domain = if b.protection_domain.is_none() && b.protection_domain_id.is_none() {
         DomainId(1)
     } else {

@@ -66,6 +66,25 @@ pub fn pool_used(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
     s.pool_devices(pool).map(|d| device_used(hub, d)).sum()
 }
 
+/// Bytes used on the pool's devices, for a promise of space: of a device that has not reported since this MDM started as much
+/// counts as of the others. `None`: none has.
+pub fn pool_used_for_promise(s: &State, hub: &HubInner, pool: PoolId) -> Option<u64> {
+    let (mut used, mut heard, mut all) = (0u128, 0u128, 0u128);
+    for d in s.pool_devices(pool) {
+        all += u128::from(d.capacity_bytes);
+        let live = hub.sds.get(&d.sds).and_then(|l| l.devices.get(&d.id));
+        if let Some(l) = live {
+            used += u128::from(l.used);
+            heard += u128::from(d.capacity_bytes);
+        }
+    }
+    match heard {
+        0 if all == 0 => Some(0),
+        0 => None,
+        _ => Some(u64::try_from(used * all / heard).unwrap_or(u64::MAX)),
+    }
+}
+
 /// Bytes that servers keep for thick volumes on a pool's devices and that are not written yet, all copies.
 pub fn pool_promised(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
     let kept = |d: &Device| {

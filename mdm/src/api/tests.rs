@@ -135,6 +135,28 @@ async fn an_unmap_that_nobody_confirms_becomes_a_task_that_names_who() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_mdm_that_has_just_started_takes_no_volume_from_a_client_it_has_not_heard() {
+    let store = crate::log::MemStore::default();
+    let mdm = Mdm::on(Box::new(store.clone())).await;
+    let mut nodes = Vec::new();
+    for (i, name) in ["sds1", "sds2"].iter().enumerate() {
+        nodes.push(Fake::join(&mdm, hello(Role::Sds, name, i as u32)).await);
+    }
+    nodes.push(Fake::join(&mdm, hello(Role::Sdc, "sdc1", 9)).await);
+    mdm.post("/pool/create", json!({"name": "default"})).await;
+    mdm.post("/vol/create", json!({"name": "v1", "size_bytes": 1 << 20})).await;
+    let mut body = json!({"volume": "v1", "sdc": "sdc1"});
+    mdm.post("/vol/map", body.clone()).await;
+    // The client is at the first one still.
+    let second = Mdm::on(Box::new(store)).await;
+    let (code, e) = second.call("POST", "/vol/unmap", Some(body.clone())).await;
+    assert_eq!((code, &e["code"]), (503, &json!("client_unknown")), "{e}");
+    body["force"] = json!(true);
+    let (code, e) = second.call("POST", "/vol/unmap", Some(body)).await;
+    assert!(code == 200 || code == 202, "{code} {e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unmap_ends_although_the_volume_was_mapped_again_meanwhile() {
     let (mdm, nodes) = cluster().await;
     mdm.post("/pool/create", json!({"name": "default"})).await;
@@ -167,6 +189,8 @@ async fn bad_requests_get_a_code_a_message_and_the_right_status() {
     let cases = [
         ("POST", "/vol/create", json!({"name": "v1", "size_gb": 1}), 409, "name_taken"),
         ("POST", "/vol/create", json!({"name": "v2", "size_gb": 0}), 422, "bad_size"),
+        ("POST", "/vol/create", json!({"name": "007", "size_gb": 1}), 422, "bad_name"),
+        ("POST", "/pool/create", json!({"name": "1"}), 422, "bad_name"),
         ("POST", "/vol/create", json!({"name": "v2", "size_bytes": 1000}), 422, "bad_size"),
         ("POST", "/vol/create", json!({"name": "v2", "size_bytes": 200 * gib}), 422, "over_commit"),
         (

@@ -1,13 +1,13 @@
 //! Volumes and mappings.
 
 use super::change::{create as make, delete as remove, unexpected};
-use super::input::{find, one_of, page, size, Body, Params, Ref};
+use super::input::{find, new_name, one_of, page, size, Body, Params, Ref};
 use super::pools::find_pool;
 use super::servers::find_sdc;
 use super::spec::{body, Route};
 use super::tasks::task_json;
 use super::{render, Answer, Api, ApiError, ADMIN};
-use crate::control::{attachment, unconfirmed, users_of};
+use crate::control::{attachment, may_still_come, unconfirmed, users_of};
 use crate::state::{self, Op, Provisioning, TaskKind};
 use axum::extract::{Path, Query, State as Ext};
 use axum::http::{HeaderMap, StatusCode};
@@ -62,11 +62,20 @@ pub fn find_volume(api: &Api, r: &Ref) -> Result<VolumeId, ApiError> {
     find("vol", r, s.volumes.values().map(|v| (v.id.get(), v.name.as_str()))).map(VolumeId)
 }
 
-/// Bytes used on the pool's devices now.
-fn used(api: &Api, pool: PoolId) -> u64 {
+/// Bytes used on the pool's devices now. What is promised in full is not promised blindly.
+fn used(api: &Api, pool: PoolId, provisioning: Provisioning) -> Result<u64, ApiError> {
     let hub = api.hub.lock();
     let s = api.state.read();
-    render::pool_used(&s, &hub, pool)
+    match render::pool_used_for_promise(&s, &hub, pool) {
+        Some(n) => Ok(n),
+        None if provisioning == Provisioning::Thin => Ok(0),
+        None => Err(ApiError::new(
+            503,
+            "usage_unknown",
+            "no server of the pool has reported since the MDM started: what is free is not known",
+            "try again in a few seconds; scli status names servers that are away",
+        )),
+    }
 }
 
 fn volume_json(api: &Api, id: VolumeId) -> Result<Value, ApiError> {
@@ -97,7 +106,8 @@ async fn create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<CreateBody>) -> 
     let pool = find_pool(&api, &pool)?;
     let size_bytes = size(b.size_gb, b.size_bytes)?;
     let provisioning = b.provisioning.unwrap_or_default();
-    let used_bytes = used(&api, pool);
+    let used_bytes = used(&api, pool, provisioning)?;
+    new_name(&b.name)?;
     let op = Op::CreateVolume { name: b.name, pool, size_bytes, provisioning, used_bytes };
     make(&api, &h, op, |api, a| match a {
         state::Answer::Volume(id) => volume_json(api, *id),
@@ -140,8 +150,11 @@ body! {
 async fn extend(Ext(api): Ext<Api>, Body(b): Body<ExtendBody>) -> Answer {
     let id = find_volume(&api, &one_of("volume", [&b.volume, &b.volume_id, &b.name])?)?;
     let size_bytes = size(b.size_gb, b.size_bytes)?;
-    let pool = api.state.read().volumes.get(&id).map(|v| v.pool).unwrap_or_default();
-    let used_bytes = used(&api, pool);
+    let (pool, provisioning) = {
+        let s = api.state.read();
+        s.volumes.get(&id).map(|v| (v.pool, v.provisioning)).unwrap_or_default()
+    };
+    let used_bytes = used(&api, pool, provisioning)?;
     api.engine.submit(ADMIN, None, Op::ExtendVolume { id, size_bytes, used_bytes }).await?;
     Ok(Json(volume_json(&api, id)?).into_response())
 }
@@ -289,16 +302,27 @@ async fn unmap(Ext(api): Ext<Api>, Body(b): Body<UnmapBody>) -> Answer {
 }
 
 /// Refuses to take a volume from under a file system or a client that writes. A client that cannot be asked stops nothing:
-/// what it has in flight is fenced all the same.
+/// what it has in flight is fenced all the same. But an MDM that has just started waits for it.
 async fn refuse_in_use(api: &Api, volume: VolumeId, sdc: SdcId) -> Result<(), ApiError> {
-    let (volume_name, sdc_name) = {
+    let (volume_name, sdc_name, up) = {
         let s = api.state.read();
         let v = s.volumes.get(&volume).filter(|v| v.mappings.iter().any(|m| m.sdc == sdc));
         // Not mapped: the command says so.
         let (Some(v), Some(x)) = (v, s.sdcs.get(&sdc)) else { return Ok(()) };
-        (v.name.clone(), x.name.clone())
+        (v.name.clone(), x.name.clone(), x.up)
     };
-    let users = users_of(&api.hub, sdc, volume).await.unwrap_or_default();
+    let Some(users) = users_of(&api.hub, sdc, volume).await else {
+        return if up && may_still_come(&api.hub, sdc) {
+            Err(ApiError::new(
+                503,
+                "client_unknown",
+                format!("this MDM has just started and {sdc_name} has not answered yet: whether volume {volume_name} is in use there is not known"),
+                "try again in a few seconds; or force it (force in the request, scli volume unmap --force)",
+            ))
+        } else {
+            Ok(())
+        };
+    };
     if users.is_empty() {
         return Ok(());
     }

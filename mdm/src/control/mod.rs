@@ -18,6 +18,7 @@ pub use hub::{DeviceLive, Held, Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRat
 pub use questions::users_of;
 pub use session::{serve, Access};
 pub use tasks::{attachment, left_of, unconfirmed, TaskLeft};
+pub use watch::may_still_come;
 
 use quarry_base::Nanos;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! What the driver notes of the cluster's life once a second: health and fill of pools, clients that went, the rate of
 //! rebuilds. It only decides which commands to submit; the state machine carries them out.
 
-use super::hub::HubInner;
+use super::hub::{Hub, HubInner};
 use super::left_of;
+use super::now;
 use super::tasks::rate_key;
 use crate::health::{pool_health, Health};
 use crate::state::{rate_of, Level, Op, Pool, State, TaskState};
-use quarry_base::{Nanos, PoolId};
+use quarry_base::{Nanos, PoolId, SdcId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +17,12 @@ const SETTLE: Duration = Duration::from_secs(5);
 const SDC_LOST: Duration = Duration::from_secs(2);
 /// A pool's level falls when it is this much below the threshold, percent of its capacity.
 const HYSTERESIS: u64 = 2;
+
+/// May a client be there of which this MDM, which has just started, has not heard yet?
+pub fn may_still_come(hub: &Hub, sdc: SdcId) -> bool {
+    let h = hub.lock();
+    now().since(h.started) < SETTLE && !h.sdcs.contains_key(&sdc)
+}
 
 /// Commands that are due.
 pub fn due(s: &State, hub: &HubInner, at: Nanos) -> Vec<Op> {
