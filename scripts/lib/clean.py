@@ -8,11 +8,14 @@ import os
 import shutil
 import subprocess
 
+import nbddev
 import proc
-from common import TEMP_PREFIX, Failure, say
+from common import MEMORY_PREFIX, TEMP_PREFIX, Failure, say
 from members import Cluster
 
 
+# Servers that are gone may keep it waiting for long.
+UMOUNT_SECONDS = 20
 # The owner of a run that was told to leave its cluster running.
 KEPT = 0
 
@@ -104,7 +107,11 @@ def release(path):
 def _unmount(points):
     for point in points:
         say(f"unmounting {point}")
-        if subprocess.run(["umount", point], capture_output=True).returncode:
+        try:
+            done = subprocess.run(["umount", point], capture_output=True, timeout=UMOUNT_SECONDS).returncode == 0
+        except subprocess.TimeoutExpired:
+            done = False
+        if not done:
             subprocess.run(["umount", "-l", point], capture_output=True)
 
 
@@ -114,17 +121,30 @@ def _mounted_from(devices):
     return [r[1].encode().decode("unicode_escape") for r in rows if r[0] in devices][::-1]
 
 
+def stop_cluster(path):
+    """Ends the cluster in a work directory: what is mounted on it first, its kernel devices after its clients."""
+    cluster = Cluster(os.path.join(path, "cluster.d"))
+    if not cluster.exists():
+        return
+    state = cluster.load().state
+    for name in nbddev.attached(state["cluster_id"]):
+        _unmount(nbddev.mounted_at(name)[::-1])
+    cluster.stop([m for m in cluster.of_role("sdc") if cluster.running(m)])
+    nbddev.detach_all(state["cluster_id"])
+    cluster.stop_all()
+    shutil.rmtree(state["socket_dir"], ignore_errors=True)
+
+
 def clean():
     """Removes every leftover, naming it; the number removed."""
     count = 0
-    for path in sorted(glob.glob(TEMP_PREFIX + "*")):
+    for path in sorted(glob.glob(TEMP_PREFIX + "*") + glob.glob(MEMORY_PREFIX + "*")):
         why = leftover(path)
         if not why:
             continue
-        inner = Cluster(os.path.join(path, "cluster.d"))
-        if inner.exists():
-            inner.load().stop_all()
-            shutil.rmtree(inner.state["socket_dir"], ignore_errors=True)
+        # While its servers run: what is written is still taken.
+        release(path)
+        stop_cluster(path)
         release(path)
         shutil.rmtree(path)
         say(f"removed {path}: {why}")

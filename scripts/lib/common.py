@@ -9,6 +9,8 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Everything temporary of ours lies here, so that `scripts/cluster clean` finds it.
 TEMP_PREFIX = "/tmp/quarry-"
+# ... or, what is to be in memory, here.
+MEMORY_PREFIX = "/dev/shm/quarry-"
 
 
 class Failure(Exception):

@@ -254,10 +254,15 @@ class Demo:
 
     def purge(self):
         if os.path.exists(os.path.join(self.dir, "cluster.json")):
-            subprocess.run([os.path.join(ROOT, "scripts", "cluster"), "down", "--purge",
-                            "--dir", self.dir])
+            down = [os.path.join(ROOT, "scripts", "cluster"), "down", "--purge", "--dir", self.dir]
+            if subprocess.run(down).returncode:
+                raise Failure(f"the cluster in {self.dir} did not go down; it stays",
+                              f"see above; then scripts/cluster down --purge --dir {self.dir}")
 
     def remove(self):
+        if os.path.exists(os.path.join(self.dir, "cluster.json")):
+            # What would end its members is written there.
+            return
         clean.release(self.work)
         shutil.rmtree(self.work)
 

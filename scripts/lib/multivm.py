@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,7 @@ class Demo:
         log = host.inside(host.dir) if self.kind is Namespace else "/run/out"
         argv = [host.inside(os.path.join(self.bin, program)), "--node-config", f"{log}/node.toml",
                 "--data-dir", f"{self.data(host)}/{program}", *args]
-        host.must(f"mkdir -p {self.data(host)} && setsid nohup {' '.join(argv)} </dev/null "
+        host.must(f"mkdir -p {self.data(host)} && setsid nohup {shlex.join(argv)} </dev/null "
                   f">>{log}/{program}.log 2>&1 &")
 
     def data(self, host):
@@ -167,7 +168,7 @@ class Demo:
         client.must(f"mkdir -p /tmp/m && mkfs.ext4 -q {device} && mount {device} /tmp/m"
                     if self.kind is Guest else self.own_mount(f"mkfs.ext4 -q -F {device} && mount {device} {self.mnt}"))
         self.mounted = True
-        source = client.inside(ROOT)
+        source = shlex.quote(client.inside(ROOT))
         client.must(f"cp -r {source}/libs {source}/docs {self.mnt}/ && cd {self.mnt} && find libs docs -type f "
                     f"-print0 | sort -z | xargs -0 sha256sum >{self.scratch}/sums && sync -f {self.mnt} && "
                     f"wc -l <{self.scratch}/sums")

@@ -71,6 +71,7 @@ def _first(cluster, options, bin_dir):
         made = True
     else:
         made = False
+    before = set(os.listdir(directory))
     try:
         cluster.state = layout.plan(directory, options, bin_dir)
         cluster.state["backing_made"] = made
@@ -79,6 +80,10 @@ def _first(cluster, options, bin_dir):
     except BaseException:
         if made:
             shutil.rmtree(options.backing, ignore_errors=True)
+        # So that it can be tried again.
+        for name in set(os.listdir(directory)) - before - {"cluster.json"}:
+            path = os.path.join(directory, name)
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
         raise
     cluster.save()
 
