@@ -43,14 +43,19 @@ impl Output {
 
     /// Plain text and a line end. A reader that closed the pipe has seen enough.
     pub fn text(self, text: &str) -> Result<(), CliError> {
+        self.text_to_reader(text).map(drop)
+    }
+
+    /// The same; false when there is no reader any more.
+    pub fn text_to_reader(self, text: &str) -> Result<bool, CliError> {
         let mut out = std::io::stdout().lock();
         let written = out
             .write_all(text.trim_end_matches('\n').as_bytes())
             .and_then(|()| out.write_all(b"\n"))
             .and_then(|()| out.flush());
         match written {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+            other => Ok(other.map(|()| true)?),
         }
     }
 }

@@ -48,13 +48,21 @@ pub fn for_task(client: &Client, id: &str, limit: Duration) -> Result<Value, Cli
     let mut pause = FIRST_PAUSE;
     let (mut shown, progress) = (String::new(), std::io::stderr().is_terminal());
     loop {
-        let task = client.get(&format!("/tasks/{id}"))?;
+        let looked = client.get(&format!("/tasks/{id}"));
+        let left = limit.saturating_sub(began.elapsed());
+        let task = match looked {
+            // An MDM that starts again comes back with the task.
+            Err(e) if e.exit == Exit::NoMdm && !left.is_zero() => {
+                std::thread::sleep(LONGEST_PAUSE.min(left));
+                continue;
+            }
+            looked => looked?,
+        };
         match state(&task) {
             State::Done => return Ok(task),
             State::Failed => return Err(failure(id, &task)),
             State::Running => {}
         }
-        let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
             return Err(late(id, limit, &task));
         }

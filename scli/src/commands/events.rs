@@ -39,7 +39,10 @@ pub fn run(cx: &Context<'_>, args: &EventsArgs) -> Result<(), CliError> {
     let mut seen = since;
     loop {
         for event in &news {
-            cx.out.text(&if cx.out.json { event.to_string() } else { line(event) })?;
+            let text = if cx.out.json { event.to_string() } else { line(event) };
+            if !cx.out.text_to_reader(&text)? {
+                return Ok(());
+            }
         }
         seen = news.iter().map(event_id).fold(seen, u64::max);
         std::thread::sleep(FOLLOW_PAUSE);

@@ -40,8 +40,18 @@ pub fn run(cx: &Context<'_>, args: &StatusArgs) -> Result<u8, CliError> {
 pub fn until_ok(cx: &Context<'_>, limit: Duration) -> Result<Value, CliError> {
     let began = Instant::now();
     let (mut shown, progress) = (String::new(), std::io::stderr().is_terminal());
+    let mut seen = false;
     loop {
-        let status = status(cx)?;
+        let left_time = limit.saturating_sub(began.elapsed());
+        let status = match status(cx) {
+            // An MDM that was there and starts again is waited for, too.
+            Err(e) if seen && e.exit == Exit::NoMdm && !left_time.is_zero() => {
+                std::thread::sleep(PAUSE.min(left_time));
+                continue;
+            }
+            looked => looked?,
+        };
+        seen = true;
         if status.get("health").and_then(Value::as_str) == Some("ok") {
             return Ok(status);
         }

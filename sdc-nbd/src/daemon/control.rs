@@ -109,7 +109,7 @@ impl Control {
         Ok(Control {
             devices: Devices::new(shard.tx.clone(), shard.waker.clone()),
             usage: Usage::new(meters.clone()),
-            start: Start::new(config.sdctab.clone()),
+            start: Start::new(config.sdctab.clone(), Instant::now()),
             to_mdm: session.sender(),
             config,
             shard,
@@ -205,6 +205,7 @@ impl Control {
 
     fn beat(&mut self) {
         self.devices.retry(Instant::now());
+        self.start.without_mdm(Instant::now());
         if !self.up {
             return;
         }

@@ -13,7 +13,7 @@ use quarry_metrics::systemd::{notify, State};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Ready is told after this time at the latest, counted from the registration.
+/// Ready is told after this time at the latest, counted from the registration, or from the start if there is no MDM.
 const LONGEST: Duration = Duration::from_secs(30);
 /// Wait before what was refused, or not answered, is asked for again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -31,19 +31,20 @@ pub(super) struct Start {
     wanted: Vec<(Entry, Stage)>,
     /// What was open at the last look: a volume may be open before the answer that it is mapped arrives.
     open: Vec<Attachment>,
+    began: Instant,
     registered: Option<Instant>,
     ready: bool,
     table: String,
 }
 
 impl Start {
-    pub fn new(table: Table) -> Start {
+    pub fn new(table: Table, now: Instant) -> Start {
         for why in &table.errors {
             tracing::warn!("{why}; the line is left out");
         }
         let path = table.path.display().to_string();
         let wanted = table.entries.into_iter().map(|e| (e, Stage::Asked(None))).collect();
-        Start { wanted, open: Vec::new(), registered: None, ready: false, table: path }
+        Start { wanted, open: Vec::new(), began: now, registered: None, ready: false, table: path }
     }
 
     /// The MDM knows this client: what to ask it for.
@@ -56,6 +57,19 @@ impl Start {
             }
         }
         self.due(now)
+    }
+
+    /// No MDM for so long: what can be served without it is, and whoever waits for the start goes on.
+    pub fn without_mdm(&mut self, now: Instant) {
+        if self.ready || self.registered.is_some() || now < self.began + LONGEST {
+            return;
+        }
+        self.ready = true;
+        tracing::warn!(
+            missing = self.wanted.len(),
+            "ready, and no MDM has answered yet: volumes come when one does"
+        );
+        notify(State::Ready);
     }
 
     /// What to ask for now. Tells systemd when nothing is open any more.
@@ -153,9 +167,21 @@ mod tests {
     }
 
     #[test]
+    fn without_an_mdm_the_start_does_not_wait_for_ever() {
+        let t = Instant::now();
+        let mut s = Start::new(table(&[("a", true)]), t);
+        s.without_mdm(t + LONGEST / 2);
+        assert!(!s.ready);
+        s.without_mdm(t + LONGEST);
+        assert!(s.ready);
+        // One that comes later is asked all the same.
+        assert_eq!(names(&s.registered(t + 2 * LONGEST)), ["a"]);
+    }
+
+    #[test]
     fn ready_means_that_every_volume_of_the_table_is_attached() {
         let t = Instant::now();
-        let mut s = Start::new(table(&[("a", true), ("b", false)]));
+        let mut s = Start::new(table(&[("a", true), ("b", false)]), Instant::now());
         assert!(s.due(t).is_empty(), "nobody to ask yet");
         assert_eq!(names(&s.registered(t)), ["a", "b"]);
         assert!(s.due(t).is_empty(), "asked already");
@@ -177,7 +203,7 @@ mod tests {
     #[test]
     fn a_volume_that_is_open_before_the_answer_comes_counts() {
         let t = Instant::now();
-        let mut s = Start::new(table(&[("a", false)]));
+        let mut s = Start::new(table(&[("a", false)]), Instant::now());
         s.registered(t);
         s.attachments(&[open(7, None)]);
         s.due(t);
@@ -190,7 +216,7 @@ mod tests {
     #[test]
     fn a_volume_that_never_comes_does_not_hold_back_the_others_for_ever() {
         let t = Instant::now();
-        let mut s = Start::new(table(&[("a", true)]));
+        let mut s = Start::new(table(&[("a", true)]), Instant::now());
         s.registered(t);
         s.due(t + LONGEST - Duration::from_secs(1));
         assert!(!s.ready);
@@ -201,7 +227,7 @@ mod tests {
     #[test]
     fn what_a_lost_session_may_have_swallowed_is_asked_again() {
         let t = Instant::now();
-        let mut s = Start::new(table(&[("a", false)]));
+        let mut s = Start::new(table(&[("a", false)]), Instant::now());
         assert_eq!(names(&s.registered(t)), ["a"]);
         assert_eq!(names(&s.registered(t)), ["a"]);
     }

@@ -7,6 +7,7 @@ use rustix::net::netlink::{SocketAddrNetlink, GENERIC};
 use rustix::net::sockopt::{set_socket_timeout, Timeout};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,11 @@ impl Netlink {
     }
 }
 
+/// Requests that the kernel has not answered yet, their callers gone on.
+static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
+/// So many of them, and no more are begun.
+const MOST_LEFT_BEHIND: usize = 64;
+
 /// One request without replies, whose caller goes on after `wait` whatever the kernel does.
 ///
 /// The kernel carries requests out inside the system call that sends them, so some (`DISCONNECT`,
@@ -107,19 +113,24 @@ pub(super) fn bounded(
     keep: Vec<OwnedFd>,
     build: impl FnOnce(u32, &[OwnedFd]) -> Vec<u8>,
 ) -> Result<(), KernelError> {
+    if LEFT_BEHIND.load(Ordering::Relaxed) >= MOST_LEFT_BEHIND {
+        return Err(KernelError::NoAnswer { what, seconds: wait.as_secs() });
+    }
     let mut netlink = Netlink::open()?;
     let request = build(netlink.next_seq(), &keep);
     let (done, result) = mpsc::sync_channel(1);
     let run = move || {
         let answer = netlink.exchange(what, &request, |_| Ok(()));
         drop(keep);
+        LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
         // Nobody listens any more if this took too long; the caller has reported it then.
         let _late = done.send(answer);
     };
-    std::thread::Builder::new()
-        .name("nbd-netlink".into())
-        .spawn(run)
-        .map_err(|e| KernelError::io("starting a thread for", what, e))?;
+    LEFT_BEHIND.fetch_add(1, Ordering::Relaxed);
+    std::thread::Builder::new().name("nbd-netlink".into()).spawn(run).map_err(|e| {
+        LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
+        KernelError::io("starting a thread for", what, e)
+    })?;
     match result.recv_timeout(wait) {
         Ok(r) => r,
         Err(_) => Err(KernelError::NoAnswer { what, seconds: wait.as_secs() }),
