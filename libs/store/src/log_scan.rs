@@ -64,6 +64,9 @@ impl LogImage {
     }
 }
 
+/// No batch is longer, bytes: one that does not fit before the area's end begins less than so far from it.
+const LONGEST_BATCH: u64 = 4 << 20;
+
 /// A valid batch.
 pub(crate) struct Found {
     pub header: BatchHeader,
@@ -95,8 +98,9 @@ pub(crate) fn walk(image: &LogImage, l: &Layout, sb: &Superblock) -> Walk {
         let next = next_batch(image, l, sb, w.end, &expect);
         let Some(f) = next.filter(|f| f.header.pos + f.header.len - sb.tail_pos <= l.log_bytes)
         else {
-            let places = [w.end, w.end.next_multiple_of(l.log_bytes)];
-            w.hidden = places.iter().any(|pos| is_hidden(image, l, sb, *pos, no));
+            let start = w.end.next_multiple_of(l.log_bytes);
+            w.hidden = is_hidden(image, l, sb, w.end, no)
+                || start - w.end <= LONGEST_BATCH && is_hidden(image, l, sb, start, no);
             break;
         };
         (no, prev, inc) = (no + 1, f.crc, f.header.incarnation);
