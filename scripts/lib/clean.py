@@ -137,16 +137,25 @@ def stop_cluster(path):
 
 def clean():
     """Removes every leftover, naming it; the number removed."""
-    count = 0
-    for path in sorted(glob.glob(TEMP_PREFIX + "*") + glob.glob(MEMORY_PREFIX + "*")):
+    count, failed = 0, None
+    # What is in memory is used by clusters in the others.
+    for path in sorted(glob.glob(TEMP_PREFIX + "*")) + sorted(glob.glob(MEMORY_PREFIX + "*")):
         why = leftover(path)
         if not why:
             continue
-        # While its servers run: what is written is still taken.
-        release(path)
-        stop_cluster(path)
-        release(path)
+        try:
+            # While its servers run: what is written is still taken.
+            _unmount(_mounted_from(loops_under(path)))
+            stop_cluster(path)
+            release(path)
+        except (Failure, OSError) as e:
+            # The others are removed all the same.
+            failed = failed or e
+            say(f"{path} stays: {e}")
+            continue
         shutil.rmtree(path)
         say(f"removed {path}: {why}")
         count += 1
+    if failed:
+        raise failed
     say(f"{count} leftovers removed" if count else "nothing was left behind")

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import socket
 import struct
 import time
@@ -33,7 +34,8 @@ def attached(cluster_id):
 
 def mounted_at(name):
     with open("/proc/self/mounts") as f:
-        return [line.split()[1] for line in f if line.split()[0] == f"/dev/{name}"]
+        rows = [line.split() for line in f]
+    return [r[1] for r in rows if re.fullmatch(f"/dev/{name}(p\\d+)?", r[0])]
 
 
 def refuse_mounted(cluster_id):
@@ -46,7 +48,12 @@ def refuse_mounted(cluster_id):
 def detach_all(cluster_id):
     """Detaches a cluster's devices. Its clients have to be gone: they would connect them again."""
     for name in attached(cluster_id):
-        disconnect(int(name.removeprefix("nbd")))
+        try:
+            disconnect(int(name.removeprefix("nbd")))
+        except OSError as e:
+            # The rest ends all the same.
+            say(f"/dev/{name} cannot be detached: {e.strerror}")
+            continue
         end = time.monotonic() + PATIENCE
         while _read(name, "pid") and time.monotonic() < end:
             time.sleep(0.05)

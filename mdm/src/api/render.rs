@@ -71,11 +71,14 @@ pub fn pool_used(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
 pub fn pool_used_for_promise(s: &State, hub: &HubInner, pool: PoolId) -> Option<u64> {
     let (mut used, mut heard, mut all) = (0u128, 0u128, 0u128);
     for d in s.pool_devices(pool) {
-        all += u128::from(d.capacity_bytes);
         let live = hub.sds.get(&d.sds).and_then(|l| l.devices.get(&d.id));
         if let Some(l) = live {
             used += u128::from(l.used);
             heard += u128::from(d.capacity_bytes);
+        }
+        // One that has failed holds nothing that counts.
+        if live.is_some() || d.failed.is_none() {
+            all += u128::from(d.capacity_bytes);
         }
     }
     match heard {

@@ -1,7 +1,7 @@
 //! Data servers and clients: add, fail, recover, drain, remove.
 
 use super::change::{create, delete, run, unexpected};
-use super::input::{find, flag, new_name, page, Body, Params, Ref};
+use super::input::{find, flag, page, Body, Params, Ref};
 use super::pools::find_domain;
 use super::spec::{body, Empty, Route};
 use super::{devices, render, tasks, Answer, Api, ApiError, ADMIN};
@@ -139,7 +139,6 @@ async fn sds_add(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<SdsBody>) -> An
     };
     let set = b.fault_set.or(b.fault_set_id);
     let fault_set = set.map(|r| devices::find_fault_set(&api, &r)).transpose()?;
-    new_name(&b.name)?;
     let op = Op::AddSds { name: b.name, domain: Some(domain), fault_set };
     create(&api, &h, op, |api, a| match a {
         state::Answer::Sds(id) => sds_json(api, *id),
@@ -250,7 +249,6 @@ body! {
 }
 
 async fn sdc_add(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<SdcBody>) -> Answer {
-    new_name(&b.name)?;
     create(&api, &h, Op::AddSdc { name: b.name }, |api, a| match a {
         state::Answer::Sdc(id) => sdc_json(api, *id),
         _ => Err(unexpected()),

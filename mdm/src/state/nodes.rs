@@ -150,7 +150,7 @@ impl State {
             }
             let Some(known) = self.devices.values().find(|k| k.uuid == d.uuid) else { continue };
             if Some(known.sds) != me {
-                self.check_apart(r, me, known)?;
+                self.check_apart(r, known)?;
             }
             let owner = self.sds.get(&known.sds);
             if Some(known.sds) != me && owner.is_some_and(|s| s.up) {
@@ -166,12 +166,14 @@ impl State {
     }
 
     /// A device that comes from another server must not bring a second copy of a group to this one.
-    fn check_apart(&self, r: &Register, me: Option<SdsId>, moved: &Device) -> Result<(), Reject> {
-        let named = |k: &Device| r.devices.iter().any(|d| d.uuid == k.uuid);
+    fn check_apart(&self, r: &Register, moved: &Device) -> Result<(), Reject> {
+        // Those that come with it; what shared a server with it before is no worse off.
+        let named = |k: &&Device| r.devices.iter().any(|d| d.uuid == k.uuid);
         let with: BTreeSet<DeviceId> = self
             .devices
             .values()
-            .filter(|k| k.id != moved.id && (Some(k.sds) == me || named(k)))
+            .filter(|k| k.sds != moved.sds)
+            .filter(named)
             .map(|k| k.id)
             .collect();
         let has =

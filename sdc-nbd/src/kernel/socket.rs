@@ -7,8 +7,9 @@ use rustix::net::netlink::{SocketAddrNetlink, GENERIC};
 use rustix::net::sockopt::{set_socket_timeout, Timeout};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest wait for an answer.
@@ -119,20 +120,30 @@ pub(super) fn bounded(
     let mut netlink = Netlink::open()?;
     let request = build(netlink.next_seq(), &keep);
     let (done, result) = mpsc::sync_channel(1);
+    // Set by who ends first, the kernel or the wait: one that comes after the wait leaves the count again.
+    let over = Arc::new(AtomicBool::new(false));
+    let left = Arc::clone(&over);
     let run = move || {
         let answer = netlink.exchange(what, &request, |_| Ok(()));
         drop(keep);
-        LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
+        if left.swap(true, Ordering::AcqRel) {
+            LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
+        }
         // Nobody listens any more if this took too long; the caller has reported it then.
         let _late = done.send(answer);
     };
-    LEFT_BEHIND.fetch_add(1, Ordering::Relaxed);
-    std::thread::Builder::new().name("nbd-netlink".into()).spawn(run).map_err(|e| {
-        LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
-        KernelError::io("starting a thread for", what, e)
-    })?;
+    std::thread::Builder::new()
+        .name("nbd-netlink".into())
+        .spawn(run)
+        .map_err(|e| KernelError::io("starting a thread for", what, e))?;
     match result.recv_timeout(wait) {
         Ok(r) => r,
-        Err(_) => Err(KernelError::NoAnswer { what, seconds: wait.as_secs() }),
+        Err(_) => {
+            LEFT_BEHIND.fetch_add(1, Ordering::Relaxed);
+            if over.swap(true, Ordering::AcqRel) {
+                LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
+            }
+            Err(KernelError::NoAnswer { what, seconds: wait.as_secs() })
+        }
     }
 }
