@@ -337,7 +337,7 @@ impl Store {
         };
         match e.body {
             Body::Record { rec, slots, .. } => {
-                let version = rec.version;
+                let (version, mut again) = (rec.version, false);
                 if let Some(t) = pg.tail_at(version.seq) {
                     if t.rec.version == version && t.slots == slots {
                         if let RecordKind::Write { data, .. } = &mut t.rec.kind {
@@ -345,10 +345,10 @@ impl Store {
                                 *data = payload.slice(..data.len());
                             }
                         }
-                        t.built(no, &mut self.sp.batches);
+                        again = t.built(no, &mut self.sp.batches);
                     }
                 }
-                Done::Rec { pg: e.pg, version }
+                Done::Rec { pg: e.pg, version, again }
             }
             Body::Copy { mut copy, slot, repair } => {
                 if slot == NO_SLOT {

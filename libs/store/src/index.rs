@@ -200,14 +200,15 @@ impl TailRec {
         [self.batch, self.again].into_iter().filter(|no| *no != 0)
     }
 
-    /// Batch `no` has it.
-    pub fn built(&mut self, no: u64, batches: &mut Batches) {
+    /// Batch `no` has it. True: one before had it.
+    pub fn built(&mut self, no: u64, batches: &mut Batches) -> bool {
         batches.pin(no);
         let place = if self.batch == 0 { &mut self.batch } else { &mut self.again };
         let old = std::mem::replace(place, no);
         if old != 0 {
             batches.unpin(old);
         }
+        self.again == no
     }
 
     /// Everything up to batch `no` is written.
@@ -308,9 +309,22 @@ impl Pg {
 /// What waits for the log batch to be written before it gets into the index.
 pub(crate) enum Done {
     Nothing,
-    Rec { pg: u32, version: Version },
-    Copy { pg: u32, copy: Box<Sealed>, slot: u32, repair: bool },
-    Drop { pg: u32, list: Vec<(BlockKey, Version)> },
+    /// `again`: the log had it before.
+    Rec {
+        pg: u32,
+        version: Version,
+        again: bool,
+    },
+    Copy {
+        pg: u32,
+        copy: Box<Sealed>,
+        slot: u32,
+        repair: bool,
+    },
+    Drop {
+        pg: u32,
+        list: Vec<(BlockKey, Version)>,
+    },
 }
 
 #[cfg(test)]

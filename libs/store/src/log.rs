@@ -173,7 +173,7 @@ impl Store {
             // Copies and drops of the batch first: a record of the same batch must not get ahead of a
             // copy that lies before it. (A copy behind a record of its block is not older than that.)
             for d in done {
-                if let Done::Rec { pg, version } = d {
+                if let Done::Rec { pg, version, .. } = d {
                     recs.push((pg, version));
                 }
                 self.entry_written(d, no);
@@ -216,12 +216,12 @@ impl Store {
             }
             Done::Copy { copy, .. } => apply::repair(pg, idx, &mut self.sp, &copy, no),
             Done::Drop { list, .. } => apply::drop_list(pg, &mut self.sp, &list),
-            Done::Rec { version, .. } => {
+            Done::Rec { version, again: true, .. } => {
                 if let Some(t) = pg.tail_at(version.seq) {
                     t.written(no, &mut self.sp.batches);
                 }
             }
-            Done::Nothing => {}
+            Done::Rec { .. } | Done::Nothing => {}
         }
     }
 

@@ -99,6 +99,7 @@ body! {
 }
 
 async fn create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<CreateBody>) -> Answer {
+    new_name(&b.name)?;
     let pool = match (&b.pool, &b.pool_id) {
         (None, None) => Ref::Name("default".into()),
         _ => one_of("pool", [&b.pool, &b.pool_id, &None])?,
@@ -107,7 +108,6 @@ async fn create(Ext(api): Ext<Api>, h: HeaderMap, Body(b): Body<CreateBody>) -> 
     let size_bytes = size(b.size_gb, b.size_bytes)?;
     let provisioning = b.provisioning.unwrap_or_default();
     let used_bytes = used(&api, pool, provisioning)?;
-    new_name(&b.name)?;
     let op = Op::CreateVolume { name: b.name, pool, size_bytes, provisioning, used_bytes };
     make(&api, &h, op, |api, a| match a {
         state::Answer::Volume(id) => volume_json(api, *id),

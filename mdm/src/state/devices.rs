@@ -34,10 +34,6 @@ impl State {
             ));
         }
         let name = p.name.clone();
-        if let Some(d) = self.devices.get_mut(&id) {
-            d.removed = false;
-            d.draining = false;
-        }
         self.assign(ctx, id, Some(pool));
         ctx.event("device_add", format!("device {id}"), format!("pool {name}"));
         self.lay_out(ctx, pool);
@@ -164,7 +160,6 @@ impl State {
             self.devices.remove(&id);
         } else if let Some(d) = self.devices.get_mut(&id) {
             d.removed = true;
-            d.draining = false;
         }
         ctx.event("device_delete", format!("device {id}"), "asked by the operator");
         Ok(Answer::Done)

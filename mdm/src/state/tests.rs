@@ -85,6 +85,17 @@ impl Lab {
         self.run(registration(i, resume, heard))
     }
 
+    /// Makes a thin volume in the first pool.
+    pub fn volume(&mut self, name: &str, size_bytes: u64) -> Result<Applied, Reject> {
+        self.run(Op::CreateVolume {
+            name: name.into(),
+            pool: PoolId(1),
+            size_bytes,
+            provisioning: Provisioning::Thin,
+            used_bytes: 0,
+        })
+    }
+
     /// Id of server `i`; one that is not there has none, and 0 is nobody's.
     pub fn id(&self, i: u32) -> SdsId {
         let name = format!("s{i}");
@@ -185,6 +196,18 @@ pub fn registration(i: u32, resume: Option<u64>, heard: &[u32]) -> Op {
         devices: vec![dev],
         answered: answered(heard),
     }))
+}
+
+/// Maps the first volume to the first client.
+pub fn map_first(device: bool, no_device: bool) -> Op {
+    Op::Map {
+        volume: VolumeId(1),
+        sdc: SdcId(1),
+        read_only: false,
+        device,
+        io_timeout_ms: None,
+        no_device,
+    }
 }
 
 pub fn pool(name: &str, copies: u8) -> Op {
@@ -499,21 +522,8 @@ fn r19_starts_and_instances_are_never_the_same() {
 fn r21_each_change_of_the_mapping_set_raises_the_generation() {
     let mut l = Lab::cluster(2, 2);
     l.ok(Op::AddSdc { name: "c1".into() });
-    l.ok(Op::CreateVolume {
-        name: "v".into(),
-        pool: PoolId(1),
-        size_bytes: 1 << 20,
-        provisioning: Provisioning::Thin,
-        used_bytes: 0,
-    });
-    let map = Op::Map {
-        volume: VolumeId(1),
-        sdc: SdcId(1),
-        read_only: false,
-        device: false,
-        io_timeout_ms: None,
-        no_device: false,
-    };
+    l.volume("v", 1 << 20).unwrap();
+    let map = map_first(false, false);
     l.ok(map.clone());
     let g = l.view.volumes[&VolumeId(1)].generation;
     l.ok(map);
@@ -522,13 +532,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
     assert!(l.s.volumes[&VolumeId(1)].generation > g);
     l.ok(Op::DeleteVolume { id: VolumeId(1) });
     assert_eq!(l.view.deleted.len(), 1);
-    l.ok(Op::CreateVolume {
-        name: "v".into(),
-        pool: PoolId(1),
-        size_bytes: 1 << 20,
-        provisioning: Provisioning::Thin,
-        used_bytes: 0,
-    });
+    l.volume("v", 1 << 20).unwrap();
     let v = &l.s.volumes[&VolumeId(2)];
     assert_eq!(v.vtree, VtreeId(2), "ids and vtrees are never used again");
 }
@@ -536,13 +540,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
 #[test]
 fn a_forced_fence_of_the_last_copy_leaves_it_unavailable_until_recovered() {
     let mut l = Lab::cluster(2, 2);
-    l.ok(Op::CreateVolume {
-        name: "v".into(),
-        pool: PoolId(1),
-        size_bytes: 1 << 20,
-        provisioning: Provisioning::Thin,
-        used_bytes: 0,
-    });
+    l.volume("v", 1 << 20).unwrap();
     l.fail(1, &[2]);
     let fence = |force| Op::FenceSds { id: SdsId(2), force, answered: answered(&[2]) };
     assert_eq!(l.run(fence(false)).unwrap_err().code, "last_copy");

@@ -1,6 +1,7 @@
 //! Disks that go and come: removed and put to use again, moved to another server; and orders that are refused as a whole.
 
-use super::tests::{pool, registration, Lab};
+use super::tests::{map_first, pool, registration, Lab};
+use super::tests_ops::move_all;
 use super::*;
 use quarry_control::Capability;
 
@@ -14,14 +15,7 @@ fn register_with(l: &mut Lab, i: u32, uuids: &[&str]) -> Result<Applied, Reject>
 
 fn drain(l: &mut Lab, i: u32) {
     l.ok(Op::DrainDevice { id: DeviceId(i) });
-    for _ in 0..500 {
-        if !l.s.moves_due() {
-            return;
-        }
-        l.ok(Op::Move);
-        l.heal();
-    }
-    panic!("it does not come to rest");
+    move_all(l);
 }
 
 #[test]
@@ -77,21 +71,8 @@ fn capabilities_of_which_one_cannot_be_taken_are_all_left() {
     (r.role, r.devices) = (quarry_control::Role::Sdc, vec![]);
     l.ok(Op::Register(r));
     let node = l.s.sds[&SdsId(1)].node.unwrap();
-    l.ok(Op::CreateVolume {
-        name: "v".into(),
-        pool: PoolId(1),
-        size_bytes: 1 << 20,
-        provisioning: Provisioning::Thin,
-        used_bytes: 0,
-    });
-    l.ok(Op::Map {
-        volume: VolumeId(1),
-        sdc: SdcId(1),
-        read_only: false,
-        device: false,
-        io_timeout_ms: None,
-        no_device: false,
-    });
+    l.volume("v", 1 << 20).unwrap();
+    l.ok(map_first(false, false));
     let e = l.run(Op::SetCapabilities { node, capabilities: vec![], drain: true }).unwrap_err();
     assert_eq!(e.status, 409);
     assert!(!l.s.sds[&SdsId(1)].draining && l.s.tasks.is_empty() && !l.s.moves_due());

@@ -1,13 +1,13 @@
 //! What operators do, on the state machine: drains, rebalancing, fault sets, removals, capabilities, settings.
 
-use super::tests::{answered, pool, Lab};
+use super::tests::{answered, map_first, pool, Lab};
 use super::*;
 use quarry_base::VtreeId;
 use quarry_control::{Capability, Proposal};
 use std::collections::BTreeMap;
 
 /// Runs every move that is due, syncs included; at no time may a group have fewer copies than asked.
-fn move_all(l: &mut Lab) -> usize {
+pub fn move_all(l: &mut Lab) -> usize {
     let mut rounds = 0;
     while l.s.moves_due() {
         l.ok(Op::Move);
@@ -35,17 +35,6 @@ fn loads(l: &Lab) -> BTreeMap<u32, usize> {
         *n.entry(m.sds.get()).or_default() += 1;
     }
     n
-}
-
-fn volume(l: &mut Lab, name: &str, size_bytes: u64) -> Result<Applied, Reject> {
-    let provisioning = Provisioning::Thin;
-    l.run(Op::CreateVolume {
-        name: name.into(),
-        pool: PoolId(1),
-        size_bytes,
-        provisioning,
-        used_bytes: 0,
-    })
 }
 
 #[test]
@@ -131,7 +120,7 @@ fn a_move_whose_target_dies_is_given_up_and_another_is_chosen() {
 #[test]
 fn an_added_server_gets_its_share_by_itself() {
     let mut l = Lab::cluster(3, 2);
-    volume(&mut l, "v", 1 << 30).unwrap();
+    l.volume("v", 1 << 30).unwrap();
     l.register(4, None, &[1, 2, 3]);
     assert!(move_all(&mut l) > 1);
     let n = loads(&l);
@@ -249,15 +238,8 @@ fn the_last_mdm_keeps_its_capability() {
 fn a_client_with_volumes_is_not_removed() {
     let mut l = Lab::cluster(2, 2);
     l.ok(Op::AddSdc { name: "c".into() });
-    volume(&mut l, "v", 1 << 20).unwrap();
-    l.ok(Op::Map {
-        volume: VolumeId(1),
-        sdc: SdcId(1),
-        read_only: false,
-        device: false,
-        io_timeout_ms: None,
-        no_device: false,
-    });
+    l.volume("v", 1 << 20).unwrap();
+    l.ok(map_first(false, false));
     let e = l.run(Op::DeleteSdc { id: SdcId(1) }).unwrap_err();
     assert!(e.code == "mapped" && e.message.contains('v'), "{e:?}");
     l.ok(Op::Unmap { volume: VolumeId(1), sdc: SdcId(1) });
@@ -269,32 +251,24 @@ fn a_client_with_volumes_is_not_removed() {
 fn a_kernel_device_is_wanted_until_one_that_failed_is_given_up() {
     let mut l = Lab::cluster(2, 2);
     l.ok(Op::AddSdc { name: "c".into() });
-    volume(&mut l, "v", 1 << 20).unwrap();
-    let (volume, sdc) = (VolumeId(1), SdcId(1));
-    let map = |device, no_device| Op::Map {
-        volume,
-        sdc,
-        read_only: false,
-        device,
-        io_timeout_ms: None,
-        no_device,
-    };
+    l.volume("v", 1 << 20).unwrap();
+    let volume = VolumeId(1);
     let wanted =
         |l: &Lab| (l.s.volumes[&volume].mappings[0].device, l.s.volumes[&volume].generation);
-    l.ok(map(true, false));
+    l.ok(map_first(true, false));
     let first = wanted(&l);
-    l.ok(map(false, false));
+    l.ok(map_first(false, false));
     assert_eq!(wanted(&l), first, "mapping again without a word of the device changed it");
-    l.ok(map(false, true));
+    l.ok(map_first(false, true));
     assert!(!wanted(&l).0 && wanted(&l).1 > first.1);
-    l.ok(map(true, false));
+    l.ok(map_first(true, false));
     assert!(wanted(&l).0);
 }
 
 #[test]
 fn fail_names_only_volumes_that_have_their_last_copy_there() {
     let mut l = Lab::cluster(3, 2);
-    volume(&mut l, "big", 1 << 40).unwrap();
+    l.volume("big", 1 << 40).unwrap();
     l.fail(1, &[2, 3]);
     let fence = |force| Op::FenceSds { id: SdsId(2), force, answered: answered(&[2, 3]) };
     let e = l.run(fence(false)).unwrap_err();
@@ -312,7 +286,7 @@ fn fail_names_only_volumes_that_have_their_last_copy_there() {
 fn a_thick_promise_counts_what_thin_volumes_have_written() {
     let mut l = Lab::cluster(2, 2);
     let (tib, thick) = (1u64 << 40, Provisioning::Thick);
-    volume(&mut l, "thin", tib).unwrap();
+    l.volume("thin", tib).unwrap();
     let make = |name: &str, size_bytes, used_bytes| Op::CreateVolume {
         name: name.into(),
         pool: PoolId(1),
