@@ -9,7 +9,7 @@ use crate::stats::EngineStats;
 use crate::view::View;
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, SdsId, StartNo, Version};
-use quarry_store::{AppendError, AppendId, BlockCopy, BlockKey, Record, Store};
+use quarry_store::{AppendError, AppendId, Appended, BlockCopy, BlockKey, Record, Store};
 use quarry_wire::{Frame, Header, Op, Proposal};
 use slab::Slab;
 use std::collections::VecDeque;
@@ -127,9 +127,13 @@ impl Cx<'_> {
         self.appended(r)
     }
 
-    pub fn append_copy(&mut self, pg: PgId, copy: BlockCopy) -> Result<AppendId, AppendError> {
-        let r = self.store.append_copy(pg, copy);
-        self.appended(r)
+    /// A copy for a member that is not in sync.
+    pub fn place_copy(&mut self, pg: PgId, copy: BlockCopy) -> Result<Appended, AppendError> {
+        let r = self.store.place_copy(pg, copy);
+        if !matches!(r, Ok(Appended::Intent(_))) {
+            self.appended(r.map(Appended::id))?;
+        }
+        r
     }
 
     pub fn drop_keys(

@@ -5,6 +5,7 @@
 
 use crate::index::{Block, ExtKey, OvPage, Overlay, Pg, Sealed, TailRec};
 use crate::layout::NO_SLOT;
+use crate::place;
 use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::types::{BlockCopy, BlockKey, RecordKind};
@@ -160,7 +161,7 @@ fn over_at<'a>(b: &'a mut Block, sp: &mut Space, version: Version, batch: u64) -
     }
 }
 
-fn put_page(o: &mut Overlay, sp: &mut Space, page: OvPage) {
+pub(crate) fn put_page(o: &mut Overlay, sp: &mut Space, page: OvPage) {
     match o.pages.binary_search_by_key(&page.idx, |p| p.idx) {
         Ok(i) => o.pages[i] = page,
         Err(i) => {
@@ -190,7 +191,8 @@ fn overlay(
     o.need = o.need.max(version.seq);
     for (i, (crc, check)) in sums.enumerate() {
         let data = data.slice(i * PAGE..(i + 1) * PAGE);
-        put_page(o, sp, OvPage { idx: first as u8 + i as u8, crc, check, version, data });
+        let (idx, unlogged) = (first as u8 + i as u8, false);
+        put_page(o, sp, OvPage { idx, crc, check, version, data, unlogged });
     }
     settle(pg, idx, sp, key);
 }
@@ -337,21 +339,25 @@ fn copy_part(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
     let n = o.pages.len();
     o.pages.retain(|p| gone >> p.idx & 1 == 0);
     sp.stats.dirty_pages -= (n - o.pages.len()) as u64;
-    put_packed(o, sp, s, c.valid);
+    if c.data.is_empty() {
+        place::put_elsewhere(o, (idx, c.key), sp, s);
+    } else {
+        put_packed(o, sp, s, c.valid);
+    }
     settle(pg, idx, sp, c.key);
 }
 
 fn put_packed(o: &mut Overlay, sp: &mut Space, s: &Sealed, mask: u16) {
-    let c = &s.copy;
+    let (c, unlogged) = (&s.copy, s.unlogged);
     let mut at = 0;
     for idx in 0..16u8 {
         if c.valid >> idx & 1 == 0 {
             continue;
         }
         if mask >> idx & 1 == 1 {
-            let data = c.data.slice(at * PAGE..(at + 1) * PAGE);
             let (crc, check, version) = (c.crcs[at], s.checks[at], c.version);
-            put_page(o, sp, OvPage { idx, crc, check, version, data });
+            let data = c.data.slice(at * PAGE..(at + 1) * PAGE);
+            put_page(o, sp, OvPage { idx, crc, check, version, data, unlogged });
         }
         at += 1;
     }
@@ -361,7 +367,8 @@ fn put_packed(o: &mut Overlay, sp: &mut Space, s: &Sealed, mask: u16) {
 pub(crate) fn repair(pg: &mut Pg, idx: u32, sp: &mut Space, s: &Sealed, batch: u64) {
     let c = &s.copy;
     let Some(b) = pg.block(&sp.slots, c.key) else { return };
-    let mask = c.valid & b.valid & !b.over_mask();
+    let newer = b.over.into_iter().flat_map(|o| o.pages.iter()).filter(|p| !p.is_elsewhere());
+    let mask = c.valid & b.valid & !newer.fold(0, |m, p| m | 1 << p.idx);
     if b.newest() != c.version || mask == 0 {
         return;
     }

@@ -35,8 +35,10 @@ pub(crate) enum Body {
     Copy {
         copy: Box<Sealed>,
         slot: u32,
-        repair: bool,
+        how: CopyKind,
     },
+    /// The content of an intent is in its place.
+    Placed(Box<PlacedIn>),
     Drop {
         list: Vec<(BlockKey, Version)>,
         blob: Bytes,
@@ -46,6 +48,25 @@ pub(crate) enum Body {
         data: Bytes,
     },
     Bare(Kind),
+}
+
+/// What a copy is appended for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopyKind {
+    /// Traffic of a sync; its content goes to the log, or straight to a slot of its own.
+    Sync,
+    /// The same, but its content goes straight to its pages: see `place`.
+    Intent,
+    Repair,
+}
+
+/// What a `Placed` record says: these pages of the version are in the slot.
+pub(crate) struct PlacedIn {
+    pub key: BlockKey,
+    pub version: Version,
+    pub pages: u16,
+    pub checks: Checks,
+    pub slot: u32,
 }
 
 pub(crate) struct Entry {
@@ -74,6 +95,8 @@ impl Entry {
                 (data.len() - direct, crcs.len(), slots.len())
             }
             Body::Record { .. } | Body::Bare(_) => (0, 0, 0),
+            Body::Copy { copy: s, how: CopyKind::Intent, .. } => (0, s.checks.len(), 0),
+            Body::Placed(p) => (0, p.checks.len(), usize::from(p.slot != NO_SLOT)),
             Body::Copy { copy: s, slot: NO_SLOT, .. } => (s.copy.data.len(), s.checks.len(), 0),
             Body::Copy { copy: s, .. } => (0, s.checks.len(), 1),
             Body::Drop { blob: b, .. } | Body::Blob { data: b, .. } => {
@@ -87,6 +110,7 @@ impl Entry {
         let slots = match &self.body {
             Body::Record { slots, .. } => &slots[..],
             Body::Copy { slot, .. } => std::slice::from_ref(slot),
+            Body::Placed(p) => std::slice::from_ref(&p.slot),
             _ => &[],
         };
         slots.iter().copied().filter(|s| *s != NO_SLOT)
@@ -191,6 +215,8 @@ impl Store {
             carried: self.log.synced_no,
             carried_id: self.log.synced_id,
         };
+        // What it says is in its place was only written: the sync is for that too.
+        let placed = entries.iter().any(|e| matches!(e.body, Body::Placed(_)));
         for (e, from) in entries.into_iter().zip(starts) {
             self.queue_direct(&e, &mut direct);
             match flight.commits.last_mut().filter(|c| c.0 == e.pg) {
@@ -200,7 +226,7 @@ impl Store {
             let done = self.entry_built(e, no, data.slice(from * PAGE..));
             flight.done.push(done);
         }
-        flight.linked = lone && direct.is_empty();
+        flight.linked = lone && direct.is_empty() && (!placed || planted(Bug::PlacedUnsynced));
         flight.left += direct.len() as u32;
         for (offset, data) in direct {
             let id = self.ops.start(OpKind::Log(no));
@@ -231,7 +257,9 @@ impl Store {
                 RecordKind::EpochStart { .. } => Kind::EpochStart,
                 RecordKind::DropVtree { .. } => Kind::DropVtree,
             },
-            Body::Copy { repair: true, .. } => Kind::Repair,
+            Body::Copy { how: CopyKind::Repair, .. } => Kind::Repair,
+            Body::Copy { how: CopyKind::Intent, .. } => Kind::Intent,
+            Body::Placed(_) => Kind::Placed,
             Body::Copy { copy: s, .. } if s.copy.part != BlockCopy::WHOLE => Kind::CopyPart,
             Body::Copy { .. } => Kind::Copy,
             Body::Drop { .. } => Kind::DropBlocks,
@@ -266,13 +294,20 @@ impl Store {
                 (raw.vtree, raw.layer, raw.extent) = (k.vtree, k.layer, k.extent);
                 (raw.offset, raw.len) = (k.offset(), copy.data.len() as u32);
                 raw.aux = u64::from(copy.valid) | u64::from(copy.dirty) << 16;
-                if raw.kind == Kind::CopyPart {
+                if matches!(raw.kind, Kind::CopyPart | Kind::Intent) {
                     raw.aux |= u64::from(copy.part) << 32;
                 }
                 raw.checks = SmallVec::from_slice(&s.checks);
                 if *slot != NO_SLOT {
                     raw.slots.push(*slot);
                 }
+            }
+            Body::Placed(p) => {
+                (raw.vtree, raw.layer, raw.extent) = (p.key.vtree, p.key.layer, p.key.extent);
+                (raw.version, raw.offset) = (p.version, p.key.offset());
+                raw.aux = u64::from(p.pages);
+                raw.checks = SmallVec::from_slice(&p.checks);
+                raw.slots.extend(Some(p.slot).filter(|s| *s != NO_SLOT));
             }
             Body::Drop { blob: b, .. } | Body::Blob { data: b, .. } => raw.aux = b.len() as u64,
             Body::Bare(_) => {}
@@ -350,18 +385,20 @@ impl Store {
                 }
                 Done::Rec { pg: e.pg, version, again }
             }
-            Body::Copy { mut copy, slot, repair } => {
-                if slot == NO_SLOT {
+            Body::Copy { mut copy, slot, how } => {
+                if how == CopyKind::Intent {
+                    self.place.built(e.id, no);
+                } else if slot == NO_SLOT {
                     copy.copy.data = payload.slice(..copy.copy.data.len());
                 }
-                Done::Copy { pg: e.pg, copy, slot, repair }
+                Done::Copy { pg: e.pg, copy, slot, repair: how == CopyKind::Repair }
             }
             Body::Drop { list, .. } => Done::Drop { pg: e.pg, list },
             Body::Blob { kind: Kind::PgCheckpoint, .. } => {
                 pg.cp_batch = no;
                 Done::Nothing
             }
-            Body::Blob { .. } | Body::Bare(_) => Done::Nothing,
+            Body::Blob { .. } | Body::Bare(_) | Body::Placed(_) => Done::Nothing,
         }
     }
 }
@@ -401,7 +438,7 @@ fn put_payload(
                 at += n;
             }
         }
-        Body::Copy { copy, slot: NO_SLOT, .. } => {
+        Body::Copy { copy, slot: NO_SLOT, how: CopyKind::Sync | CopyKind::Repair } => {
             put(&copy.copy.data);
         }
         Body::Drop { blob: b, .. } | Body::Blob { data: b, .. } => {

@@ -461,5 +461,8 @@ pub(crate) fn decode_pg(b: &[u8]) -> Option<PgBlob> {
     for _ in 0..g.u32()? {
         dropped.push((VtreeId(g.u64()?), get_version(&mut g)?));
     }
+    if applied.seq.0 == u64::MAX {
+        return None;
+    }
     Some(PgBlob { applied, all_through, delta_floor, meta, ids, tombs, dropped })
 }

@@ -7,7 +7,7 @@
 //! old content, now overwritten, for the block's.
 
 use crate::batch::Body;
-use crate::index::Pg;
+use crate::index::{OvPage, Overlay, Pg};
 use crate::layout::NO_SLOT;
 use crate::log_format::Kind;
 use crate::planted::{planted, Bug};
@@ -53,10 +53,13 @@ impl Destage {
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty()
     }
+    pub fn under_way(&self) -> usize {
+        self.jobs.len()
+    }
 }
 
 /// What came of looking at a dirty block.
-enum Pick {
+pub(crate) enum Pick {
     Taken,
     Skip,
     Later,
@@ -65,7 +68,7 @@ enum Pick {
     NoSlot,
 }
 
-type Pages = Vec<(u64, Bytes, u64)>;
+pub(crate) type Pages = Vec<(u64, Bytes, u64)>;
 
 impl Store {
     pub(crate) fn is_idle_time(&self, now: Nanos) -> bool {
@@ -143,7 +146,7 @@ impl Store {
     }
 
     /// Gets the sync mark into the log: a sync, then a batch that says so, itself synced.
-    fn advance_mark(&mut self) {
+    pub(crate) fn advance_mark(&mut self) {
         self.log.want_sync = true;
         let quiet = self.log.queue.is_empty() && self.log.flights.is_empty();
         if quiet && self.log.mark_no < self.log.synced_no {
@@ -152,7 +155,7 @@ impl Store {
     }
 
     /// Gets a group's commit point into the log.
-    fn log_commit(&mut self, idx: u32) {
+    pub(crate) fn log_commit(&mut self, idx: u32) {
         self.log.want_sync = true;
         let Some(p) = self.pgs.get(idx as usize).and_then(|p| p.as_ref()) else { return };
         if p.logged_commit < p.commit {
@@ -160,7 +163,7 @@ impl Store {
         }
     }
 
-    fn pick(&mut self, idx: u32, key: BlockKey, pages: &mut Pages) -> Pick {
+    pub(crate) fn pick(&mut self, idx: u32, key: BlockKey, pages: &mut Pages) -> Pick {
         let Some(pg) = self.pgs.get_mut(idx as usize).and_then(|p| p.as_mut()) else {
             return Pick::Skip;
         };
@@ -218,7 +221,47 @@ impl Store {
         Pick::Taken
     }
 
-    fn write_merged(&mut self, mut pages: Pages, ops: &mut Vec<DiskOp>) {
+    /// Begins to write the pages of one version and mask of a block that has its slot, whatever else is to be destaged of it:
+    /// nobody may have to wait until a block that is always written has a quiet moment. The pins stay with the rest.
+    pub(crate) fn pick_parts(
+        &mut self,
+        idx: u32,
+        key: BlockKey,
+        (version, mask): (Version, u16),
+        pages: &mut Pages,
+    ) -> Pick {
+        let Some(pg) = self.pgs.get_mut(idx as usize).and_then(|p| p.as_mut()) else {
+            return Pick::Skip;
+        };
+        let Some(b) = pg.block_mut(&mut self.sp.slots, key) else { return Pick::Skip };
+        let slot = b.slot;
+        let of = |p: &OvPage| p.version == version && mask >> p.idx & 1 == 1;
+        let ready = |o: &&mut Box<Overlay>| o.job == 0 && o.pages.iter().any(of);
+        let Some(o) = b.over.as_mut().filter(ready).filter(|_| slot != NO_SLOT) else {
+            return Pick::Skip;
+        };
+        if !self.sp.alloc.write_begins(slot) {
+            return Pick::Later;
+        }
+        self.destage.next += 1;
+        let id = self.destage.next;
+        o.job = id;
+        let base = self.sp.layout.slot_offset(slot);
+        let parts = o.pages.iter().filter(|p| of(p));
+        pages.extend(
+            parts.clone().map(|p| (base + u64::from(p.idx) * PAGE as u64, p.data.clone(), id)),
+        );
+        let pages: SmallVec<_> = parts.map(|p| (p.idx, p.version, p.check)).collect();
+        self.sp.stats.destaged_pages += pages.len() as u64;
+        let pins = SmallVec::new();
+        // What stays in the overlay is only in the log: with the block at this version a recovery would pass it over.
+        let version = if planted(Bug::PartsRaiseVersion) { version } else { Version::ZERO };
+        let job = Job { pg: idx, key, slot, new_slot: false, version, pages, pins, writes: 0 };
+        self.destage.jobs.insert(id, job);
+        Pick::Taken
+    }
+
+    pub(crate) fn write_merged(&mut self, mut pages: Pages, ops: &mut Vec<DiskOp>) {
         pages.sort_unstable_by_key(|p| p.0);
         let mut it = pages.into_iter().peekable();
         while let Some((offset, data, job)) = it.next() {

@@ -21,6 +21,8 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 pub(crate) struct Sealed {
     pub copy: BlockCopy,
     pub checks: Checks,
+    /// Its content does not go to the log.
+    pub unlogged: bool,
 }
 
 /// A committed page not yet on disk.
@@ -31,6 +33,8 @@ pub(crate) struct OvPage {
     pub check: u32,
     pub version: Version,
     pub data: Bytes,
+    /// The log has no content of it: it comes from an intent, see `place`.
+    pub unlogged: bool,
 }
 
 pub(crate) struct Overlay {
@@ -56,6 +60,13 @@ pub(crate) struct Block {
     pub valid: u16,
     pub dirty: u16,
     pub over: Option<Box<Overlay>>,
+}
+
+impl OvPage {
+    /// Its content is on the device, if anywhere: an intent that was found in the log.
+    pub fn is_elsewhere(&self) -> bool {
+        self.data.is_empty()
+    }
 }
 
 impl Block {

@@ -38,6 +38,7 @@ mod medium;
 mod owners;
 mod pgs;
 mod pieces;
+mod place;
 mod planted;
 mod promise;
 mod read;

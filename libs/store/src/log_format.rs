@@ -35,6 +35,10 @@ pub(crate) enum Kind {
     Repair = 13,
     /// A copy of some parts of a block; the others stay as they are.
     CopyPart = 14,
+    /// As CopyPart, but its content goes straight to its pages.
+    Intent = 15,
+    /// The content of an Intent is there.
+    Placed = 16,
 }
 
 impl Kind {
@@ -55,6 +59,8 @@ impl Kind {
             Mark,
             Repair,
             CopyPart,
+            Intent,
+            Placed,
         ]
         .into_iter()
         .find(|k| *k as u8 == n)
@@ -121,7 +127,7 @@ impl RawRecord {
     /// Parts of the block that a copy speaks about.
     pub fn part(&self) -> u16 {
         match self.kind {
-            Kind::CopyPart => (self.aux >> 32) as u16,
+            Kind::CopyPart | Kind::Intent => (self.aux >> 32) as u16,
             _ => u16::MAX,
         }
     }

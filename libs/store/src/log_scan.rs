@@ -218,7 +218,10 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
     let slots_exist = r.slots.iter().all(|s| *s == NO_SLOT || u64::from(*s) < l.blocks);
     let in_extent = u64::from(r.offset) + u64::from(r.len) <= u64::from(EXTENT);
     let aligned = (r.offset as usize).is_multiple_of(PAGE) && (r.len as usize).is_multiple_of(PAGE);
+    // Something follows every record.
+    let numbers = r.version.seq.0 < u64::MAX && r.commit.0 < u64::MAX;
     slots_exist
+        && numbers
         && match r.kind {
             Kind::Write => {
                 let blocks = blocks_of(r.offset, if in_extent { r.len } else { 0 });
@@ -251,6 +254,16 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
                     && r.checks.len() == n
                     && logged == r.payload_pages as usize
             }
+            Kind::Intent | Kind::Placed => {
+                let slots = if r.kind == Kind::Placed { 1 } else { 0 };
+                r.slots.len() <= slots
+                    && (r.aux as u16) & !r.part() == 0
+                    && aligned
+                    && in_extent
+                    && r.offset < EXTENT
+                    && r.checks.len() == (r.aux as u16).count_ones() as usize
+                    && r.payload_pages == 0
+            }
             _ => {
                 r.checks.len() == r.payload_pages as usize
                     && r.aux <= r.payload_pages as u64 * PAGE as u64
@@ -270,7 +283,8 @@ fn pages_of(r: &RawRecord) -> Vec<(BlockKey, u32, bool)> {
             .collect(),
         _ => {
             let held = (0..16u32).filter(|p| r.aux >> p & 1 == 1);
-            held.map(|p| (key((r.offset / BLOCK) as u8), p, r.slots.is_empty())).collect()
+            let logged = r.slots.is_empty() && !matches!(r.kind, Kind::Intent | Kind::Placed);
+            held.map(|p| (key((r.offset / BLOCK) as u8), p, logged)).collect()
         }
     }
 }
@@ -286,7 +300,7 @@ fn payload_ok(r: &mut RawRecord, payload: &[u8], key: DeviceKey) -> bool {
         found == *check
     };
     let ok = match r.kind {
-        Kind::Write | Kind::Copy | Kind::CopyPart | Kind::Repair => {
+        Kind::Write | Kind::Copy | Kind::CopyPart | Kind::Repair | Kind::Intent | Kind::Placed => {
             let list = pages_of(r);
             let logged = list.iter().zip(&r.checks).filter(|((_, _, logged), _)| *logged);
             let mut logged = logged.map(|((k, p, _), c)| (key.block(r.pg, *k), *p, c));

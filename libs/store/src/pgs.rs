@@ -1,7 +1,7 @@
 //! The calls on placement groups: append, commit, truncate, ids, sync.
 
 use crate::apply;
-use crate::batch::Body;
+use crate::batch::{Body, CopyKind};
 use crate::codec::{Get, Put};
 use crate::error::AppendError;
 use crate::ids::{IdTable, Known};
@@ -105,7 +105,7 @@ fn seal(
 }
 
 /// O_DIRECT wants page-aligned memory.
-fn aligned(data: &Bytes) -> Bytes {
+pub(crate) fn aligned(data: &Bytes) -> Bytes {
     if (data.as_ptr() as usize).is_multiple_of(PAGE) {
         data.clone()
     } else {
@@ -227,12 +227,7 @@ impl Store {
     /// the block is as new already; records appended later apply on top.
     pub fn append_copy(&mut self, pg: PgId, mut copy: BlockCopy) -> Result<AppendId, AppendError> {
         let n = copy.valid.count_ones();
-        let inside = copy.valid & !copy.part == 0 && copy.key.block < 16;
-        let seal = self.sp.key.block(pg, copy.key);
-        let checks = seal.checks(copy.valid, &copy.data, &copy.crcs).filter(|_| inside);
-        let Some(checks) = checks else {
-            return Err(AppendError::Invalid("the copy's content is not what it says"));
-        };
+        let checks = self.checks_of(pg, &copy)?;
         self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
         let mut slot = NO_SLOT;
         if n >= DIRECT_COPY_PAGES && copy.part == BlockCopy::WHOLE {
@@ -242,8 +237,16 @@ impl Store {
             }
         }
         let idx = self.pg_or_new(pg);
-        let copy = Box::new(Sealed { copy, checks });
-        Ok(self.push(idx, pg, Body::Copy { copy, slot, repair: false }, true))
+        let copy = Box::new(Sealed { copy, checks, unlogged: false });
+        Ok(self.push(idx, pg, Body::Copy { copy, slot, how: CopyKind::Sync }, true))
+    }
+
+    /// Is the copy whole and what it says? The checks of its pages.
+    pub(crate) fn checks_of(&self, pg: PgId, copy: &BlockCopy) -> Result<Checks, AppendError> {
+        let inside = copy.valid & !copy.part == 0 && copy.key.block < 16;
+        let seal = self.sp.key.block(pg, copy.key);
+        let checks = seal.checks(copy.valid, &copy.data, &copy.crcs).filter(|_| inside);
+        checks.ok_or(AppendError::Invalid("the copy's content is not what it says"))
     }
 
     /// Forgets all blocks and tombstones in `from..to` but those in `keep` (full compare: the

@@ -43,6 +43,20 @@ pub(crate) enum Bug {
     IdsForgotten,
     /// A write forgets which parts of its block were written before.
     DirtyForgotten,
+    /// A batch that says that parts are in their place is durable without a sync of them.
+    PlacedUnsynced,
+    /// It counts at a recovery although nothing vouches for it.
+    PlacedUnvouched,
+    /// A recovery takes the parts of an intent for written without a look at them.
+    IntentTakenForDone,
+    /// A block gets the version of parts that were placed while older ones of it are still only in the log.
+    PartsRaiseVersion,
+    /// What an intent that did not get there lies over in the log is forgotten.
+    BeneathForgotten,
+    /// That an intent did not get there is not said.
+    VoidsForgotten,
+    /// Parts count as placed before their intent is in the index.
+    PlacedUnseen,
     /// A trimmed block's slot is never given back.
     LeakedSlot,
 }

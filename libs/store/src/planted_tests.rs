@@ -32,7 +32,8 @@ fn caught(bug: Bug, plan: Plan, steps: u32, first: u64, more: u64) {
     assert_eq!(run_plan(seed, steps, plan), Ok(()), "seed {seed} fails without the bug");
 }
 
-const PLAIN: Plan = Plan { lie: None, harsh: false, mishap: None, flaky: false };
+const PLAIN: Plan = Plan { lie: None, harsh: false, mishap: None, flaky: false, parts: false };
+const PARTS: Plan = Plan { parts: true, ..PLAIN };
 const LOST: Plan = Plan { mishap: Some(Mishap::LostWrite), ..PLAIN };
 const ASTRAY: Plan = Plan { mishap: Some(Mishap::Misdirected), ..PLAIN };
 const ROT: Plan = Plan { mishap: Some(Mishap::Rot), ..PLAIN };
@@ -66,6 +67,13 @@ caught! {
     ids_not_checkpointed: IdsForgotten PLAIN 300, 0 + 100;
     a_dirty_mask_that_forgets: DirtyForgotten PLAIN 300, 0 + 100;
     a_slot_that_leaks: LeakedSlot PLAIN 300, 0 + 100;
+    parts_said_to_be_there_before_a_sync: PlacedUnsynced PARTS 300, 15 + 100;
+    parts_said_to_be_there_without_anything_that_vouches: PlacedUnvouched PARTS 300, 250 + 400;
+    parts_that_a_recovery_does_not_look_at: IntentTakenForDone PARTS 300, 1 + 100;
+    a_block_that_is_newer_than_pages_in_the_log: PartsRaiseVersion PARTS 300, 301 + 400;
+    parts_said_to_be_there_before_they_are_known: PlacedUnseen PARTS 300, 1 + 100;
+    what_an_intent_lies_over_forgotten: BeneathForgotten PARTS 300, 20 + 200;
+    parts_that_come_back_later: VoidsForgotten PARTS 300, 1192 + 100;
 }
 
 /// Orders of completion that chance brings about too rarely: with the bug the check fails, without it holds.

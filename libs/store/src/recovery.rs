@@ -12,6 +12,7 @@ use crate::layout::{Layout, GROUP_BYTES, LOG_START, SUPER_A, SUPER_B};
 use crate::log_scan::{self, Found, LogImage};
 use crate::medium::is_medium_error;
 use crate::pieces::{Fetch, Pieces};
+use crate::place::Unsettled;
 use crate::planted::{planted, Bug};
 use crate::seal::{BlockSeal, DeviceKey};
 use crate::slots::{Damaged, SlotTable};
@@ -33,6 +34,8 @@ enum Phase {
     Log,
     /// Data of direct writes above the sync mark.
     Check,
+    /// Parts of blocks of which nothing says whether they got to their place.
+    Place,
     /// Data of uncommitted direct writes.
     Fill,
     /// What was read may so far be in a page cache only; the superblock must not say otherwise first.
@@ -54,6 +57,7 @@ pub(crate) struct Recovery {
     found: Vec<Found>,
     /// Direct blocks to check or fill: see `plan_check` and `plan_fill`.
     blocks: Vec<Target>,
+    unsettled: Vec<Unsettled>,
     end_pos: u64,
 }
 
@@ -81,6 +85,7 @@ impl Recovery {
             image: LogImage::new(CHUNK),
             found: Vec::new(),
             blocks: Vec::new(),
+            unsettled: Vec::new(),
             end_pos: 0,
         }
     }
@@ -145,6 +150,7 @@ impl Store {
             }
             DiskResult::Done(Ok(())) if rec.phase == Phase::Write => {
                 self.recovery = None;
+                self.log_voids();
                 self.events.push(StoreEvent::Opened);
                 Ok(())
             }
@@ -180,6 +186,13 @@ impl Store {
             }
             Phase::Log => r.image.put(tag as usize, buf.freeze()),
             Phase::Check => return self.checked(tag as usize, &buf),
+            Phase::Place => {
+                if let Some(u) = r.unsettled.get(tag as usize).copied() {
+                    let at = self.sp.layout.slot_offset(u.slot) + u64::from(u.page) * PAGE as u64;
+                    let refused = r.pieces.within(at, at + PAGE as u64).next().is_some();
+                    self.settle_unsettled(u, (!refused).then_some(&buf[..]));
+                }
+            }
             Phase::Fill => return self.filled(tag as usize, &buf),
             Phase::Sync | Phase::Write => {}
         }
@@ -226,6 +239,10 @@ impl Store {
             }
             Phase::Check => {
                 self.replay_all()?;
+                self.plan_place();
+            }
+            Phase::Place => {
+                self.forget_unsettled();
                 self.plan_fill();
             }
             Phase::Fill if self.cfg.read_only => {
@@ -340,6 +357,18 @@ impl Store {
         self.log.head = r.end_pos;
         self.recovery = Some(r);
         out
+    }
+
+    /// Parts that are in their place, or not: each is looked at.
+    fn plan_place(&mut self) {
+        let list = self.unsettled();
+        let Some(r) = self.recovery.as_mut() else { return };
+        r.phase = Phase::Place;
+        for (tag, u) in (0..).zip(&list) {
+            let at = self.sp.layout.slot_offset(u.slot) + u64::from(u.page) * PAGE as u64;
+            r.todo.push_back(Fetch::new(tag, at, PAGE));
+        }
+        r.unsettled = list;
     }
 
     /// Direct data of records that stay in the tail must be in memory.

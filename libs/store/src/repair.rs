@@ -3,7 +3,7 @@
 //! A page is taken only if it matches the check that the block table has of it. Where that is lost with a damaged CRC
 //! page the version has to do: two copies of one version hold the same.
 
-use crate::batch::Body;
+use crate::batch::{Body, CopyKind};
 use crate::error::{AppendError, RepairError};
 use crate::index::Sealed;
 use crate::layout::NO_SLOT;
@@ -48,8 +48,8 @@ impl Store {
         }
         self.room(copy.data.len() as u64 + 2 * PAGE as u64, true)?;
         let idx = self.pg_or_new(pg);
-        let copy = Box::new(Sealed { copy, checks });
-        Ok(self.push(idx, pg, Body::Copy { copy, slot: NO_SLOT, repair: true }, true))
+        let copy = Box::new(Sealed { copy, checks, unlogged: false });
+        Ok(self.push(idx, pg, Body::Copy { copy, slot: NO_SLOT, how: CopyKind::Repair }, true))
     }
 
     /// Are the checks here that a repair of this block is compared with? They were when its damage was found.

@@ -1,6 +1,7 @@
 //! Replaying the log over the block table.
 
 use crate::apply;
+use crate::batch::PlacedIn;
 use crate::checkpoint::decode_pg;
 use crate::codec::Get;
 use crate::error::StoreError;
@@ -10,6 +11,8 @@ use crate::layout::{GROUP_SLOTS, NO_SLOT};
 use crate::log_format::{Kind, RawRecord};
 use crate::log_scan::{Found, LogImage};
 use crate::pgs::{clear_pg, decode_drops, truncate_tail};
+use crate::place;
+use crate::planted::{planted, Bug};
 use crate::slots::Entries;
 use crate::space::LiveBatch;
 use crate::store::Store;
@@ -17,7 +20,7 @@ use crate::types::{BlockCopy, BlockKey, Record, RecordKind};
 use bytes::Bytes;
 use quarry_base::{PageBuf, Seq, PAGE};
 use smallvec::SmallVec;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 const UNREADABLE: StoreError = StoreError::Inconsistent("a log record does not read");
 
@@ -27,9 +30,13 @@ impl Store {
             return Err(StoreError::Inconsistent("two slots for one block"));
         }
         let mut named = BTreeSet::new();
+        // What batches of one opening say that was synced in it: a recovery calls synced what it finds.
+        let marks: HashMap<u64, u64> =
+            found.iter().map(|f| (f.header.incarnation, f.header.synced_upto)).collect();
         let mut prev = self.sb.map_or(0, |s| s.tail_prev_crc);
         for f in found {
             let pos = f.header.pos;
+            let vouched = marks.get(&f.header.incarnation).copied().unwrap_or(0);
             self.sp.last_lsn += 1;
             let last_lsn = self.sp.last_lsn;
             self.sp.batches.push(LiveBatch { pos, prev_crc: prev, last_lsn, pins: 0 });
@@ -40,7 +47,7 @@ impl Store {
                 let at = pos % self.sp.layout.log_bytes + u64::from(raw.payload_page) * PAGE as u64;
                 let payload =
                     image.bytes(at, raw.payload_pages as usize * PAGE).ok_or(UNREADABLE)?;
-                self.replay_record(raw, payload, f.header.batch, pos)?;
+                self.replay_record(raw, payload, f.header.batch, (pos, vouched))?;
             }
         }
         self.log.last_crc = prev;
@@ -70,7 +77,7 @@ impl Store {
         raw: &RawRecord,
         payload: Bytes,
         no: u64,
-        pos: u64,
+        (pos, vouched): (u64, u64),
     ) -> Result<(), StoreError> {
         match raw.kind {
             Kind::Mark => return Ok(()),
@@ -100,12 +107,32 @@ impl Store {
                 let c = Sealed {
                     copy: to_copy(raw, payload),
                     checks: SmallVec::from_slice(&raw.checks),
+                    unlogged: false,
                 };
                 if raw.kind == Kind::Repair {
                     apply::repair(p, idx, &mut self.sp, &c, no);
                 } else {
                     apply::copy(p, idx, &mut self.sp, &c, slot, no);
                 }
+            }
+            Kind::Intent => {
+                p.cp_dirty = true;
+                let (copy, checks) = (to_copy(raw, payload), SmallVec::from_slice(&raw.checks));
+                self.place.replayed.push((idx, copy.key));
+                apply::copy(
+                    p,
+                    idx,
+                    &mut self.sp,
+                    &Sealed { copy, checks, unlogged: true },
+                    NO_SLOT,
+                    no,
+                );
+            }
+            Kind::Placed => {
+                p.cp_dirty = true;
+                // Without a batch that says that this one was synced it may be ahead of what it says.
+                let vouched = pos < vouched || planted(Bug::PlacedUnvouched);
+                place::replay_placed(p, idx, &mut self.sp, &to_placed(raw), vouched);
             }
             Kind::DropBlocks => {
                 let list = decode_drops(&blob(&payload)?).ok_or(UNREADABLE)?;
@@ -284,6 +311,16 @@ fn spread(raw: &RawRecord, payload: &[u8]) -> Bytes {
         at += n;
     }
     buf.freeze()
+}
+
+fn to_placed(raw: &RawRecord) -> PlacedIn {
+    PlacedIn {
+        key: BlockKey::at(raw.vtree, raw.layer, raw.extent, raw.offset),
+        version: raw.version,
+        pages: raw.aux as u16,
+        checks: SmallVec::from_slice(&raw.checks),
+        slot: raw.slots.first().copied().unwrap_or(NO_SLOT),
+    }
 }
 
 fn to_copy(raw: &RawRecord, payload: Bytes) -> BlockCopy {

@@ -1,6 +1,7 @@
 //! Slots, the block table, and which log batches must stay: what every change of the index touches.
 
 use crate::alloc::Alloc;
+use crate::index::OvPage;
 use crate::layout::{Layout, NO_SLOT};
 use crate::planted::{planted, Bug};
 use crate::seal::DeviceKey;
@@ -104,6 +105,8 @@ pub(crate) struct Space {
     /// Blocks with an overlay and no slot: each will need one.
     pub unslotted: u64,
     pub promises: crate::promise::Promises,
+    /// Pages that an intent found in the log may not have replaced, see `place`: those beneath each, the newest last.
+    pub beneath: HashMap<(u32, BlockKey, u8), Vec<OvPage>>,
     /// While the log is replayed nothing is allocated or freed; owners are settled at the end.
     pub recovering: bool,
     /// Checkpoints begun.

@@ -20,6 +20,8 @@ pub struct StoreStats {
     pub direct_writes: u64,
     pub destaged_pages: u64,
     pub destage_writes: u64,
+    /// Copies of some parts of a block whose content went straight to its pages.
+    pub placed: u64,
     pub checkpoints: u64,
     pub table_pages_written: u64,
     pub allocs: u64,

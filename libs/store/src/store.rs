@@ -81,6 +81,7 @@ pub struct Store {
     pub(crate) sp: Space,
     pub(crate) log: Log,
     pub(crate) destage: Destage,
+    pub(crate) place: crate::place::Place,
     pub(crate) ckpt: Ckpt,
     pub(crate) reads: Reads,
     pub(crate) scrub: crate::scrub::Scrub,
@@ -118,6 +119,7 @@ impl Store {
                 dirty_q: Default::default(),
                 unslotted: 0,
                 promises: Default::default(),
+                beneath: Default::default(),
                 recovering: true,
                 ckpt_begun: 0,
                 named: Default::default(),
@@ -135,6 +137,7 @@ impl Store {
             by_id: HashMap::new(),
             log: Log::default(),
             destage: Destage::default(),
+            place: Default::default(),
             ckpt: Ckpt::default(),
             reads: Reads::default(),
             scrub: Default::default(),
@@ -159,6 +162,7 @@ impl Store {
             self.note_appends(now);
             self.poll_reads(ops);
             self.poll_scrub(now, ops);
+            self.poll_place(ops);
             self.poll_log(ops);
             self.poll_destage(now, ops);
             self.poll_checkpoint(now, ops);
@@ -287,6 +291,7 @@ impl Store {
             && self.ckpt.is_idle()
             && !self.ckpt.reads_again()
             && self.destage.is_idle()
+            && self.place.is_empty()
             && !self.ckpt.flush_wanted()
     }
 
@@ -370,7 +375,8 @@ impl Store {
         (self.meta_log_reserve() + l / 16).max(l / 4)
     }
     pub(crate) fn meta_log_reserve(&self) -> u64 {
-        2 * self.ckpt.records_bytes + 2 * self.cfg.max_batch_bytes as u64
+        let told = self.place.len() as u64 * quarry_base::PAGE as u64;
+        2 * self.ckpt.records_bytes + 2 * self.cfg.max_batch_bytes as u64 + told
     }
     pub(crate) fn data_log_room(&self) -> u64 {
         let used = self.log_used() + self.data_log_reserve();

@@ -12,8 +12,10 @@ use crate::types::{DeviceIdent, FormatInfo, FormatStep};
 use bytes::Bytes;
 use quarry_base::{DeviceId, PageBuf, PAGE};
 
-/// The format this program writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 2;
+/// The format this program writes.
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest that it reads. Its log has no intents; a device is of the new one from its first opening on.
+const OLDEST: u32 = 2;
 const MAGIC: &[u8; 8] = b"QRYSTORE";
 const CRC_AT: usize = 12;
 
@@ -115,7 +117,7 @@ impl Superblock {
             return Ok(None);
         }
         let found = Get(&page[8..]).u32().unwrap_or(0);
-        if found < FORMAT_VERSION {
+        if found < OLDEST {
             return Err(StoreError::OlderFormat { found, known: FORMAT_VERSION });
         }
         if found > FORMAT_VERSION {

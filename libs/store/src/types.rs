@@ -306,6 +306,23 @@ pub enum DiskResult {
     Done(Result<(), i32>),
 }
 
+/// How a copy gets on the device, see [`Store::place_copy`](crate::Store::place_copy).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Appended {
+    /// Durable when this id is stable.
+    Logged(AppendId),
+    /// Its content goes straight to its pages: durable when what [`StoreEvent::Placed`] names for this id is stable.
+    Intent(AppendId),
+}
+
+impl Appended {
+    /// The id of what was appended.
+    pub fn id(self) -> AppendId {
+        let (Appended::Logged(id) | Appended::Intent(id)) = self;
+        id
+    }
+}
+
 /// What [`Store::poll`](crate::Store::poll) reports.
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
@@ -320,6 +337,12 @@ pub enum StoreEvent {
     /// Everything appended up to and including this id is synced: the answer to `Store::sync`.
     Synced {
         upto: AppendId,
+    },
+    /// The content of a copy that was appended as [`Appended::Intent`] is in its place: it is durable when `by` is stable.
+    Placed {
+        pg: quarry_base::PgId,
+        intent: AppendId,
+        by: AppendId,
     },
     /// There is log space again after a refusal with `LogFull`.
     LogSpace,

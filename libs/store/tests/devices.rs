@@ -78,23 +78,10 @@ fn a_device_of_another_cluster_is_refused_and_not_written_to() {
     assert_eq!(r.reopen(), Ok(()));
 }
 
-/// The superblock at `at` as a later format version would have it.
-fn reversion(disk: &mut common::SimDisk, at: usize, version: u32) {
-    let mut page = disk.durable[at..at + 4096].to_vec();
-    page[8..12].copy_from_slice(&version.to_le_bytes());
-    let mut mix = [0u8; 16];
-    mix[..4].copy_from_slice(&crc32c(&page[..12]).to_le_bytes());
-    mix[4..8].copy_from_slice(&crc32c(&page[16..]).to_le_bytes());
-    mix[8..].copy_from_slice(&4096u64.to_le_bytes());
-    page[12..16].copy_from_slice(&crc32c(&mix).to_le_bytes());
-    disk.durable[at..at + 4096].copy_from_slice(&page);
-    disk.lose_unsynced();
-}
-
 #[test]
 fn a_device_of_the_first_format_is_refused_and_not_written_to() {
     let mut r = Rig::new(small_config());
-    [0, 65536].iter().for_each(|at| reversion(&mut r.disk, *at, 1));
+    [0, 65536].iter().for_each(|at| common::reversion(&mut r.disk, *at, 1));
     let before = r.disk.now.clone();
     let want = StoreError::OlderFormat { found: 1, known: FORMAT_VERSION };
     assert_eq!(read_ident(&r.disk.durable[..IDENT_BYTES]), Err(want.clone()));
@@ -108,7 +95,7 @@ fn a_newer_format_is_refused_and_not_written_to_also_if_one_superblock_alone_say
         let mut r = Rig::new(small_config());
         r.put(PG, write(0, 0, &[1]));
         r.flush();
-        places.iter().for_each(|at| reversion(&mut r.disk, *at, FORMAT_VERSION + 1));
+        places.iter().for_each(|at| common::reversion(&mut r.disk, *at, FORMAT_VERSION + 1));
         let before = r.disk.now.clone();
         let want = StoreError::NewerFormat { found: FORMAT_VERSION + 1, known: FORMAT_VERSION };
         assert_eq!(read_ident(&r.disk.durable[..IDENT_BYTES]), Err(want.clone()));

@@ -32,6 +32,17 @@ fn random_histories_with_gaps_and_stuck_groups_survive_crashes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// As on a member that is brought up to date: some parts of blocks go straight to their pages.
+#[test]
+fn random_histories_with_parts_that_are_written_once_survive_crashes() {
+    let one = |s: u64| {
+        let plan = Plan { parts: true, harsh: s % 3 == 2, ..Plan::default() };
+        run_plan(s, 300, plan).err().map(|e| format!("STORE_SEED={s}: {e}"))
+    };
+    let bad: Vec<String> = seeds(100).filter_map(one).take(5).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
 /// What is refused together is read in pieces, also while it is destaged or a recovery reads it: nobody notices.
 #[test]
 fn random_histories_on_a_disk_that_refuses_long_reads_go_on_as_if_nothing_were() {
@@ -57,11 +68,14 @@ fn a_mishap_of_the_disk_is_survived_or_noticed() {
         Mishap::Misdirected,
         Mishap::Rot,
     ];
-    let plan = |m| Plan { mishap: Some(m), ..Plan::default() };
-    let one = |s: u64, m: Mishap| {
-        run_plan(s, 300, plan(m)).err().map(|e| format!("{m:?} STORE_SEED={s}: {e}"))
+    let one = |s: u64, m: Mishap, parts: bool| {
+        let plan = Plan { mishap: Some(m), parts, flaky: parts && s % 2 == 1, ..Plan::default() };
+        run_plan(s, 300, plan).err().map(|e| format!("{m:?} parts {parts} STORE_SEED={s}: {e}"))
     };
-    let bad = seeds(25).flat_map(|s| all.iter().filter_map(move |m| one(s, *m)));
+    let both = |s: u64| all.iter().flat_map(move |m| [(s, *m, false), (s, *m, true)]);
+    // Half as many with parts.
+    let cases = seeds(25).flat_map(both).filter(|(s, _, parts)| !parts || s % 2 == 0 || *s > 99);
+    let bad = cases.filter_map(|(s, m, parts)| one(s, m, parts));
     let bad: Vec<String> = bad.take(5).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }

@@ -111,6 +111,13 @@ impl Engine {
     fn on_store(&mut self, d: usize, e: StoreEvent, now: Nanos, out: &mut Vec<Action>) {
         match e {
             StoreEvent::Stable { upto } => self.durable(d, upto, now, out),
+            StoreEvent::Placed { pg, intent, by } => {
+                let Some(&g) = self.index.get(&pg) else { return };
+                self.with(g, now, out, |pg, _| pg.copy_placed(intent, by));
+                let appends = &mut self.devices[d].appends;
+                let at = appends.partition_point(|(id, _)| *id < by);
+                appends.insert(at, (by, g));
+            }
             StoreEvent::LogSpace => self.touch_device(d),
             StoreEvent::ReadDone { token, result } => {
                 self.on_read_done(token, Done::Range(result), now, out)

@@ -12,7 +12,7 @@ use crate::history::pruned;
 use crate::pg::stream::frame_record;
 use crate::planted::Bug;
 use quarry_base::{DeviceId, Epoch, RequestId, SdsId, Seq, StartNo, Version};
-use quarry_store::{AppendError, AppendId, BlockCopy, BlockKey, ReadError};
+use quarry_store::{AppendError, AppendId, Appended, BlockCopy, BlockKey, ReadError};
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 use std::collections::VecDeque;
 
@@ -36,7 +36,7 @@ struct InStream {
     gap: bool,
     next: Seq,
     /// Sync items not durable yet, and how many are.
-    items: VecDeque<AppendId>,
+    items: VecDeque<Appended>,
     items_done: u64,
     reported: Option<(Seq, u64, Told)>,
     /// Highest commit point that came with a record.
@@ -80,11 +80,18 @@ impl Member {
     /// Everything up to and including `upto` is durable on the device.
     fn stable(&mut self, upto: AppendId) {
         if let Some(s) = &mut self.stream {
-            while s.items.front().is_some_and(|id| *id <= upto) {
+            while matches!(s.items.front(), Some(Appended::Logged(id)) if *id <= upto) {
                 s.items.pop_front();
                 s.items_done += 1;
             }
         }
+    }
+
+    /// What was appended as `intent` is durable when `by` is.
+    fn placed(&mut self, intent: AppendId, by: AppendId) {
+        let items = self.stream.iter_mut().flat_map(|s| s.items.iter_mut());
+        let it = items.filter(|i| **i == Appended::Intent(intent));
+        it.for_each(|i| *i = Appended::Logged(by));
     }
 }
 
@@ -365,14 +372,14 @@ impl Pg {
                         return Took::Full;
                     }
                 }
-                cx.ids_import(self.id, frame.meta.clone())
+                cx.ids_import(self.id, frame.meta.clone()).map(Appended::Logged)
             }
             Op::SyncDrop => {
                 let Some(d) = decode::<SyncDrop>(&frame.meta) else {
                     return Took::Broken("malformed SyncDrop");
                 };
                 let keep: Vec<BlockKey> = d.keep.into_iter().map(key_in).collect();
-                cx.drop_keys(self.id, key_in(d.from), key_in(d.to), &keep)
+                cx.drop_keys(self.id, key_in(d.from), key_in(d.to), &keep).map(Appended::Logged)
             }
             _ => {
                 let Some(copy) = frame_copy(frame) else {
@@ -382,7 +389,10 @@ impl Pg {
                     return Took::Full;
                 }
                 self.copied_by = self.member().map(|m| m.primary.1);
-                cx.append_copy(self.id, copy)
+                if self.member().is_some_and(|m| m.in_sync) {
+                    return Took::Broken("a copy for a member in sync");
+                }
+                cx.place_copy(self.id, copy)
             }
         };
         match done {
@@ -477,6 +487,13 @@ impl Pg {
             return;
         }
         self.follow_commit(heard, cx);
+    }
+
+    /// The parts of a copy are in their place: what the item of the sync waits for is known.
+    pub fn copy_placed(&mut self, intent: AppendId, by: AppendId) {
+        if let Some(m) = self.member() {
+            m.placed(intent, by);
+        }
     }
 
     /// One report a turn, if there is news (R5).

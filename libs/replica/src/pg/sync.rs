@@ -18,9 +18,9 @@ use quarry_wire::{Frame, Op, Proposal};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// From so many changed parts of 16 on a block goes whole: the member writes a whole block once, straight to its place, and parts
-/// twice, to its log and from there to their places. 16 for 11 is less than one and a half on the wire and on the device.
-const WHOLE_FROM: u32 = 11;
+/// From so many changed parts of 16 on a block goes whole: one write of the member, with nothing to wait for, instead of
+/// several with an intent before them. 16 for 14 is little more on the wire and on the device.
+const WHOLE_FROM: u32 = 14;
 
 /// Progress of one member's sync.
 pub(crate) struct Sync {

@@ -2,12 +2,13 @@
 #![allow(dead_code)]
 
 pub mod model;
+pub mod parts;
 pub mod rig;
 pub mod verify;
 pub mod world;
 
 use bytes::Bytes;
-use quarry_base::PageBuf;
+use quarry_base::{crc32c, PageBuf};
 use quarry_store::{DiskOp, DiskResult, FormatStep, OpId, WriteSync};
 
 /// splitmix64.
@@ -321,4 +322,17 @@ impl SimDisk {
     pub fn process_kill(&mut self) {
         self.flight.clear();
     }
+}
+
+/// The superblock at `at` as a later format version would have it.
+pub fn reversion(disk: &mut SimDisk, at: usize, version: u32) {
+    let mut page = disk.durable[at..at + 4096].to_vec();
+    page[8..12].copy_from_slice(&version.to_le_bytes());
+    let mut mix = [0u8; 16];
+    mix[..4].copy_from_slice(&crc32c(&page[..12]).to_le_bytes());
+    mix[4..8].copy_from_slice(&crc32c(&page[16..]).to_le_bytes());
+    mix[8..].copy_from_slice(&4096u64.to_le_bytes());
+    page[12..16].copy_from_slice(&crc32c(&mix).to_le_bytes());
+    disk.durable[at..at + 4096].copy_from_slice(&page);
+    disk.lose_unsynced();
 }

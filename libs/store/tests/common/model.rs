@@ -13,11 +13,37 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub enum Ev {
     Rec(Record, Vec<u32>),
     Copy(BlockKey, Version, u16, Vec<u32>),
+    Part(Part),
     Drop(Vec<(BlockKey, Version)>),
     Meta(Bytes),
     DropPg,
     /// Not in the log: recovery may undo it.
     Truncate(Seq),
+}
+
+/// A copy of some parts of a block.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub key: BlockKey,
+    pub version: Version,
+    pub mask: u16,
+    /// Content of each part of the mask, in order; 0: zeroes.
+    pub tags: Vec<u32>,
+    /// It goes straight to its pages, and which later append says that it is there.
+    pub intent: bool,
+    pub by: Option<AppendId>,
+    /// Parts that a crash kept from getting there.
+    pub missed: u16,
+}
+
+impl Part {
+    /// Each part and its content.
+    pub fn parts(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        (0..16).filter(|p| self.mask >> p & 1 == 1).zip(self.tags.iter().copied())
+    }
+    pub fn valid(&self) -> u16 {
+        self.parts().filter(|(_, t)| *t != 0).fold(0, |m, (p, _)| m | 1 << p)
+    }
 }
 
 pub struct Event {
@@ -171,6 +197,34 @@ impl PgModel {
     }
 }
 
+impl PgModel {
+    fn part(&mut self, part: &Part) {
+        let (k, v) = (part.key, part.version);
+        if self.newest(k) > v {
+            return;
+        }
+        self.tombs.remove(&k);
+        let fresh = !self.blocks.contains_key(&k);
+        let b = self.blocks.entry(k).or_default();
+        b.version = v;
+        if fresh {
+            b.touched = [v; 16];
+        }
+        for (p, t) in part.parts() {
+            b.touched[p] = v;
+            // Zeroes need no way to the device.
+            if t == 0 || part.missed >> p & 1 == 0 {
+                b.pages[p] = t;
+            }
+        }
+        if b.pages == [0; 16] {
+            self.blocks.remove(&k);
+            self.tombs.insert(k, v);
+            self.trimmed.remove(&k);
+        }
+    }
+}
+
 /// Which versions make up each group's history after these events; truncations before number `heed`
 /// count. (One is undone by a crash as long as the log still has the records; not if a record was
 /// appended since, also one beyond a gap.)
@@ -223,6 +277,10 @@ pub fn fold(
             Ev::Copy(k, v, valid, tags) => {
                 m.exists = true;
                 m.copy(*k, *v, *valid, tags)
+            }
+            Ev::Part(p) => {
+                m.exists = true;
+                m.part(p);
             }
             Ev::Drop(list) => {
                 m.exists = true;

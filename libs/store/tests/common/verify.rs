@@ -88,19 +88,14 @@ impl World {
     fn verify_content(&mut self, pg: PgId, m: &PgModel) -> Check {
         for vtree in 1..=3u64 {
             for extent in 0..2u32 {
-                self.token += 1;
-                let t = self.token;
                 let (v, l, e) = (VtreeId(vtree), Layer(0), Extent(extent));
-                self.store.read(t, pg, v, l, e, 0, EXTENT);
-                let mut tries = 0;
-                while !self.reads.contains_key(&t) {
-                    tries += 1;
-                    if tries > 10_000 {
-                        return Err("a read has no answer".into());
-                    }
-                    self.crank(1)?;
+                let torn = self.torn.keys().any(|(g, k)| (*g, k.vtree, k.extent) == (pg, v, e));
+                if torn {
+                    // They are sent again first.
+                    continue;
                 }
-                let d = match self.reads.remove(&t).unwrap() {
+                let t = self.begin_raw(pg, BlockKey::at(v, l, e, 0), 0, EXTENT);
+                let d = match self.raw(t)? {
                     Err(ReadError::Io(5) | ReadError::Corrupt { .. }) if self.disk.happened => {
                         continue;
                     }
@@ -123,6 +118,23 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    pub fn begin_raw(&mut self, pg: PgId, key: BlockKey, offset: u32, len: u32) -> u64 {
+        self.token += 1;
+        self.store.read(self.token, pg, key.vtree, key.layer, key.extent, offset, len);
+        self.token
+    }
+
+    /// The answer to a read, whatever it is.
+    pub fn raw(&mut self, token: u64) -> Result<Result<ReadData, ReadError>, String> {
+        for _ in 0..10_000 {
+            if let Some(r) = self.reads.remove(&token) {
+                return Ok(r);
+            }
+            self.crank(1)?;
+        }
+        Err("a read has no answer".into())
     }
 
     pub fn crash(&mut self) -> Check {
@@ -188,6 +200,7 @@ impl World {
     /// The recovered state is that of one prefix of the log, at least all that was stable.
     fn verify_recovered(&mut self) -> Check {
         self.store.check_invariants()?;
+        self.look_for_parts()?;
         let first = self.events.partition_point(|e| e.id <= self.stable);
         let mut why = String::new();
         for n in first..=self.events.len() {
@@ -231,12 +244,18 @@ impl World {
                 Ev::Truncate(_) => false,
                 _ => true,
             });
-            self.events.iter_mut().for_each(|e| e.id = 0);
+            for e in &mut self.events {
+                e.id = 0;
+                if let Ev::Part(p) = &mut e.ev {
+                    // What was on its way has been looked at, the rest was told to be there.
+                    p.intent = false;
+                }
+            }
             (self.stable, self.synced) = (0, 0);
             for pg in model.keys() {
                 *self.epochs.entry(*pg).or_insert(1) += 1;
             }
-            return Ok(());
+            return self.send_torn_again();
         }
         Err(format!("no prefix of the log of {}..={} fits:{why}", first, self.events.len()))
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quarry_base::*;
 use quarry_store::*;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 pub const DEVICE: u64 = 10 << 20;
@@ -50,6 +50,12 @@ pub struct World {
     pub harsh: bool,
     pub stuck: Option<PgId>,
     pub mishap: Option<Mishap>,
+    /// Also copies of some parts of blocks, as to a member that is brought up to date.
+    pub parts: bool,
+    /// What each part of a version holds: the same in every copy of it.
+    pub part_tags: HashMap<(PgId, BlockKey, Version, u32), u32>,
+    /// Pages torn by a crash on their way to their place, until they are sent again.
+    pub torn: BTreeMap<(PgId, BlockKey), u16>,
     /// The device has failed: nothing more becomes stable until it is opened again.
     pub failed: bool,
 }
@@ -61,6 +67,7 @@ pub struct Plan {
     pub harsh: bool,
     pub mishap: Option<Mishap>,
     pub flaky: bool,
+    pub parts: bool,
 }
 
 /// Ends a run early: the store has noticed what the disk did to it, which is all that it can do.
@@ -123,6 +130,9 @@ fn history(seed: u64, steps: u32, plan: Plan) -> Check {
         harsh: plan.harsh,
         stuck: None,
         mishap: plan.mishap,
+        parts: plan.parts,
+        part_tags: HashMap::new(),
+        torn: BTreeMap::new(),
         failed: false,
     };
     w.open()?;
@@ -194,6 +204,9 @@ impl World {
             StoreEvent::OpenFailed(e) => return Err(format!("open failed: {e}")),
             StoreEvent::Failed(_) if self.disk.happened && !self.failed => self.failed = true,
             StoreEvent::Failed(e) => return Err(format!("failed: {e}")),
+            StoreEvent::Corruption { pg, key, pages } if self.may_be_torn(pg, key, pages) => {
+                *self.torn.entry((pg, key)).or_default() |= pages;
+            }
             StoreEvent::Corruption { pg, key, pages } => {
                 return Err(format!("corruption in {pg} {key:?} pages {pages:x}"))
             }
@@ -201,6 +214,7 @@ impl World {
             StoreEvent::TableDamaged { group } => {
                 return Err(format!("table group {group} is damaged"))
             }
+            StoreEvent::Placed { intent, by, .. } => self.placed(intent, by),
             StoreEvent::Opened
             | StoreEvent::LogSpace
             | StoreEvent::Stalled { .. }
@@ -232,6 +246,7 @@ impl World {
             let mut since = here.flat_map(|(n, e)| match &e.ev {
                 Ev::Rec(r, tags) if r.version.seq > commit => &tags[..],
                 Ev::Copy(_, _, _, tags) if n >= events => &tags[..],
+                Ev::Part(p) if n >= events => &p.tags[..],
                 _ => &[],
             });
             let old_or_new = page == page_of(before[i]) || page == page_of(after[i]);
@@ -269,6 +284,9 @@ impl World {
         self.now = self.now + Duration::from_millis(self.rng.below(30));
         if self.harsh && self.rng.one_in(40) {
             self.stuck = if self.rng.one_in(3) { None } else { Some(self.pick_pg()) };
+        }
+        if self.parts && self.rng.one_in(8) {
+            self.part();
         }
         match self.rng.below(100) {
             0..=54 => self.append(),
@@ -384,20 +402,11 @@ impl World {
         let pg = self.pick_pg();
         let s = self.store.pg_state(pg);
         let key = self.pick_key();
-        let busy =
-            self.store.tail_overlaps(pg, key.vtree, key.layer, key.extent, key.offset(), BLOCK);
-        if busy.is_some() || s.commit_version == Version::ZERO {
+        if !self.may_copy(pg, key) {
             return;
         }
-        // No block has the version of a record that deletes a vTree.
-        let deletes = |e: &Event| match &e.ev {
-            Ev::Rec(r, _) => {
-                let drops = matches!(r.kind, RecordKind::DropVtree { .. });
-                e.pg == pg && r.version == s.commit_version && drops
-            }
-            _ => false,
-        };
-        if self.may_bring_back(pg) || self.events.iter().any(deletes) {
+        let known = |p| self.part_tags.contains_key(&(pg, key, s.commit_version, p));
+        if (0..16).any(known) {
             return;
         }
         let valid = match self.rng.below(4) {
@@ -422,6 +431,25 @@ impl World {
         if let Ok(id) = self.store.append_copy(pg, copy) {
             self.events.push(Event { id, pg, ev: Ev::Copy(key, version, valid, tags) });
         }
+    }
+
+    /// May a sync bring this block now, at the commit point's version?
+    pub fn may_copy(&self, pg: PgId, key: BlockKey) -> bool {
+        let s = self.store.pg_state(pg);
+        let busy =
+            self.store.tail_overlaps(pg, key.vtree, key.layer, key.extent, key.offset(), BLOCK);
+        // No block has the version of a record that deletes a vTree.
+        let deletes = |e: &Event| match &e.ev {
+            Ev::Rec(r, _) => {
+                let drops = matches!(r.kind, RecordKind::DropVtree { .. });
+                e.pg == pg && r.version == s.commit_version && drops
+            }
+            _ => false,
+        };
+        busy.is_none()
+            && s.commit_version != Version::ZERO
+            && !self.may_bring_back(pg)
+            && !self.events.iter().any(deletes)
     }
 
     /// A crash may bring back a truncated record, which the model applies where it was appended.
