@@ -17,7 +17,7 @@ mod tree;
 
 pub use plan::plan_pool;
 use quarry_base::{DeviceId, SdsId};
-pub use rebalance::{rebalance, together, Move};
+pub use rebalance::{rebalance, rebalance_where, together, Move};
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 

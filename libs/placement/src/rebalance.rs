@@ -34,7 +34,8 @@ struct Plan<'a> {
     /// The devices by that, the emptiest first.
     order: BTreeSet<Rank>,
     groups: HashMap<DeviceId, Vec<u32>>,
-    moved: Vec<bool>,
+    /// Groups that move no more: they have, or may not now.
+    fixed: Vec<bool>,
     devices: &'a [Candidate],
 }
 
@@ -46,7 +47,20 @@ pub fn rebalance(
     devices: &[Candidate],
     limit: usize,
 ) -> Vec<Move> {
+    rebalance_where(lists, copies, devices, limit, |_| true)
+}
+
+/// The same where some groups may not move now: they stay, count for what their devices have, and others move in their
+/// place where that helps as well.
+pub fn rebalance_where(
+    lists: &[Vec<DeviceId>],
+    copies: usize,
+    devices: &[Candidate],
+    limit: usize,
+    may_move: impl Fn(u32) -> bool,
+) -> Vec<Move> {
     let mut p = Plan::new(lists, copies, devices);
+    p.fixed = (0..lists.len()).map(|g| !may_move(g as u32)).collect();
     let mut out = Vec::new();
     p.part(&mut out, limit);
     while out.len() < limit {
@@ -90,9 +104,13 @@ impl<'a> Plan<'a> {
             order: over.iter().map(|(d, o)| rank(*d, *o)).collect(),
             over,
             groups,
-            moved: vec![false; lists.len()],
+            fixed: vec![false; lists.len()],
             devices,
         }
+    }
+
+    fn is_free(&self, g: u32) -> bool {
+        self.fixed.get(g as usize) == Some(&false)
     }
 
     /// A copy of the group that shares a domain with an earlier one.
@@ -110,7 +128,7 @@ impl<'a> Plan<'a> {
             if out.len() >= limit {
                 return;
             }
-            let Some(from) = self.pair(g) else { continue };
+            let Some(from) = self.pair(g).filter(|_| self.is_free(g as u32)) else { continue };
             if let Some(to) = self.target(g as u32, from) {
                 self.apply(Move { group: g as u32, from, to }, out);
             }
@@ -141,16 +159,16 @@ impl<'a> Plan<'a> {
     /// The move that helps most.
     fn best(&self) -> Option<Move> {
         for (more, Reverse(from)) in self.order.iter().rev() {
+            let groups = self.groups.get(from).map(Vec::as_slice).unwrap_or_default();
+            if !groups.iter().any(|g| self.is_free(*g)) {
+                continue;
+            }
             for (less, Reverse(to)) in &self.order {
                 if more - less <= 1_000_001 {
                     break;
                 }
-                let groups = self.groups.get(from).map(Vec::as_slice).unwrap_or_default();
-                let free = groups.iter().find(|g| {
-                    !self.moved.get(**g as usize).copied().unwrap_or(true)
-                        && self.fits(**g, *from, *to)
-                });
-                if let Some(g) = free {
+                let fit = |g: &&u32| self.is_free(**g) && self.fits(**g, *from, *to);
+                if let Some(g) = groups.iter().find(fit) {
                     return Some(Move { group: *g, from: *from, to: *to });
                 }
             }
@@ -167,8 +185,8 @@ impl<'a> Plan<'a> {
         if let Some(d) = self.lists.get_mut(g).and_then(|l| l.iter_mut().find(|d| **d == m.from)) {
             *d = m.to;
         }
-        if let Some(moved) = self.moved.get_mut(g) {
-            *moved = true;
+        if let Some(fixed) = self.fixed.get_mut(g) {
+            *fixed = true;
         }
         self.groups.entry(m.from).or_default().retain(|x| *x != m.group);
         self.groups.entry(m.to).or_default().push(m.group);

@@ -45,9 +45,15 @@ impl State {
     }
 
     fn plan(&self, pool: PoolId, limit: usize) -> Vec<Move> {
+        self.plan_where(pool, limit, |_| true)
+    }
+
+    fn plan_where(&self, pool: PoolId, limit: usize, may_move: impl Fn(&Pg) -> bool) -> Vec<Move> {
         let Some(p) = self.pools.get(&pool) else { return Vec::new() };
         let lists: Vec<Vec<DeviceId>> = self.pool_pgs(pool).map(Self::target_of).collect();
-        quarry_placement::rebalance(&lists, p.copies as usize, &self.candidates(pool), limit)
+        let may = |g: u32| self.pgs.get(&PgId::new(pool, g)).is_some_and(&may_move);
+        let (copies, free) = (p.copies as usize, self.candidates(pool));
+        quarry_placement::rebalance_where(&lists, copies, &free, limit, may)
     }
 
     /// Copies that a rebalance has still to move, those on their way included.
@@ -90,6 +96,11 @@ impl State {
         self.pool_pgs(pool).any(|p| !p.config.syncing.is_empty() && !self.whole(p))
     }
 
+    /// A copy of the group may begin to move now.
+    fn may_move(&self, p: &Pg) -> bool {
+        p.retiring.is_empty() && self.whole(p)
+    }
+
     /// A move whose new device cannot go on.
     fn stuck(&self, p: &Pg) -> bool {
         let lost = |d: &DeviceId| !p.config.is_in_sync(*d) && !self.usable(*d);
@@ -107,7 +118,7 @@ impl State {
         if gone.is_empty() {
             return Vec::new();
         }
-        let free = self.pool_pgs(pool).filter(|p| p.retiring.is_empty() && self.whole(p));
+        let free = self.pool_pgs(pool).filter(|p| self.may_move(p));
         free.filter_map(|p| {
             let d = p.config.listed.iter().find(|d| gone.contains(d))?;
             Some((p.config.pg, *d))
@@ -135,12 +146,9 @@ impl State {
             }
         }
         if p.rebalancing && out.is_empty() {
-            for m in self.plan(pool, room) {
-                let pg = PgId::new(pool, m.group);
-                if self.pgs.get(&pg).is_some_and(|g| g.retiring.is_empty() && self.whole(g)) {
-                    out.push((pg, m.from, m.to));
-                }
-            }
+            // Planned without those that cannot move now: they may stay so for long, and would take all the room.
+            let moves = self.plan_where(pool, room, |g| self.may_move(g));
+            out.extend(moves.into_iter().map(|m| (PgId::new(pool, m.group), m.from, m.to)));
         }
         out
     }

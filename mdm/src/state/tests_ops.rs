@@ -4,6 +4,7 @@ use super::tests::{answered, map_first, pool, Lab};
 use super::*;
 use quarry_base::VtreeId;
 use quarry_control::{Capability, Proposal};
+use quarry_wire::PgConfig;
 use std::collections::BTreeMap;
 
 /// Runs every move that is due, syncs included; at no time may a group have fewer copies than asked.
@@ -142,6 +143,32 @@ fn without_auto_rebalance_nothing_moves_until_it_is_asked_for() {
     l.ok(Op::Rebalance { pool: PoolId(1) });
     move_all(&mut l);
     assert!(loads(&l)[&4] >= 15);
+}
+
+#[test]
+fn groups_that_stay_degraded_do_not_keep_others_from_being_evened_out() {
+    let mut l = Lab::cluster(4, 2);
+    let policy =
+        Policy { auto_rebalance: Some(false), moves_at_once: Some(1), ..Policy::default() };
+    l.ok(Op::SetPolicy { pool: PoolId(1), policy: Box::new(policy) });
+    l.fail(1, &[2, 3, 4]);
+    l.register(5, None, &[2, 3, 4]);
+    let whole = |c: &PgConfig| c.is_complete();
+    let degraded: Vec<PgConfig> = l.all().into_iter().filter(|c| !whole(c)).collect();
+    assert!(degraded.len() > 10 && l.all().len() - degraded.len() > 10);
+    l.ok(Op::Rebalance { pool: PoolId(1) });
+    let mut rounds = 0;
+    while l.s.moves_due() {
+        l.ok(Op::Move);
+        assert!(l.s.pgs.values().filter(|p| !p.retiring.is_empty()).count() <= 1, "gradually");
+        l.heal();
+        rounds += 1;
+        assert!(rounds < 100, "it does not come to rest");
+    }
+    // All but the lost server's copies are shared by four.
+    let n = loads(&l);
+    assert!((2..=5).all(|i| (11..=13).contains(&n[&i])), "{n:?}");
+    assert!(degraded.iter().all(|c| l.s.pgs[&c.pg].config == *c), "they stay as they are");
 }
 
 #[test]
