@@ -6,9 +6,9 @@
 use crate::api::rfc3339;
 use crate::control::HubInner;
 use crate::state::{Pg, StaleChoice, State};
-use quarry_base::{DeviceId, PgId, PoolId, SdsId, Version};
+use quarry_base::{ConfigIndex, DeviceId, PgId, PoolId, SdcId, SdsId, Version, VolumeId};
 use serde_json::{json, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What would be decided.
@@ -51,16 +51,21 @@ struct Cx<'a> {
 pub fn plan(s: &State, hub: &HubInner, pgs: &[PgId], sds: Option<SdsId>) -> Plan {
     let cx = Cx { s, hub };
     let mut out = Plan::default();
-    let mut lost = BTreeSet::new();
+    let mut found = Vec::new();
     for p in pgs.iter().filter_map(|pg| s.pgs.get(pg)) {
-        let Some(copy) = cx.best(p, sds) else {
-            out.without_copy.push(p.config.pg);
-            continue;
-        };
-        lost.insert(p.config.pg);
-        cx.add(p, &copy, &mut out);
+        match cx.best(p, sds) {
+            Some(copy) => found.push((p, copy)),
+            None => out.without_copy.push(p.config.pg),
+        }
     }
-    let names = s.volumes_on(&lost).into_iter().filter_map(|v| s.volumes.get(&v));
+    let lost: BTreeSet<PgId> = found.iter().map(|(p, _)| p.config.pg).collect();
+    let on = s.volumes_by_group(&lost);
+    for (p, copy) in found {
+        let volumes = on.get(&p.config.pg).map(Vec::as_slice).unwrap_or_default();
+        cx.add(p, &copy, volumes, &mut out);
+    }
+    let volumes: BTreeSet<VolumeId> = on.into_values().flatten().collect();
+    let names = volumes.into_iter().filter_map(|v| s.volumes.get(&v));
     out.volumes = names.map(|v| v.name.clone()).collect();
     out
 }
@@ -121,7 +126,7 @@ impl Cx<'_> {
         report.into_iter().chain(held).max().filter(|v| *v > Version::ZERO)
     }
 
-    fn add(&self, p: &Pg, copy: &Copy, out: &mut Plan) {
+    fn add(&self, p: &Pg, copy: &Copy, volumes: &[VolumeId], out: &mut Plan) {
         let c = &p.config;
         let good = self.good_last(p);
         let records = match (good, copy.through) {
@@ -131,7 +136,6 @@ impl Cx<'_> {
         out.records += records.unwrap_or(0);
         let holders: Vec<String> = c.in_sync.iter().map(|m| self.name(m.sds)).collect();
         let until = copy.left.map(|l| rfc3339(l.at_ms));
-        let volumes = self.s.volumes_on(&BTreeSet::from([c.pg]));
         let names: Vec<&str> =
             volumes.iter().filter_map(|v| self.s.volumes.get(v).map(|v| v.name.as_str())).collect();
         let sds = self.name(copy.sds);
@@ -148,7 +152,7 @@ impl Cx<'_> {
             lost: format!(
                 "the copy on sds {sds} counts, the good one on sds {} is given up: {lost} lost; volumes: {}",
                 holders.join(" and "),
-                self.s.volume_names(&volumes)
+                self.s.volume_names(volumes)
             ),
         });
         out.rows.push(json!({
@@ -159,6 +163,27 @@ impl Cx<'_> {
             "records_lost": records, "mixed": copy.mixed, "volumes": names,
         }));
     }
+
+    /// Clients with a volume in one of the groups that have not applied that group's index. This is looked at several
+    /// times a second: a volume's groups are worked out once at most, and only where one of its clients lags at all.
+    fn unconfirmed(&self, open: &BTreeMap<PgId, ConfigIndex>) -> BTreeSet<SdcId> {
+        let mut out = BTreeSet::new();
+        let Some(newest) = open.values().max() else { return out };
+        let pools: BTreeSet<PoolId> = open.keys().map(|pg| pg.pool()).collect();
+        let applied = |sdc: &SdcId| self.hub.sdcs.get(sdc).map(|l| l.applied);
+        for v in self.s.volumes.values().filter(|v| pools.contains(&v.pool)) {
+            let mapped = v.mappings.iter().map(|m| (m.sdc, applied(&m.sdc)));
+            let late: Vec<_> = mapped.filter(|(_, at)| at.is_none_or(|at| at < *newest)).collect();
+            if late.is_empty() {
+                continue;
+            }
+            let here = self.s.volume_pgs(v).into_iter().filter_map(|pg| open.get(&pg)).max();
+            let behind =
+                |at: Option<ConfigIndex>| here.is_some_and(|i| at.is_none_or(|at| at < *i));
+            out.extend(late.into_iter().filter(|l| behind(l.1)).map(|l| l.0));
+        }
+        out
+    }
 }
 
 /// Who could still reach an old primary of a group that is being given up, and which chosen copies are away; empty: the
@@ -166,6 +191,8 @@ impl Cx<'_> {
 pub fn unfenced(hub: &HubInner, s: &State, pgs: &[PgId]) -> Vec<String> {
     let cx = Cx { s, hub };
     let mut out: BTreeSet<String> = BTreeSet::new();
+    // Groups with a path to an old primary left, and the index that closes it.
+    let mut open: BTreeMap<PgId, ConfigIndex> = BTreeMap::new();
     for p in pgs.iter().filter_map(|pg| s.pgs.get(pg)) {
         let Some(f) = p.fence else { continue };
         if s.could_serve(f.device).is_none() {
@@ -179,16 +206,11 @@ pub fn unfenced(hub: &HubInner, s: &State, pgs: &[PgId]) -> Vec<String> {
         if p.config.in_sync.iter().all(|m| closed(m.sds)) {
             continue;
         }
-        for v in s.volumes_on(&BTreeSet::from([p.config.pg])) {
-            for m in s.volumes.get(&v).iter().flat_map(|v| &v.mappings) {
-                if hub.sdcs.get(&m.sdc).is_none_or(|l| l.applied < f.index) {
-                    let name = s.sdcs.get(&m.sdc).map_or("?", |x| x.name.as_str());
-                    out.insert(format!(
-                        "sdc {name} has not confirmed that it leaves the old server alone"
-                    ));
-                }
-            }
-        }
+        open.insert(p.config.pg, f.index);
+    }
+    for sdc in cx.unconfirmed(&open) {
+        let name = s.sdcs.get(&sdc).map_or("?", |x| x.name.as_str());
+        out.insert(format!("sdc {name} has not confirmed that it leaves the old server alone"));
     }
     out.into_iter().collect()
 }

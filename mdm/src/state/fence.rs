@@ -6,7 +6,7 @@
 use super::{Answer, Answered, Ctx, Pg, Reject, State};
 use quarry_base::{Extent, PgId, PoolId, SdsId, VolumeId, EXTENT};
 use quarry_wire::Change;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Volumes named in a refusal at most.
 const NAMED: usize = 20;
@@ -95,6 +95,18 @@ impl State {
             .filter(|v| self.volume_pgs(v).iter().any(|p| pgs.contains(p)))
             .map(|v| v.id)
             .collect()
+    }
+
+    /// The volumes with an extent in each of the groups, where there are any. Each volume's groups are worked out once.
+    pub fn volumes_by_group(&self, pgs: &BTreeSet<PgId>) -> BTreeMap<PgId, Vec<VolumeId>> {
+        let pools: BTreeSet<PoolId> = pgs.iter().map(|p| p.pool()).collect();
+        let mut out: BTreeMap<PgId, Vec<VolumeId>> = BTreeMap::new();
+        for v in self.volumes.values().filter(|v| pools.contains(&v.pool)) {
+            for pg in self.volume_pgs(v).into_iter().filter(|pg| pgs.contains(pg)) {
+                out.entry(pg).or_default().push(v.id);
+            }
+        }
+        out
     }
 
     /// Groups that hold extents of a volume. A large volume is in all of its pool.

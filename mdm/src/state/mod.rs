@@ -34,6 +34,8 @@ mod tests_disks;
 mod tests_ops;
 #[cfg(test)]
 mod tests_prop;
+#[cfg(test)]
+mod tests_stale;
 mod volumes;
 
 pub use capacity::Capacity;
