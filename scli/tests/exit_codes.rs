@@ -146,6 +146,34 @@ fn waiting_too_long_has_status_7_and_says_the_task_goes_on() {
 }
 
 #[test]
+fn recover_with_wait_answers_once_and_after_it_has_waited() {
+    let start = || {
+        Fake::start(&[
+            ("GET /sds/list", 200, r#"[{"id":2,"name":"s"}]"#),
+            ("POST /sds/2/recover", 200, r#"{"id":2,"name":"s","state":"down"}"#),
+            ("GET /status", 200, r#"{"health":"degraded"}"#),
+            ("GET /status", 200, r#"{"health":"ok"}"#),
+            ("GET /sds/2", 200, r#"{"id":2,"name":"s","state":"up"}"#),
+        ])
+    };
+    let f = start();
+    let args = ["sds", "recover", "--name", "s", "--wait", "30", "--json"];
+    let (code, out, err) = run(&f, &args);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let got: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(got, json!({"id": 2, "name": "s", "state": "up"}), "as it is then");
+    let asked: Vec<String> = f.requests().iter().map(|r| r.line.clone()).collect();
+    assert_eq!(asked.last().map(String::as_str), Some("GET /sds/2"), "{asked:?}");
+    // One that does not come to its end in time has no answer, as with other commands.
+    let (code, out, err) =
+        run(&start(), &["sds", "recover", "--name", "s", "--wait", "0", "--json"]);
+    assert_eq!((code, out.as_str()), (7, ""));
+    assert_eq!(serde_json::from_str::<Value>(&err).unwrap()["code"], "timed_out");
+    let (code, out, _) = run(&start(), &["sds", "recover", "--name", "s", "--json"]);
+    assert!(code == 0 && out.contains("down"), "without --wait the answer is the API's: {out}");
+}
+
+#[test]
 fn status_tells_health_and_its_exit_code_only_when_asked() {
     let s = r#"{"health":"degraded","bytes_degraded":1048576,"eta_seconds":null,"reasons":["sds2 is down"]}"#;
     let f = Fake::start(&[("GET /status", 200, s)]);

@@ -47,16 +47,7 @@ pub fn sds(cx: &Context<'_>, command: &Sds) -> Result<(), CliError> {
             let body = if *force { json!({"force": true}) } else { json!({}) };
             act(cx, which, "fail", &body, Some(ask), "fenced")
         }
-        Sds::Recover(which) => {
-            act(cx, which, "recover", &json!({}), None, "is taken back")?;
-            // It counts again once it has been brought up to date.
-            match cx.global.wait {
-                Some(s) if !cx.global.dry_run => {
-                    super::status::until_ok(cx, Duration::from_secs(s)).map(drop)
-                }
-                _ => Ok(()),
-            }
-        }
+        Sds::Recover(which) => recover(cx, which),
         Sds::Drain(which) => act(cx, which, "drain", &json!({}), None, "is empty"),
         Sds::Delete(which) => {
             let object = select::find(&cx.client, SDS, which)?;
@@ -68,6 +59,19 @@ pub fn sds(cx: &Context<'_>, command: &Sds) -> Result<(), CliError> {
             )
         }
     }
+}
+
+/// Takes a server back. It counts again once it has been brought up to date: with `--wait` the answer is the server as it
+/// is then.
+fn recover(cx: &Context<'_>, which: &Which) -> Result<(), CliError> {
+    let object = select::find(&cx.client, SDS, which)?;
+    let path = format!("/sds/{}", select::id_of(&object)?);
+    let mut answer = cx.post(&format!("{path}/recover"), &json!({}))?;
+    if let Some(seconds) = cx.global.wait {
+        super::status::until_ok(cx, Duration::from_secs(seconds))?;
+        answer.body = cx.client.get(&path)?;
+    }
+    cx.finish(answer, &format!("SDS {} is taken back", called(&object)))
 }
 
 fn act(
