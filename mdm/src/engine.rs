@@ -83,6 +83,7 @@ pub fn restore(store: &mut dyn MetaStore) -> Result<State, StoreError> {
         }
         None => State::default(),
     };
+    state.gather_deleted();
     for (i, bytes) in &loaded.entries {
         let c: Command =
             serde_json::from_slice(bytes).map_err(|e| parse(&format!("log entry {i}"), e))?;

@@ -1,7 +1,7 @@
 //! The cluster view as the engine uses it, and the check of a request's rights (R19, R21).
 
 use crate::pg::request::Request;
-use quarry_base::{pg_of, ConfigIndex, PgId, VolumeId, VtreeId, EXTENT};
+use quarry_base::{pg_of, ConfigIndex, PgId, PoolId, VolumeId, VtreeId, EXTENT};
 use quarry_wire::{Change, ClusterView, PoolInfo, Status, VolumeInfo};
 use std::collections::HashMap;
 
@@ -47,6 +47,11 @@ impl View {
         self.cluster.volumes.get(self.vtrees.get(&vtree)?)
     }
 
+    /// Was this vTree of the pool deleted? Never one that has a volume.
+    pub fn is_deleted(&self, pool: PoolId, vtree: VtreeId) -> bool {
+        self.cluster.is_deleted(pool, vtree) && self.volume(vtree).is_none()
+    }
+
     /// The pool's options, as far as they are known.
     pub fn pool(&self, pg: PgId) -> Option<&PoolInfo> {
         self.cluster.pools.get(&pg.pool())
@@ -78,7 +83,7 @@ impl View {
             _ => return Err(Status::TryAgain),
         }
         let Some(v) = self.volume(h.vtree) else {
-            let gone = self.cluster.deleted.contains_key(&h.vtree);
+            let gone = self.is_deleted(h.pg.pool(), h.vtree);
             return Err(if gone { Status::StaleMapping } else { Status::TryAgain });
         };
         if h.generation > v.generation {

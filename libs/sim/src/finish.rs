@@ -221,8 +221,9 @@ impl World {
             for m in &cfg.in_sync {
                 let i = m.sds.0 as usize - 1;
                 let all = content(&mut stores[i], &mut self.nodes[i], cfg.pg, rot)?;
-                if let Some(k) = all.keys().find(|k| self.mdm.state.deleted.contains_key(&k.vtree))
-                {
+                let volumes = &self.mdm.state.volumes;
+                let gone = |k: &&BlockKey| volumes.values().all(|v| v.vtree != k.vtree);
+                if let Some(k) = all.keys().find(gone) {
                     return Err(format!("{}: {k:?} of a deleted volume is still there", cfg.pg));
                 }
                 match &first {

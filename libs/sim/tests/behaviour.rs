@@ -94,6 +94,33 @@ fn a_returning_replica_is_sent_little_more_than_what_changed() {
     }
 }
 
+/// The end of each run looks for blocks that are of no volume, in every copy.
+#[test]
+fn a_server_that_was_away_while_volumes_came_and_went_keeps_nothing_of_those_deleted() {
+    let mut deleted = 0;
+    for seed in 1..=6 {
+        let mut c = quiet(seed, 3, 2, 1);
+        (c.mix, c.fault_every_ms, c.strike) = (vec![(Fault::Volume, 1)], 40, 0);
+        (c.shape.pgs, c.load.extents, c.load.think_ms) = (4, 4, 10);
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 3000);
+        w.crash(1, seed % 2 == 0);
+        let before = w.seen.get("volume deleted");
+        after(&mut w, 4000);
+        deleted += w.seen.get("volume deleted") - before;
+        w.restart(1);
+        after(&mut w, 3000);
+        let s = &w.mdm.state;
+        for pool in s.pools.keys() {
+            let volumes = s.volumes.values().filter(|v| v.pool == *pool).count();
+            assert!(s.deleted_runs.runs(*pool).count() <= volumes + 1, "seed {seed}");
+        }
+        w.finish().unwrap();
+    }
+    println!("{deleted} volumes deleted while a server was away");
+    assert!(deleted > 60, "{deleted}");
+}
+
 #[test]
 fn with_fewer_copies_than_min_copies_writes_wait_and_then_go_on() {
     let mut w = World::new(5, quiet(5, 3, 3, 2)).unwrap();

@@ -4,6 +4,7 @@
 //! say why each field is in the header of every frame.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod deleted;
 mod error;
 mod frame;
 mod header;
@@ -12,6 +13,7 @@ mod reader;
 mod report;
 mod view;
 
+pub use deleted::Deleted;
 pub use error::WireError;
 pub use frame::{Crcs, Frame};
 pub use header::{flags, Header, Op, Status, HEADER_LEN, MAGIC, WIRE_VERSION};

@@ -1,5 +1,6 @@
 //! The cluster as the MDM pushes it: a snapshot, then every change in order of its log index (R3).
 
+use crate::deleted::Deleted;
 use quarry_base::{
     ConfigIndex, DeviceId, Epoch, Extent, Generation, Instance, PgId, PoolId, SdcId, SdsId,
     StartNo, VolumeId, VtreeId,
@@ -205,9 +206,12 @@ pub struct ClusterView {
     pub sdcs: BTreeMap<SdcId, SdcInfo>,
     pub pools: BTreeMap<PoolId, PoolInfo>,
     pub volumes: BTreeMap<VolumeId, VolumeInfo>,
-    /// Deleted vTrees whose groups may still hold blocks, with their pool.
+    /// Deleted vTrees whose groups may still hold blocks, with their pool, as an MDM of an earlier release tells them.
     #[serde(default)]
     pub deleted: BTreeMap<VtreeId, PoolId>,
+    /// The same, in runs.
+    #[serde(default)]
+    pub deleted_runs: Deleted,
 }
 
 impl ClusterView {
@@ -232,13 +236,28 @@ impl ClusterView {
             Change::PoolGone(id) => {
                 self.pools.remove(&id);
                 self.deleted.retain(|_, pool| *pool != id);
+                self.deleted_runs.forget_pool(id);
             }
             Change::Volume(v) => drop(self.volumes.insert(v.id, v)),
             Change::VolumeGone { id, vtree, pool } => {
                 self.volumes.remove(&id);
-                self.deleted.insert(vtree, pool);
+                let left = self.volumes.values().filter(|v| v.pool == pool).map(|v| v.vtree);
+                self.deleted_runs.insert(pool, vtree, left);
             }
         }
+    }
+
+    /// Was this vTree of the pool deleted?
+    pub fn is_deleted(&self, pool: PoolId, vtree: VtreeId) -> bool {
+        self.deleted_runs.contains(pool, vtree) || self.deleted.get(&vtree) == Some(&pool)
+    }
+
+    /// The pool's deleted vTrees in runs of first and last, without those in `without`, which are in order.
+    pub fn deleted_without(&self, pool: PoolId, without: &[VtreeId]) -> Vec<(VtreeId, VtreeId)> {
+        let mut out = self.deleted_runs.runs_without(pool, without);
+        let single = self.deleted.iter().filter(|(v, p)| **p == pool && !without.contains(v));
+        out.extend(single.map(|(v, _)| (*v, *v)));
+        out
     }
 
     /// The group that holds an extent of a volume.

@@ -49,8 +49,77 @@ fn deleted_trees_are_forgotten_with_their_pool() {
             pool: PoolId(pool),
         });
     }
+    // As an MDM of an earlier release tells them.
+    v.deleted.extend([(VtreeId(8), PoolId(1)), (VtreeId(9), PoolId(2))]);
+    assert!(v.is_deleted(PoolId(1), VtreeId(1)) && v.is_deleted(PoolId(1), VtreeId(8)));
+    assert!(!v.is_deleted(PoolId(1), VtreeId(2)), "of another pool");
     v.apply(Change::PoolGone(PoolId(1)));
-    assert_eq!(v.deleted.into_iter().collect::<Vec<_>>(), [(VtreeId(2), PoolId(2))]);
+    assert!(v.deleted_without(PoolId(1), &[]).is_empty());
+    let one = |v| (VtreeId(v), VtreeId(v));
+    assert_eq!(v.deleted_without(PoolId(2), &[]), [one(2), one(9)]);
+    assert_eq!(v.deleted_without(PoolId(2), &[VtreeId(9)]), [one(2)]);
+}
+
+/// Makes volumes 1..=20 and deletes them in an order that differs from seed to seed; volumes of every third number are of
+/// another pool.
+fn deletions(seed: u64) -> (ClusterView, Vec<(PoolId, VtreeId)>) {
+    let mut v = ClusterView::default();
+    let pool = |n: u64| PoolId(if n.is_multiple_of(3) { 2 } else { 1 });
+    let info = |n: u64| VolumeInfo {
+        id: VolumeId(n as u32),
+        name: format!("v{n}"),
+        vtree: VtreeId(n),
+        pool: pool(n),
+        size_bytes: 1 << 20,
+        generation: Generation(1),
+        mappings: Vec::new(),
+        thick: false,
+    };
+    (1..=20).for_each(|n| v.apply(Change::Volume(info(n))));
+    let mut order: Vec<u64> = (1..=20).collect();
+    order.sort_by_key(|n| pg_of(PoolId(1), 1 << 30, VtreeId(seed), Extent(*n as u32)));
+    (v, order.into_iter().map(|n| (pool(n), VtreeId(n))).collect())
+}
+
+#[test]
+fn deletions_are_never_forgotten_and_never_more_than_the_volumes_that_are_left() {
+    for seed in 1..=50 {
+        let (mut v, order) = deletions(seed);
+        let mut done = Vec::new();
+        for (pool, vtree) in order.clone() {
+            v.apply(Change::VolumeGone { id: VolumeId(vtree.0 as u32), vtree, pool });
+            done.push((pool, vtree));
+            for x in &order {
+                assert_eq!(v.is_deleted(x.0, x.1), done.contains(x), "seed {seed}: {x:?} {v:?}");
+            }
+            for pool in [PoolId(1), PoolId(2)] {
+                let left = v.volumes.values().filter(|x| x.pool == pool).count();
+                assert!(v.deleted_without(pool, &[]).len() <= left + 1, "seed {seed}: {v:?}");
+            }
+        }
+        let text = serde_json::to_string(&v).unwrap();
+        assert_eq!(serde_json::from_str::<ClusterView>(&text).unwrap(), v);
+    }
+}
+
+#[test]
+fn what_is_left_of_a_run_without_some_of_it_is_the_rest() {
+    let mut d = Deleted::default();
+    let pool = PoolId(1);
+    (3..=9).for_each(|v| d.insert(pool, VtreeId(v), std::iter::empty()));
+    let rest = |without: &[u64]| {
+        let without: Vec<VtreeId> = without.iter().map(|v| VtreeId(*v)).collect();
+        let runs = d.runs_without(pool, &without);
+        runs.into_iter().map(|(a, b)| (a.0, b.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(rest(&[]), [(3, 9)]);
+    assert_eq!(rest(&[1, 5, 12]), [(3, 4), (6, 9)]);
+    assert_eq!(rest(&[3, 9]), [(4, 8)]);
+    assert_eq!(rest(&[3, 4, 5, 6, 7, 8, 9]), []);
+    let last = VtreeId(u64::MAX);
+    d.insert(PoolId(2), last, std::iter::empty());
+    assert_eq!(d.runs_without(PoolId(2), &[last]), []);
+    assert_eq!(d.runs_without(PoolId(2), &[VtreeId(7)]), [(last, last)]);
 }
 
 #[test]

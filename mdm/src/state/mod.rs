@@ -49,7 +49,7 @@ pub use stale::{Fence, StaleChoice};
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, NodeId, PgId, PoolId, SdcId, SdsId, VolumeId, VtreeId,
 };
-use quarry_wire::{Change, ClusterView};
+use quarry_wire::{Change, ClusterView, Deleted};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -112,7 +112,12 @@ pub struct State {
     pub sdcs: BTreeMap<SdcId, Sdc>,
     pub volumes: BTreeMap<VolumeId, Volume>,
     pub pgs: BTreeMap<PgId, Pg>,
+    /// Deleted vTrees as an earlier release kept them: one by one. Empty once the state is loaded, see
+    /// [`State::gather_deleted`]; still stored, since that release does not start without it.
     pub deleted: BTreeMap<VtreeId, PoolId>,
+    /// Deleted vTrees of which a server that is away may still have blocks.
+    #[serde(default)]
+    pub deleted_runs: Deleted,
     pub events: VecDeque<Event>,
     pub tasks: BTreeMap<u64, Task>,
     pub remembered: VecDeque<Remembered>,
@@ -187,6 +192,7 @@ impl State {
             pools: self.pools.iter().map(|(k, p)| (*k, p.info())).collect(),
             volumes: self.volumes.iter().map(|(k, v)| (*k, v.info())).collect(),
             deleted: self.deleted.clone(),
+            deleted_runs: self.deleted_runs.clone(),
         }
     }
 

@@ -225,7 +225,7 @@ impl State {
             self.drop_task(ctx, &kind, "the pool was deleted");
         }
         self.pools.remove(&id);
-        self.deleted.retain(|_, p| *p != id);
+        self.deleted_runs.forget_pool(id);
         ctx.change(Change::PoolGone(id));
         ctx.event("pool_delete", format!("pool {name}"), "");
         Ok(Answer::Done)

@@ -531,7 +531,7 @@ fn r21_each_change_of_the_mapping_set_raises_the_generation() {
     l.ok(Op::Unmap { volume: VolumeId(1), sdc: SdcId(1) });
     assert!(l.s.volumes[&VolumeId(1)].generation > g);
     l.ok(Op::DeleteVolume { id: VolumeId(1) });
-    assert_eq!(l.view.deleted.len(), 1);
+    assert!(l.view.is_deleted(PoolId(1), VtreeId(1)));
     l.volume("v", 1 << 20).unwrap();
     let v = &l.s.volumes[&VolumeId(2)];
     assert_eq!(v.vtree, VtreeId(2), "ids and vtrees are never used again");

@@ -422,6 +422,54 @@ fn settings_are_checked_together() {
 }
 
 #[test]
+fn every_deletion_is_remembered_in_no_more_than_one_line_a_volume_that_is_left() {
+    let mut l = Lab::cluster(2, 2);
+    let kept = |n: u32| n.is_multiple_of(50);
+    for n in 1..=200 {
+        l.volume(&format!("v{n}"), 1 << 20).unwrap();
+        if !kept(n) {
+            l.ok(Op::DeleteVolume { id: VolumeId(n) });
+        }
+    }
+    let check = |l: &Lab| {
+        for view in [&l.view, &l.s.view()] {
+            for n in 1..=201 {
+                let there = l.s.volumes.contains_key(&VolumeId(n)) || n == 201;
+                let vtree = VtreeId(n.into());
+                assert_eq!(view.is_deleted(PoolId(1), vtree), !there, "{n}");
+            }
+        }
+        l.s.deleted_runs.runs(PoolId(1)).count()
+    };
+    assert_eq!(check(&l), 4);
+    for n in [50, 100, 150, 200] {
+        l.ok(Op::DeleteVolume { id: VolumeId(n) });
+        check(&l);
+    }
+    assert_eq!(check(&l), 1);
+}
+
+#[test]
+fn deletions_that_an_earlier_release_kept_one_by_one_are_gathered() {
+    let mut l = Lab::cluster(2, 2);
+    for n in 1..=9 {
+        l.volume(&format!("v{n}"), 1 << 20).unwrap();
+    }
+    let kept = |v: &Volume| v.vtree == VtreeId(5);
+    let gone: Vec<VtreeId> = l.s.volumes.values().filter(|v| !kept(v)).map(|v| v.vtree).collect();
+    l.s.volumes.retain(|_, v| kept(v));
+    l.s.deleted = gone.iter().map(|v| (*v, PoolId(1))).collect();
+    let mut stored = serde_json::to_value(&l.s).unwrap();
+    assert!(stored.as_object_mut().unwrap().remove("deleted_runs").is_some());
+    let mut store = crate::log::MemStore::default();
+    let bytes = serde_json::to_vec(&stored).unwrap();
+    crate::log::MetaStore::snapshot(&mut store, l.s.index.0, &bytes).unwrap();
+    let s = crate::engine::restore(&mut store).unwrap();
+    assert!(s.deleted.is_empty() && gone.iter().all(|v| s.view().is_deleted(PoolId(1), *v)));
+    assert_eq!(s.deleted_runs.runs(PoolId(1)).count(), 2);
+}
+
+#[test]
 fn a_second_pool_leaves_the_first_alone() {
     let mut l = Lab::cluster(3, 2);
     let before = l.all();

@@ -99,10 +99,22 @@ impl State {
             ));
         }
         self.volumes.remove(&id);
-        self.deleted.insert(v.vtree, v.pool);
+        self.note_deleted(v.pool, v.vtree);
         ctx.change(Change::VolumeGone { id, vtree: v.vtree, pool: v.pool });
         ctx.event("vol_delete", format!("volume {}", v.name), "");
         Ok(Answer::Done)
+    }
+
+    fn note_deleted(&mut self, pool: PoolId, vtree: VtreeId) {
+        let left = self.volumes.values().filter(|v| v.pool == pool).map(|v| v.vtree);
+        self.deleted_runs.insert(pool, vtree, left);
+    }
+
+    /// Makes runs of what an earlier release kept one by one; for a state that has been loaded.
+    pub(crate) fn gather_deleted(&mut self) {
+        for (vtree, pool) in std::mem::take(&mut self.deleted) {
+            self.note_deleted(pool, vtree);
+        }
     }
 
     pub(crate) fn map(

@@ -11,7 +11,7 @@ use crate::event::{LinkId, Note};
 use crate::history::pruned;
 use crate::pg::stream::frame_record;
 use crate::planted::Bug;
-use quarry_base::{DeviceId, Epoch, RequestId, SdsId, Seq, StartNo, Version};
+use quarry_base::{DeviceId, Epoch, RequestId, SdsId, Seq, StartNo, Version, VtreeId};
 use quarry_store::{AppendError, AppendId, Appended, BlockCopy, BlockKey, ReadError};
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 use std::collections::VecDeque;
@@ -379,7 +379,7 @@ impl Pg {
                     return Took::Broken("malformed SyncDrop");
                 };
                 let keep: Vec<BlockKey> = d.keep.into_iter().map(key_in).collect();
-                cx.drop_keys(self.id, key_in(d.from), key_in(d.to), &keep).map(Appended::Logged)
+                self.drop_span(key_in(d.from), key_in(d.to), &keep, cx).map(Appended::Logged)
             }
             _ => {
                 let Some(copy) = frame_copy(frame) else {
@@ -405,6 +405,27 @@ impl Pg {
             Err(AppendError::LogFull | AppendError::Failed) => Took::Full,
             Err(_) => Took::Broken("an item that the store refuses"),
         }
+    }
+
+    /// Drops what is in `from..to` and not to be kept, one vTree after the other: a span may hold many, more than the log
+    /// takes at once. After `LogFull` all of it is done again; what has gone is not there any more.
+    fn drop_span(
+        &self,
+        from: BlockKey,
+        to: BlockKey,
+        keep: &[BlockKey],
+        cx: &mut Cx,
+    ) -> Result<AppendId, AppendError> {
+        let mut at = from;
+        for vtree in cx.store.vtrees_of(self.id) {
+            let Some(next) = vtree.0.checked_add(1) else { break };
+            let end = BlockKey { vtree: VtreeId(next), ..BlockKey::MIN };
+            if at < end && end < to {
+                cx.drop_keys(self.id, at, end, keep)?;
+                at = end;
+            }
+        }
+        cx.drop_keys(self.id, at, to, keep)
     }
 
     /// The primary repairs a block: here is ours, at whatever version it has.

@@ -252,10 +252,10 @@ impl Primary {
         }
         let pool = self.pg.pool();
         let tail: Vec<_> = cx.store.tail(self.pg, Seq(self.commit.0 + 1)).collect();
-        // Of what is here, not of all that was ever deleted: that list only grows.
+        // Of what is here, not of all that was ever deleted.
         let mut here: BTreeSet<VtreeId> = cx.store.vtrees_of(self.pg).into_iter().collect();
         here.extend(tail.iter().filter_map(|t| vtree_of(&t.rec)));
-        here.retain(|v| cx.view.cluster.deleted.get(v) == Some(&pool));
+        here.retain(|v| cx.view.is_deleted(pool, *v));
         for vtree in here {
             let held = cx.store.has_blocks_of(self.pg, vtree);
             let pending = tail.iter().any(|t| vtree_of(&t.rec) == Some(vtree));

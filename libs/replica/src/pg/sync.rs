@@ -177,19 +177,21 @@ impl Primary {
     /// vTrees deleted since: their blocks may still be there.
     fn send_dropped_vtrees(&mut self, i: usize, s: &mut Sync, since: Version, cx: &mut Cx) {
         let pool = self.pg.pool();
-        let mut gone: BTreeSet<VtreeId> =
-            cx.store.dropped_vtrees(self.pg, since).into_iter().map(|d| d.0).collect();
-        gone.extend(cx.view.cluster.deleted.iter().filter(|(_, p)| **p == pool).map(|(v, _)| *v));
-        for vtree in gone {
-            let from = BlockKey { vtree, ..BlockKey::MIN };
-            let to = match vtree.0.checked_add(1) {
+        // Still here: it is dropped by a record to come, or has a volume.
+        let mut here = cx.store.vtrees_of(self.pg);
+        here.retain(|v| cx.store.has_blocks_of(self.pg, *v));
+        let mut gone: BTreeSet<(VtreeId, VtreeId)> =
+            cx.view.cluster.deleted_without(pool, &here).into_iter().collect();
+        let logged = cx.store.dropped_vtrees(self.pg, since).into_iter().map(|d| d.0);
+        let unknown = |v: &VtreeId| !cx.view.is_deleted(pool, *v) && !here.contains(v);
+        gone.extend(logged.filter(unknown).map(|v| (v, v)));
+        for (first, last) in gone {
+            let from = BlockKey { vtree: first, ..BlockKey::MIN };
+            let to = match last.0.checked_add(1) {
                 Some(v) => BlockKey { vtree: VtreeId(v), ..BlockKey::MIN },
                 None => BlockKey::MAX,
             };
-            // Still here: it is dropped by a record to come.
-            if !cx.store.has_blocks_of(self.pg, vtree) {
-                self.send_drop(i, s, from, to, &[], cx);
-            }
+            self.send_drop(i, s, from, to, &[], cx);
         }
     }
 
