@@ -44,7 +44,7 @@ pub enum SdsError {
     OtherCluster { path: PathBuf, found: String, ours: String },
     #[error("{path} has device format {found}, this release knows up to {known}: install a newer sds-server")]
     Newer { path: PathBuf, found: u32, known: u32 },
-    #[error("{path} has device format {found}, this release reads only {known}: if every group on it has another good copy (`scli status`), wipe it with `sds-server format --force {path}` and let it be rebuilt; else start the release that wrote it and drain it first")]
+    #[error("{path} has device format {found}, which this release (format {known}) does not read any more: if every group on it has another good copy (`scli status`), wipe it with `sds-server format --force {path}` and let it be rebuilt; else start the release that wrote it and drain it first")]
     Older { path: PathBuf, found: u32, known: u32 },
     #[error("both superblocks of {path} are damaged: if other copies of its data are good, wipe it with `sds-server format --force {path}` and let it be rebuilt")]
     Superblock { path: PathBuf },

@@ -229,9 +229,12 @@ fn zero(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey, v: Version, mask: 
 /// without content becomes a tombstone, one with pages to destage is queued.
 pub(crate) fn settle(pg: &mut Pg, idx: u32, sp: &mut Space, key: BlockKey) {
     let Some(b) = pg.block_mut(&mut sp.slots, key) else { return };
+    let has_slot = b.slot != NO_SLOT;
     if let Some(o) = b.over.as_mut().filter(|o| o.job == 0) {
         if !o.pages.is_empty() {
-            if !o.queued {
+            // What comes from intents alone `place` brings to its slot.
+            let others = !has_slot || o.pages.iter().any(|p| !p.unlogged);
+            if !o.queued && others {
                 o.queued = true;
                 sp.dirty_q.push_back((idx, key));
             }

@@ -115,7 +115,9 @@ impl Store {
 
     /// All that can be destaged is: what is left waits for a free slot.
     fn drained(&self) -> bool {
-        (self.sp.dirty_q.is_empty() || self.destage.starved) && self.destage.is_idle()
+        (self.sp.dirty_q.is_empty() || self.destage.starved)
+            && self.destage.is_idle()
+            && self.place.is_empty()
     }
 
     /// Waiting makes sense: when the device has been idle for a while there will be work.

@@ -45,6 +45,8 @@ pub(crate) struct Destage {
     seen: u64,
     /// No slot was free for a block that needs one.
     pub starved: bool,
+    /// Jobs that have ended.
+    pub ended: u64,
     /// Jobs that bring their block its first slot: the block has it when they end, or it comes back.
     pub new_slots: u64,
 }
@@ -294,6 +296,7 @@ impl Store {
                 continue;
             }
             let Some(mut j) = self.destage.jobs.remove(id) else { continue };
+            self.destage.ended += 1;
             self.destage.new_slots -= u64::from(j.new_slot);
             self.sp.alloc.write_ends(j.slot);
             let pg = self.pgs.get_mut(j.pg as usize).and_then(|p| p.as_mut());

@@ -12,7 +12,7 @@ pub enum StoreError {
     #[error("the device has format version {found}, this program knows up to {known}")]
     NewerFormat { found: u32, known: u32 },
     #[error(
-        "the device has format version {found}, this program reads only {known}: its content comes back from the other copies"
+        "the device has format version {found}, which this program (version {known}) does not read any more: its content comes back from the other copies"
     )]
     OlderFormat { found: u32, known: u32 },
     #[error("the device belongs to another cluster")]

@@ -1,7 +1,7 @@
 //! A device's structures in words, for `sds-server check` and `dump`. Nothing here writes.
 
 use crate::layout::{Layout, SUPER_B};
-use crate::log_format::RawRecord;
+use crate::log_format::{Kind, RawRecord};
 use crate::log_scan::{self, LogImage};
 use crate::store::Store;
 use crate::superblock::{Superblock, IDENT_BYTES};
@@ -27,7 +27,7 @@ pub enum SuperState {
 
 fn lines_of(s: &Superblock) -> Vec<String> {
     vec![
-        format!("generation {}", s.generation),
+        format!("format version {}, generation {}", s.version, s.generation),
         format!("device {}", s.ident.device),
         format!("device bytes {}, log bytes {}, blocks {}", s.device_bytes, s.log_bytes, s.blocks),
         format!("incarnation {} from position {} batch {}", s.incarnation, s.inc_pos, s.inc_batch),
@@ -98,7 +98,7 @@ pub fn log_lines(start: &[u8], log: Bytes) -> Vec<String> {
 
 fn record_line(r: &RawRecord) -> String {
     let mut s = format!("  {:?} {} {}", r.kind, r.pg, r.version);
-    if r.len > 0 {
+    if r.len > 0 && r.kind != Kind::Intent {
         s += &format!(
             " vtree {} layer {} extent {} offset {} length {}",
             r.vtree.0, r.layer.0, r.extent.0, r.offset, r.len
@@ -107,8 +107,16 @@ fn record_line(r: &RawRecord) -> String {
     if r.origin.instance.0 > 0 {
         s += &format!(" request {}/{}", r.origin.instance.0, r.origin.id.0);
     }
+    if matches!(r.kind, Kind::Intent | Kind::Placed) {
+        s += &format!(
+            " vtree {} layer {} extent {} offset {} parts {:04x}",
+            r.vtree.0, r.layer.0, r.extent.0, r.offset, r.aux as u16
+        );
+    }
     let direct = r.slots.iter().filter(|s| **s != crate::layout::NO_SLOT).count();
-    if direct > 0 {
+    if r.kind == Kind::Placed {
+        s += &r.slots.first().map_or(" not there".into(), |slot| format!(" in block {slot}"));
+    } else if direct > 0 {
         s += &format!(" direct blocks {direct}");
     }
     for (set, word) in [(r.jump, " jump"), (r.again, " again")] {

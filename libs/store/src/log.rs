@@ -243,6 +243,7 @@ impl Store {
             t.pins().for_each(|no| self.sp.batches.unpin(no));
             pg.applied = t.rec.version;
             pg.cp_dirty = true;
+            self.sp.applied += 1;
             any = true;
         }
         if any {

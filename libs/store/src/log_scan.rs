@@ -256,7 +256,9 @@ fn sane(r: &RawRecord, l: &Layout) -> bool {
             }
             Kind::Intent | Kind::Placed => {
                 let slots = if r.kind == Kind::Placed { 1 } else { 0 };
-                r.slots.len() <= slots
+                // Never a whole block: what it is silent about has its content elsewhere.
+                let some = r.kind == Kind::Placed || r.part() != u16::MAX;
+                some && r.slots.len() <= slots
                     && (r.aux as u16) & !r.part() == 0
                     && aligned
                     && in_extent

@@ -6,6 +6,7 @@
 
 use crate::apply;
 use crate::batch::{Body, CopyKind, PlacedIn};
+use crate::config::AckMode;
 use crate::destage::{Pages, Pick};
 use crate::error::AppendError;
 use crate::index::{ExtKey, OvPage, Overlay, Pg, Sealed};
@@ -47,8 +48,10 @@ pub(crate) struct Place {
     list: Vec<Waiting>,
     /// Blocks that got an intent while the log was replayed.
     pub replayed: Vec<(u32, BlockKey)>,
-    /// Pages of intents that did not get to their place, as that recovery found.
-    voids: Vec<(u32, PlacedIn)>,
+    /// Of which pages of intents that recovery found that they got to their place, or did not (no slot).
+    found: Vec<(u32, PlacedIn)>,
+    /// What had been at the last look: see `Store::stirred`.
+    looked: (u64, u64, u64, u64, usize),
 }
 
 impl Place {
@@ -58,12 +61,13 @@ impl Place {
     pub fn len(&self) -> usize {
         self.list.len()
     }
-    fn void(&mut self, idx: u32, key: BlockKey, page: OvPage) {
+    /// What became of a page, as a recovery found; in order.
+    fn found(&mut self, idx: u32, key: BlockKey, page: &OvPage, slot: u32) {
         let (version, check) = (page.version, page.check);
-        let it = |(i, v): &&mut (u32, PlacedIn)| {
-            (*i, v.key, v.version) == (idx, key, version) && v.pages >> page.idx == 0
-        };
-        match self.voids.iter_mut().rev().find(it) {
+        let of = (idx, key, version, slot);
+        let last = self.found.last_mut();
+        match last.filter(|(i, v)| (*i, v.key, v.version, v.slot) == of && v.pages >> page.idx == 0)
+        {
             // By page, and so are its checks.
             Some((_, v)) => {
                 v.pages |= 1 << page.idx;
@@ -71,7 +75,7 @@ impl Place {
             }
             None => {
                 let (pages, checks) = (1 << page.idx, Checks::from_slice(&[check]));
-                self.voids.push((idx, PlacedIn { key, version, pages, checks, slot: NO_SLOT }));
+                self.found.push((idx, PlacedIn { key, version, pages, checks, slot }));
             }
         }
     }
@@ -117,6 +121,9 @@ impl Store {
         p.block(&self.sp.slots, copy.key).is_some_and(|b| b.slot != NO_SLOT)
             && copy.part != BlockCopy::WHOLE
             && copy.valid != 0
+            // There a sync of the device costs more than the second write, and none is waited for.
+            && self.cfg.ack == AckMode::Durable
+            && self.sp.slots.dirty_groups() < self.cfg.max_dirty_table_pages
             && self.place.len() < MOST_WAITING
             && self.place.bytes() + copy.data.len() <= MOST_BYTES
             && !p.tail.iter().any(|t| touches(&t.rec.kind, ext, at, BLOCK))
@@ -124,7 +131,7 @@ impl Store {
 
     /// Tells of the intents whose content is in its place or was replaced, and sends that of others there.
     pub(crate) fn poll_place(&mut self, ops: &mut Vec<DiskOp>) {
-        if self.place.list.is_empty() || self.failed.is_some() {
+        if self.place.list.is_empty() || self.failed.is_some() || !self.stirred() {
             return;
         }
         let mut pages = Pages::new();
@@ -149,6 +156,14 @@ impl Store {
         self.write_merged(pages, ops);
     }
 
+    /// Has anything moved that an intent may wait for: batches written and synced, jobs ended, records applied, new intents?
+    fn stirred(&mut self) -> bool {
+        let l = &self.log;
+        let now =
+            (l.written_no, l.synced_no, self.destage.ended, self.sp.applied, self.place.len());
+        std::mem::replace(&mut self.place.looked, now) != now
+    }
+
     /// No page of it is left in memory alone: each is in its place or was replaced by what is in the log. One that a later
     /// intent replaced has to get there too.
     fn is_there(&self, w: &Waiting) -> bool {
@@ -162,7 +177,11 @@ impl Store {
         let group = self.pgs.get(w.pg as usize).and_then(|p| p.as_ref());
         let block = group.and_then(|p| p.block(&self.sp.slots, w.key));
         let slot = block.map_or(NO_SLOT, |b| b.slot);
-        let Waiting { id, pg, pgid, key, version, pages, checks, .. } = w;
+        let Waiting { id, pg, pgid, key, version, mut pages, mut checks, .. } = w;
+        if slot == NO_SLOT {
+            // Nothing of it is left. With its pages the record would say that they did not get there.
+            (pages, checks) = (0, Checks::new());
+        }
         let body = Body::Placed(Box::new(PlacedIn { key, version, pages, checks, slot }));
         let by = self.push(pg, pgid, body, true);
         self.sp.stats.placed += 1;
@@ -180,7 +199,7 @@ impl Store {
             return self.log_commit(w.pg);
         }
         if self.destage.under_way() >= self.cfg.destage_depth_full
-            || self.sp.slots.dirty_groups() >= self.cfg.max_dirty_table_pages
+            || self.sp.slots.dirty_groups() >= self.cfg.max_dirty_table_pages + MOST_WAITING
         {
             return;
         }
@@ -311,20 +330,22 @@ impl Store {
             if !page.is_elsewhere() {
                 return;
             }
-            let (version, check) = (page.version, page.check);
+            let (version, check, slot) = (page.version, page.check, b.map_or(NO_SLOT, |b| b.slot));
             // It cannot be told of one that is not read: with this check it is damaged, and can be mended.
             if found.is_none_or(|f| f == check) || planted(Bug::IntentTakenForDone) {
+                self.place.found(u.pg, u.key, page, slot);
                 return settle_page(p, &mut self.sp, u.key, u.page, version, check);
             }
             if let Some(gone) = drop_elsewhere(p, u.pg, &mut self.sp, u.key, u.page) {
-                self.place.void(u.pg, u.key, gone);
+                self.place.found(u.pg, u.key, &gone, NO_SLOT);
             }
         }
     }
 
-    /// What did not get there is said, in the log: its block may come to lie where it did get to, and the next recovery would find it.
-    pub(crate) fn log_voids(&mut self) {
-        for (idx, v) in std::mem::take(&mut self.place.voids) {
+    /// What the recovery found is said, in the log: the next one might find something else. A block may come to lie where a
+    /// part of it got to that did not count; and a part that counts may rot.
+    pub(crate) fn log_found(&mut self) {
+        for (idx, v) in std::mem::take(&mut self.place.found) {
             let group = self.pgs.get(idx as usize).and_then(|p| p.as_ref());
             if let Some(pgid) = group.map(|p| p.id).filter(|_| !planted(Bug::VoidsForgotten)) {
                 self.push(idx, pgid, Body::Placed(Box::new(v)), false);
@@ -336,9 +357,12 @@ impl Store {
     pub(crate) fn forget_unsettled(&mut self) {
         for (idx, key) in self.blocks_with_intents() {
             let Some(p) = self.pgs.get_mut(idx as usize).and_then(|p| p.as_mut()) else { continue };
+            if p.block(&self.sp.slots, key).is_none_or(|b| b.over.is_none()) {
+                continue;
+            }
             for page in 0..16 {
                 while let Some(gone) = drop_elsewhere(p, idx, &mut self.sp, key, page) {
-                    self.place.void(idx, key, gone);
+                    self.place.found(idx, key, &gone, NO_SLOT);
                 }
             }
             apply::settle(p, idx, &mut self.sp, key);

@@ -150,7 +150,7 @@ impl Store {
             }
             DiskResult::Done(Ok(())) if rec.phase == Phase::Write => {
                 self.recovery = None;
-                self.log_voids();
+                self.log_found();
                 self.events.push(StoreEvent::Opened);
                 Ok(())
             }

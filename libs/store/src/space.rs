@@ -116,6 +116,8 @@ pub(crate) struct Space {
     pub named: HashMap<u32, u64>,
     /// Newest log entry appended.
     pub last_lsn: u64,
+    /// Records applied.
+    pub applied: u64,
     pub max_tombs: usize,
     pub max_id_runs: usize,
     pub stats: StoreStats,

@@ -124,6 +124,7 @@ impl Store {
                 ckpt_begun: 0,
                 named: Default::default(),
                 last_lsn: 0,
+                applied: 0,
                 max_tombs: cfg.max_tombstones_per_pg,
                 max_id_runs: cfg.max_id_runs,
                 stats: StoreStats::default(),

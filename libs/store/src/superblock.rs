@@ -21,6 +21,8 @@ const CRC_AT: usize = 12;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
+    /// As found; what is written is of `FORMAT_VERSION`.
+    pub version: u32,
     pub generation: u64,
     pub ident: DeviceIdent,
     pub device_bytes: u64,
@@ -47,6 +49,7 @@ pub(crate) struct Superblock {
 impl Superblock {
     pub fn fresh(l: &Layout, ident: DeviceIdent) -> Superblock {
         Superblock {
+            version: FORMAT_VERSION,
             generation: 1,
             ident,
             device_bytes: l.device_bytes,
@@ -123,7 +126,8 @@ impl Superblock {
         if found > FORMAT_VERSION {
             return Err(StoreError::NewerFormat { found, known: FORMAT_VERSION });
         }
-        Ok(Self::fields(&page[16..]).filter(Superblock::is_sane))
+        let fields = Self::fields(&page[16..]).filter(Superblock::is_sane);
+        Ok(fields.map(|s| Superblock { version: found, ..s }))
     }
 
     /// Can these numbers come from a store? Counters that grow by one are never near their end.
@@ -155,6 +159,7 @@ impl Superblock {
             DeviceIdent { cluster: g.id16()?, device_uuid: g.id16()?, device: DeviceId(g.u32()?) };
         let tail_prev_crc = g.u32()?;
         Some(Superblock {
+            version: FORMAT_VERSION,
             generation,
             ident,
             tail_prev_crc,
@@ -222,7 +227,7 @@ pub fn read_ident(start: &[u8]) -> Result<Option<FormatInfo>, StoreError> {
     match Superblock::newest(&start[..PAGE], &start[SUPER_B as usize..IDENT_BYTES]) {
         Ok(s) => Ok(Some(FormatInfo {
             ident: s.ident,
-            format_version: FORMAT_VERSION,
+            format_version: s.version,
             device_bytes: s.device_bytes,
             log_bytes: s.log_bytes,
             blocks: s.blocks,

@@ -54,6 +54,22 @@ fn bases() -> Vec<Vec<u8>> {
         out.push(r.disk.durable.clone());
         r.flush();
         out.push(r.disk.durable.clone());
+        // Parts of a block that go straight to their pages: there, and on their way.
+        let parts = |at, tags: &[u32]| {
+            let c = copy_of(key(1, 3), at, 0b1010, tags);
+            BlockCopy { part: 0b1110, dirty: 0b1110, ..c }
+        };
+        let at = r.store.pg_state(PG).commit_version;
+        let there = r.store.place_copy(PG, parts(at, &[t + 90, t + 91]));
+        assert!(matches!(there, Ok(Appended::Intent(_))));
+        r.run_all();
+        out.push(r.disk.durable.clone());
+        r.put(PG, write(0, 65536 * 6, &[t + 92]));
+        let at = r.store.pg_state(PG).commit_version;
+        r.store.place_copy(PG, parts(at, &[t + 93, t + 94])).unwrap();
+        r.run(&|o| !matches!(o, DiskOp::Write { offset, .. } if *offset as usize >= TABLE_AT));
+        out.push(r.disk.durable.clone());
+        r.run_all();
         r.append(PG, write(0, 65536 * 3, &whole(t + 80))).unwrap();
         r.append(PG, write(0, 0, &[t + 99])).unwrap();
         r.run_all();
@@ -131,7 +147,8 @@ fn mutate(d: &mut [u8], rng: &mut Rng) {
             let at = starts[rng.below(starts.len() as u64) as usize];
             let bytes = u32_at(log, at + 8) as usize;
             let pages = bytes.next_multiple_of(4096);
-            if at + pages + 4096 > log.len() {
+            // Mutated once already, perhaps.
+            if at + pages + 4096 > log.len() || bytes < 128 + 8 {
                 return;
             }
             let payload = rng.one_in(3);

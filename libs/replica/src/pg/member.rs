@@ -388,10 +388,10 @@ impl Pg {
                 if !self.has_room_for_copy(&copy, cx) {
                     return Took::Full;
                 }
-                self.copied_by = self.member().map(|m| m.primary.1);
                 if self.member().is_some_and(|m| m.in_sync) {
                     return Took::Broken("a copy for a member in sync");
                 }
+                self.copied_by = self.member().map(|m| m.primary.1);
                 cx.place_copy(self.id, copy)
             }
         };
