@@ -170,7 +170,7 @@ fn version_help_and_config_check_answer() {
     let d = Dir::new("version");
     let out = program().arg("--version").output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(text.starts_with("sds-server ") && text.contains("wire 1, disk 2, api 1"), "{text}");
+    assert!(text.starts_with("sds-server ") && text.contains("wire 1, disk 3, api 1"), "{text}");
     assert!(program().arg("--help").output().unwrap().status.success());
     let out = d.with_device().arg("--check-config").output().unwrap();
     assert!(out.status.success());

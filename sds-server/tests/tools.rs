@@ -137,7 +137,9 @@ fn a_sound_device_is_clean_and_is_not_written_to() {
     assert!(log.contains("Write") && log.contains("whole"), "{log}");
     let table = text(&tool(&["dump", "--part", "table"], &p));
     assert!(table.contains("valid ffff") && table.contains("valid 0003"), "{table}");
-    assert!(text(&tool(&["dump"], &p)).contains("superblock at 64 KiB\n  generation"));
+    assert!(
+        text(&tool(&["dump"], &p)).contains("superblock at 64 KiB\n  format version 3, generation")
+    );
 }
 
 #[test]
