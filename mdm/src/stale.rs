@@ -174,7 +174,7 @@ impl Cx<'_> {
         for v in self.s.volumes.values().filter(|v| pools.contains(&v.pool)) {
             let mapped = v.mappings.iter().map(|m| (m.sdc, applied(&m.sdc)));
             let late: Vec<_> = mapped.filter(|(_, at)| at.is_none_or(|at| at < *newest)).collect();
-            if late.is_empty() {
+            if late.iter().all(|(sdc, _)| out.contains(sdc)) {
                 continue;
             }
             let here = self.s.volume_pgs(v).into_iter().filter_map(|pg| open.get(&pg)).max();

@@ -260,13 +260,9 @@ impl Store {
     ) -> Result<AppendId, AppendError> {
         self.room(2 * PAGE as u64, false)?;
         let keep: std::collections::BTreeSet<&BlockKey> = keep.iter().collect();
-        let rows = self.scan(pg, from, usize::MAX, None);
-        let gone: Vec<(BlockKey, Version)> = rows
-            .into_iter()
-            .take_while(|r| r.key < to)
-            .filter(|r| !keep.contains(&r.key))
-            .map(|r| (r.key, r.version))
-            .collect();
+        let rows = self.rows(pg, from).take_while(|r| r.key < to);
+        let gone: Vec<(BlockKey, Version)> =
+            rows.filter(|r| !keep.contains(&r.key)).map(|r| (r.key, r.version)).collect();
         let idx = self.pg_or_new(pg);
         let per = (self.cfg.max_batch_bytes / 2 / DROP_BYTES).max(1);
         self.room((gone.len() * DROP_BYTES * 2 + 4 * PAGE) as u64, false)?;
@@ -428,35 +424,34 @@ impl Store {
         limit: usize,
         since: Option<Version>,
     ) -> Vec<BlockInfo> {
-        let Some(p) = self.pg(pg) else { return Vec::new() };
-        let blocks = p.blocks_from(&self.sp.slots, ExtKey::of(from)).filter(|(k, _)| *k >= from);
-        let mut blocks = blocks
-            .map(|(key, b)| BlockInfo {
+        let rows = self.rows(pg, from).filter(|r| since.is_none_or(|s| r.version > s));
+        rows.take(limit).collect()
+    }
+
+    /// Blocks and tombstones from key `from` on, in key order, one looked up after the other.
+    fn rows(&self, pg: PgId, from: BlockKey) -> impl Iterator<Item = BlockInfo> + '_ {
+        self.pg(pg).into_iter().flat_map(move |p| {
+            let blocks = p.blocks_from(&self.sp.slots, ExtKey::of(from));
+            let row = move |(key, b): (BlockKey, View<'_>)| BlockInfo {
                 key,
                 version: b.newest(),
                 valid: b.content(),
                 dirty: dirty_of(p, &b),
-            })
-            .peekable();
-        let dead = |(k, v): (&BlockKey, &Version)| BlockInfo {
-            key: *k,
-            version: *v,
-            valid: 0,
-            dirty: 0xFFFF,
-        };
-        let mut tombs = p.tombs.range(from..).map(dead).peekable();
-        let mut out = Vec::new();
-        while out.len() < limit {
-            let tomb_first = match (blocks.peek(), tombs.peek()) {
-                (None, None) => break,
-                (Some(b), Some(t)) => t.key < b.key,
-                (None, Some(_)) => true,
-                (Some(_), None) => false,
             };
-            let row = if tomb_first { tombs.next() } else { blocks.next() };
-            out.extend(row.filter(|r| since.is_none_or(|s| r.version > s)));
-        }
-        out
+            let dead = |(k, v): (&BlockKey, &Version)| BlockInfo {
+                key: *k,
+                version: *v,
+                valid: 0,
+                dirty: 0xFFFF,
+            };
+            let mut blocks = blocks.filter(move |(k, _)| *k >= from).map(row).peekable();
+            let mut tombs = p.tombs.range(from..).map(dead).peekable();
+            std::iter::from_fn(move || match (blocks.peek(), tombs.peek()) {
+                (Some(b), Some(t)) if t.key < b.key => tombs.next(),
+                (None, _) => tombs.next(),
+                (Some(_), _) => blocks.next(),
+            })
+        })
     }
 
     /// Deleted vTrees and when, newer than `since`: a delta carries these beside `scan`'s rows.

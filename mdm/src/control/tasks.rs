@@ -116,6 +116,19 @@ pub fn left_of(s: &State, hub: &HubInner, kind: &TaskKind) -> TaskLeft {
         let rate = r.bytes_per_second()?;
         Some((bytes as f64 / rate).ceil() as u64)
     });
+    if let TaskKind::Rebalance { pool } = kind {
+        // Nothing moves, and something is left: what is left waits.
+        if groups.is_empty() && copies > 0 {
+            let lack =
+                s.pool_pgs(*pool).filter(|p| p.config.in_sync.len() < p.config.copies as usize);
+            let n = lack.count();
+            if n > 0 {
+                out.eta_seconds = None;
+                out.blocked
+                    .push(format!("{n} placement groups miss a copy: they move when restored"));
+            }
+        }
+    }
     if !matches!(kind, TaskKind::Rebuild { .. }) {
         let lack = groups.iter().filter(|p| p.config.in_sync.len() < p.config.copies as usize);
         let n = lack.count();

@@ -272,8 +272,10 @@ impl State {
             k.path = d.path.clone();
             k.capacity_bytes = d.capacity_bytes;
             k.shard = d.shard;
-            if d.failed.is_some() && k.failed.is_none() {
+            if let (Some(why), None) = (&d.failed, &k.failed) {
                 k.failed_since_ms = Some(ctx.at_ms);
+                // It failed while its server was away, or at its opening.
+                ctx.event("device_failed", format!("device {id}"), why.clone());
             }
             k.failed = d.failed.clone();
             k.missing = d.unread;

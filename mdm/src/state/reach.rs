@@ -33,7 +33,9 @@ impl State {
         let since = ctx.at_ms.saturating_sub(MOVES_WITHIN_MS);
         // A change for another reason counts too.
         let other = p.led_ms.filter(|at| !p.moved_ms.contains(at));
-        let moves = p.moved_ms.iter().chain(&other).filter(|at| **at > since).count();
+        // Those of a time to come are of before the clock went back.
+        let recent = |at: &&u64| **at > since && **at <= ctx.at_ms;
+        let moves = p.moved_ms.iter().chain(&other).filter(recent).count();
         if moves >= MOST_MOVES {
             return Err(Reject::stale(format!("{pg} has moved {MOST_MOVES} times in a minute")));
         }
@@ -51,7 +53,7 @@ impl State {
         );
         if let Some(p) = self.pgs.get_mut(&pg) {
             let kept = ctx.at_ms.saturating_sub(REACHED_MS);
-            p.moved_ms.retain(|at| *at > kept);
+            p.moved_ms.retain(|at| *at > kept && *at <= ctx.at_ms);
             p.moved_ms.push(ctx.at_ms);
         }
         if let Some(s) = self.sdcs.get_mut(&sdc) {

@@ -109,9 +109,10 @@ impl State {
             return BTreeSet::new();
         }
         let grace = if p.rebuild_now { 0 } else { p.rebuild_grace_seconds.saturating_mul(1000) };
-        let due = |d: &&Device| {
-            self.lost_since(d.id).is_some_and(|t| t == 0 || t.saturating_add(grace) <= now_ms)
-        };
+        // A time more than that ahead was told by a clock that has gone back since: nobody waits until it comes.
+        let ahead = now_ms.saturating_add(grace);
+        let over = |t: u64| t == 0 || t.saturating_add(grace) <= now_ms || t > ahead;
+        let due = |d: &&Device| self.lost_since(d.id).is_some_and(over);
         self.pool_devices(pool).filter(due).map(|d| d.id).collect()
     }
 

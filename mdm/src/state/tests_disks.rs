@@ -103,3 +103,40 @@ fn a_pool_has_valid_policies_and_all_groups_fit_into_one_message() {
     large.name = "r".into();
     assert_eq!(l.run(Op::AddPool(large)).unwrap_err().code, "limit");
 }
+
+#[test]
+fn a_disk_that_failed_while_its_server_was_away_is_an_event() {
+    let mut l = Lab::cluster(2, 2);
+    let Op::Register(mut r) = registration(2, None, &[1]) else { panic!("a registration") };
+    r.devices[0].failed = Some("it cannot be read".into());
+    let events = |l: &Lab| l.s.events.iter().filter(|e| e.what == "device_failed").count();
+    l.run(Op::Register(r.clone())).unwrap();
+    assert_eq!(events(&l), 1);
+    // Once: it is known from then on.
+    l.run(Op::Register(r)).unwrap();
+    assert_eq!(events(&l), 1);
+}
+
+/// The host's clock was hours ahead when the server was lost, and was set right: its copies would have been made anew hours later.
+#[test]
+fn a_clock_that_goes_back_does_not_put_a_rebuild_off_by_as_much() {
+    let mut l = Lab::cluster(3, 2);
+    let right = l.at_ms;
+    l.at_ms += 8 * 3_600_000;
+    l.fail(1, &[2, 3]);
+    assert!(!l.s.rebuild_due(l.at_ms), "it may come back");
+    l.at_ms = right;
+    assert!(l.s.rebuild_due(l.at_ms));
+    // Nor primaries that a client cannot reach.
+    let pg = l.s.pgs.values().find(|p| p.config.in_sync.len() == 2).map(|p| p.config.pg);
+    let pg = pg.unwrap_or_else(|| panic!("a group with two copies"));
+    let lead = |l: &Lab| l.s.pgs[&pg].config.primary.unwrap();
+    let late = right + 8 * 3_600_000;
+    if let Some(p) = l.s.pgs.get_mut(&pg) {
+        p.moved_ms = vec![late, late + 1];
+        p.led_ms = None;
+    }
+    let device = lead(&l);
+    assert!(l.run(Op::Unreachable { sdc: SdcId(1), pg, device }).is_ok());
+    assert_ne!(lead(&l), device);
+}

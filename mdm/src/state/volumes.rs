@@ -5,6 +5,7 @@ use super::{Answer, Ctx, Provisioning, Reject, State, Volume, MAX_OBJECTS, MAX_V
 use quarry_base::units::show_size;
 use quarry_base::{Generation, PoolId, SdcId, VolumeId, VtreeId, EXTENT};
 use quarry_wire::{Change, MapEntry};
+use std::collections::BTreeSet;
 
 /// Most clients that map one volume.
 pub const MAX_MAPPINGS: usize = 64;
@@ -112,8 +113,14 @@ impl State {
 
     /// Makes runs of what an earlier release kept one by one; for a state that has been loaded.
     pub(crate) fn gather_deleted(&mut self) {
+        let live: BTreeSet<(PoolId, VtreeId)> =
+            self.volumes.values().map(|v| (v.pool, v.vtree)).collect();
         for (vtree, pool) in std::mem::take(&mut self.deleted) {
-            self.note_deleted(pool, vtree);
+            let of = |at: &&(PoolId, VtreeId)| at.0 == pool;
+            let before = live.range(..(pool, vtree)).next_back().filter(of);
+            let behind = live.range((pool, vtree)..).next().filter(of);
+            let next = before.into_iter().chain(behind).map(|at| at.1);
+            self.deleted_runs.insert(pool, vtree, next);
         }
     }
 

@@ -43,6 +43,8 @@ struct InStream {
     heard: Seq,
     /// Frames that wait for log space.
     stalled: VecDeque<Frame>,
+    /// The first of them is a span, of which everything before this key has been dropped.
+    dropped: Option<BlockKey>,
 }
 
 pub(crate) struct Member {
@@ -164,6 +166,7 @@ impl Pg {
                 reported: None,
                 heard: Seq::ZERO,
                 stalled: VecDeque::new(),
+                dropped: None,
             });
         }
     }
@@ -408,24 +411,39 @@ impl Pg {
     }
 
     /// Drops what is in `from..to` and not to be kept, one vTree after the other: a span may hold many, more than the log
-    /// takes at once. After `LogFull` all of it is done again; what has gone is not there any more.
+    /// takes at once. After `LogFull` it goes on where it was.
     fn drop_span(
-        &self,
+        &mut self,
         from: BlockKey,
         to: BlockKey,
         keep: &[BlockKey],
         cx: &mut Cx,
     ) -> Result<AppendId, AppendError> {
-        let mut at = from;
-        for vtree in cx.store.vtrees_of(self.id) {
+        let id = self.id;
+        let mut at = self.stream().and_then(|s| s.dropped.take()).unwrap_or(from);
+        let mut ends: Vec<BlockKey> = Vec::new();
+        for vtree in cx.store.vtrees_of(id) {
             let Some(next) = vtree.0.checked_add(1) else { break };
-            let end = BlockKey { vtree: VtreeId(next), ..BlockKey::MIN };
-            if at < end && end < to {
-                cx.drop_keys(self.id, at, end, keep)?;
-                at = end;
-            }
+            ends.push(BlockKey { vtree: VtreeId(next), ..BlockKey::MIN });
         }
-        cx.drop_keys(self.id, at, to, keep)
+        ends.retain(|end| at < *end && *end < to);
+        ends.push(to);
+        let mut done = Err(AppendError::Invalid("an empty span"));
+        for end in ends {
+            done = cx.drop_keys(id, at, end, keep);
+            if done.is_err() {
+                if let Some(s) = self.stream() {
+                    s.dropped = Some(at);
+                }
+                break;
+            }
+            at = end;
+        }
+        done
+    }
+
+    fn stream(&mut self) -> Option<&mut InStream> {
+        self.member().and_then(|m| m.stream.as_mut())
     }
 
     /// The primary repairs a block: here is ours, at whatever version it has.

@@ -180,6 +180,10 @@ impl Primary {
         // Still here: it is dropped by a record to come, or has a volume.
         let mut here = cx.store.vtrees_of(self.pg);
         here.retain(|v| cx.store.has_blocks_of(self.pg, *v));
+        // Of these nothing was deleted, whatever a list says.
+        here.extend(cx.view.cluster.volumes.values().filter(|v| v.pool == pool).map(|v| v.vtree));
+        here.sort_unstable();
+        here.dedup();
         let mut gone: BTreeSet<(VtreeId, VtreeId)> =
             cx.view.cluster.deleted_without(pool, &here).into_iter().collect();
         let logged = cx.store.dropped_vtrees(self.pg, since).into_iter().map(|d| d.0);
