@@ -48,14 +48,15 @@ export function idempotencyKey() {
   return "ui-" + Array.from(b, (x) => x.toString(16).padStart(2, "0")).join("");
 }
 
-// Waits for the task of a 202; `told` gets what it waits for. Resolves when it is done, rejects when it failed.
+// Waits for the task of a 202; `told` gets what it waits for. Resolves when it is done, rejects when it failed or nobody looks any more.
 export async function settled(result, told) {
   if (result.status !== 202 || !result.value || !result.value.task_id) return result.value;
   for (;;) {
     const t = await get(`/tasks/${seg(result.value.task_id)}`);
     if (t.state === "done") return t;
-    if (t.state === "failed") throw new ApiError(409, { code: "task_failed", message: t.detail || `task ${t.id} failed`, hint: "" });
-    told(`still going on as task ${t.id}${t.waiting_for && t.waiting_for.length ? ": " + t.waiting_for.join("; ") : ""}`);
+    if (t.state === "failed" || t.state === "cancelled") throw new ApiError(409, { code: "task_failed", message: t.detail || `task ${t.id} ${t.state}`, hint: "" });
+    const seen = told(`still going on as task ${t.id}${t.waiting_for && t.waiting_for.length ? ": " + t.waiting_for.join("; ") : ""}`);
+    if (seen === false) throw new ApiError(202, { code: "still_running", message: `task ${t.id} goes on`, hint: "" });
     await new Promise((r) => setTimeout(r, 1000));
   }
 }

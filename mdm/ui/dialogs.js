@@ -44,7 +44,7 @@ function control(f) {
   return { el: h("div", { class: "field" }, label, el, help), read: () => (f.type === "number" ? Number(el.value) : el.value), focus: el };
 }
 
-// Opens a form. `submit(values, told)` does the work and resolves with the text of success.
+// Opens a form. `submit(values, told)` does the work and resolves with the text of success; `told` says whether anybody still looks.
 // danger: text of what is lost; typed: a word to be typed before the button works.
 export function form({ title, intro, fields = [], danger, typed, button, submit }) {
   // One at a time: a second click while the first one was being answered opens nothing.
@@ -73,7 +73,8 @@ export function form({ title, intro, fields = [], danger, typed, button, submit 
     fill(told, h("span", { class: "dim" }, "asking the MDM …"));
     const values = Object.fromEntries(controls.map(([n, c]) => [n, c.read()]));
     try {
-      const done = await submit(values, (text) => fill(told, h("span", { class: "dim" }, text)));
+      const tell = (text) => { fill(told, h("span", { class: "dim" }, text)); return dialog.open; };
+      const done = await submit(values, tell);
       dialog.close();
       toast("good", done);
     } catch (err) {

@@ -77,8 +77,8 @@ def write_atomic(path, text, mode=0o644):
         raise
 
 
-def write_json(path, value):
-    write_atomic(path, json.dumps(value, indent=1) + "\n")
+def write_json(path, value, mode=0o644):
+    write_atomic(path, json.dumps(value, indent=1) + "\n", mode)
 
 
 def read_json(path):

@@ -38,7 +38,8 @@ class Cluster:
         return self
 
     def save(self):
-        write_json(self.path, self.state)
+        # It has the token of the interface.
+        write_json(self.path, self.state, 0o600)
 
     @contextlib.contextmanager
     def lock(self):

@@ -45,6 +45,16 @@ pub enum Phase {
     Failed(String),
 }
 
+impl Phase {
+    /// The store that waits for its registration.
+    pub fn recovered(&self) -> Option<&Store> {
+        match self {
+            Phase::Recovered(s) => Some(s),
+            _ => None,
+        }
+    }
+}
+
 /// One device of this server.
 pub struct Device {
     pub path: PathBuf,
@@ -148,6 +158,51 @@ impl Device {
 
 /// What can be said of the devices of a daemon without touching any.
 pub fn check_all(paths: &[PathBuf], create: Option<u64>) -> Result<(), SdsError> {
+    check_those(paths, create, Strict::Yes).map(drop)
+}
+
+/// A device that a server goes on without, and why.
+pub struct LeftOut {
+    pub path: PathBuf,
+    pub why: SdsError,
+}
+
+/// Is a device that is not there, or cannot be read at all, a mistake in the settings or a disk that has died? A server that
+/// has been in a cluster before goes on with its other disks: that one's copies are elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Strict {
+    Yes,
+    No,
+}
+
+impl Strict {
+    /// How it is for the server with this state.
+    pub fn of(state: &crate::state::State) -> Strict {
+        match state.cluster {
+            Some(_) => Strict::No,
+            None => Strict::Yes,
+        }
+    }
+
+    fn leaves_out(self, why: &SdsError) -> bool {
+        self == Strict::No
+            && matches!(
+                why,
+                SdsError::Missing { .. }
+                    | SdsError::Unreadable { .. }
+                    | SdsError::File { .. }
+                    | SdsError::Ring(RingError::File { .. })
+            )
+    }
+}
+
+/// As [`check_all`]; those that the server would go on without are told instead, unless they are all.
+pub fn check_those(
+    paths: &[PathBuf],
+    create: Option<u64>,
+    strict: Strict,
+) -> Result<Vec<LeftOut>, SdsError> {
+    let mut out = Vec::new();
     if let Some(bytes) = create.filter(|b| *b < MIN_BYTES) {
         let path = PathBuf::from("--device-size");
         return Err(SdsError::TooSmall { path, bytes });
@@ -158,9 +213,23 @@ pub fn check_all(paths: &[PathBuf], create: Option<u64>) -> Result<(), SdsError>
         if !seen.insert(real) {
             return Err(SdsError::Twice { path: path.clone() });
         }
-        check_one(path, create)?;
+        match check_one(path, create) {
+            Err(why) if strict.leaves_out(&why) => out.push(LeftOut { path: path.clone(), why }),
+            done => done?,
+        }
     }
-    Ok(())
+    some_left(paths, out)
+}
+
+/// A server without any device is of no use.
+fn some_left(paths: &[PathBuf], mut out: Vec<LeftOut>) -> Result<Vec<LeftOut>, SdsError> {
+    match out.pop() {
+        Some(last) if out.len() + 1 == paths.len() => Err(last.why),
+        last => {
+            out.extend(last);
+            Ok(out)
+        }
+    }
 }
 
 fn check_one(path: &Path, create: Option<u64>) -> Result<(), SdsError> {
@@ -188,15 +257,30 @@ fn check_one(path: &Path, create: Option<u64>) -> Result<(), SdsError> {
     }
 }
 
-/// Opens all devices of a daemon and looks at each.
+/// Opens all devices of a daemon and looks at each; those that it goes on without are told.
 pub fn open_all(
     reactor: &mut Reactor,
     paths: &[PathBuf],
     create: Option<u64>,
     state: &mut StateFile,
-) -> Result<Vec<Device>, SdsError> {
-    check_all(paths, create)?;
-    paths.iter().map(|path| open_one(reactor, path, create, state)).collect()
+) -> Result<(Vec<Device>, Vec<LeftOut>), SdsError> {
+    let strict = Strict::of(&state.state);
+    let mut out = check_those(paths, create, strict)?;
+    let mut devices = Vec::new();
+    for path in paths {
+        if out.iter().any(|l| l.path == *path) {
+            continue;
+        }
+        match open_one(reactor, path, create, state) {
+            Err(why) if strict.leaves_out(&why) => out.push(LeftOut { path: path.clone(), why }),
+            device => devices.push(device?),
+        }
+    }
+    let out = some_left(paths, out)?;
+    for l in &out {
+        tracing::error!(device = %l.path.display(), error = %l.why, "this device is left out: replace the disk, or take it out of the settings; its copies are made anew elsewhere");
+    }
+    Ok((devices, out))
 }
 
 fn open_one(

@@ -74,6 +74,41 @@ fn missing_settings_are_named() {
     );
 }
 
+/// A disk dies, the host boots: its server must come with the others. A path that never was a disk is a mistake, and is told.
+#[test]
+fn a_server_of_a_cluster_goes_on_without_a_disk_that_is_gone() {
+    let d = Dir::new("gone");
+    std::fs::create_dir_all(d.path("data")).unwrap();
+    std::fs::File::create(d.path("dev")).unwrap().set_len(128 << 20).unwrap();
+    let start = || {
+        let mut c = d.command();
+        c.arg("--device").arg(d.path("dev")).arg("--device").arg(d.path("gone"));
+        c
+    };
+    says(&mut start(), &["gone does not exist"]);
+    let state = r#"{"version":1,"cluster":"00112233445566778899aabbccddeeff","blank":{}}"#;
+    std::fs::write(d.path("data").join("sds.json"), state).unwrap();
+    let out = start().arg("--check-config").output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && text.contains("gone does not exist"), "{text}");
+    let mut child = start().stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let err = BufReader::new(child.stderr.take().unwrap()).lines();
+    let told = |l: std::io::Result<String>| l.is_ok_and(|l| l.contains("left out"));
+    let (a, b) = std::thread::scope(|s| {
+        let (a, b) = (s.spawn(|| out.map(told).any(|t| t)), s.spawn(|| err.map(told).any(|t| t)));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let alive = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        assert!(alive, "it has ended");
+        (a.join().unwrap(), b.join().unwrap())
+    });
+    child.wait().unwrap();
+    assert!(a || b, "it is said");
+    let mut alone = d.command();
+    says(alone.arg("--device").arg(d.path("gone")), &["gone does not exist"]);
+}
+
 #[test]
 fn a_node_without_the_capability_is_refused() {
     let d = Dir::new("capability");

@@ -153,8 +153,11 @@ impl Meters {
 
     /// Stops exporting a volume that is not mapped any more.
     pub fn forget(&self, id: VolumeId) {
-        let gone = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).remove(&id);
-        if let Some((name, _)) = gone {
+        let mut all = self.volumes.lock().unwrap_or_else(|e| e.into_inner());
+        let gone = all.remove(&id);
+        // A new volume of its name has them now.
+        let heir = |name: &String| all.values().any(|(n, _)| n == name);
+        if let Some((name, _)) = gone.filter(|(name, _)| !heir(name)) {
             for op in OPS {
                 self.requests.remove(&[&name, op]);
                 self.bytes.remove(&[&name, op]);
@@ -236,4 +239,22 @@ pub struct EngineMeters {
     pub queue: Counter,
     /// A connection was refused because the volume has enough of them.
     pub connections: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_volume_keeps_the_series_that_it_has_of_an_old_one_of_its_name() {
+        let registry =
+            Metrics::new(quarry_metrics::version::Info::new("sdc-nbd", 1, 1, 1), "sdc", "c1");
+        let m = Meters::new(&registry);
+        m.volume(VolumeId(1), "db").ops[0].requests.inc();
+        m.volume(VolumeId(2), "db");
+        m.forget(VolumeId(1));
+        assert!(registry.encode().unwrap().contains("quarry_sdc_requests_total{volume=\"db\""));
+        m.forget(VolumeId(2));
+        assert!(!registry.encode().unwrap().contains("volume=\"db\""));
+    }
 }

@@ -59,6 +59,8 @@ pub struct Shard {
     reactor: Reactor,
     engine: Engine,
     devices: Vec<Device>,
+    /// Paths of devices that it goes on without.
+    left_out: Vec<String>,
     by_id: HashMap<DeviceId, usize>,
     metrics: SdsMetrics,
     device_metrics: Vec<DeviceMetrics>,
@@ -127,7 +129,7 @@ impl Shard {
         let limits = RingConfig { max_conns: MAX_CONNECTIONS, ..RingConfig::default() };
         let mut reactor = Reactor::new(limits)?;
         let mut state = StateFile::load(&config.data_dir)?;
-        let mut devices =
+        let (mut devices, left_out) =
             device::open_all(&mut reactor, &config.devices, config.device_bytes, &mut state)?;
         devices.iter_mut().for_each(|d| {
             d.set_scrub_rate(config.scrub_rate);
@@ -147,6 +149,7 @@ impl Shard {
             reactor,
             engine,
             devices,
+            left_out: left_out.iter().map(|l| l.path.display().to_string()).collect(),
             by_id: HashMap::new(),
             metrics,
             device_metrics,

@@ -150,7 +150,8 @@ impl Shard {
             .devices
             .iter()
             .map(|d| {
-                let store = d.id.and_then(|id| self.engine.store(id));
+                // Without one counters that are kept on the device would go to 0 and come back.
+                let store = d.phase.recovered().or_else(|| self.engine.store(d.id?));
                 let stats = store.map(|s| s.stats()).unwrap_or_default();
                 DeviceLevels {
                     label: d.path.to_string_lossy().into_owned(),
@@ -176,7 +177,12 @@ impl Shard {
             .collect::<Vec<_>>();
         let unhealthy = match self.registered {
             None => Some("not registered with an MDM yet".to_string()),
-            Some(_) => devices.iter().find(|d| d.failed).map(|d| format!("{} has failed", d.label)),
+            Some(_) => {
+                let failed = devices.iter().find(|d| d.failed).map(|d| &d.label);
+                let first = failed.map(|d| format!("{d} has failed"));
+                let away = || self.left_out.first().map(|d| format!("{d} could not be opened"));
+                first.or_else(away)
+            }
         };
         let p = Published {
             devices,
