@@ -79,6 +79,12 @@ pub async fn start(
     let (engine, writer) = Engine::start(store, state.clone(), hub.clone(), &metrics)?;
     if fresh {
         let cluster = uuid::Uuid::new_v4().to_string();
+        tracing::warn!(
+            mdm = id.name,
+            cluster,
+            "a new cluster is founded, for there is no metadata here: if there should be some (a mount that is missing, a \
+             restore to come), stop this MDM and bring it back; nodes of another cluster are refused and serve on"
+        );
         engine.submit("mdm", None, Op::Init { cluster }).await?;
     }
     let op = Op::RegisterMdm {

@@ -187,6 +187,21 @@ fn a_fenced_client_says_so_and_ends() {
 }
 
 #[test]
+fn a_running_client_outlives_an_mdm_that_refuses_it_and_ends_when_it_is_removed() {
+    let mut t = setup("wrong");
+    let mut c = Nbd::open(&t.mdm.socket(1, 1), "vol1");
+    for (n, code) in ["other_cluster", "wrong_secret"].into_iter().enumerate() {
+        t.mdm.refuse(code);
+        wait("it is told", || t.daemon.log().contains(code).then_some(()));
+        assert_eq!(c.write(0, &[1; 4096]), 0);
+        wait("it registers again", || (t.mdm.hellos().len() == n + 2).then_some(()));
+    }
+    assert!(t.daemon.log().contains("ERROR") && t.daemon.log().contains("mount its metadata"));
+    t.mdm.refuse("removed");
+    assert_eq!(t.daemon.ended().code(), Some(1));
+}
+
+#[test]
 fn a_second_copy_and_another_cluster_are_refused() {
     let mut t = setup("second");
     t.mdm.socket(1, 1);

@@ -9,7 +9,7 @@ use crate::state::{from_hex, StateFile};
 use quarry_base::{ConfigIndex, SdsId, StartNo};
 use quarry_control::{
     host_identity, DeviceReport, FromNode, Hello, Proposal, RegisteredDevice, Role, Session,
-    SessionConfig, SessionEvent, ToNode,
+    SessionConfig, SessionEvent, Standing, ToNode,
 };
 use quarry_metrics::systemd::{notify, State};
 use quarry_ring::Waker;
@@ -30,8 +30,6 @@ const REPORT: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_millis(9_500);
 /// How long the shard may leave a full mailbox untouched.
 const STUCK: Duration = Duration::from_secs(8);
-/// How often a missing MDM is complained about.
-const COMPLAIN: Duration = Duration::from_secs(30);
 
 /// What a registration tells, and what is asked of the shard for it.
 struct Greeter {
@@ -85,11 +83,9 @@ pub struct Control {
     told: ConfigIndex,
     /// A hand-over that is not answered.
     hand_over: Option<u64>,
-    complained: Option<Instant>,
+    standing: Standing,
     /// SIGTERM came; the end is then at the latest.
     ending: Option<Instant>,
-    /// The MDM has taken this process once.
-    registered: bool,
     /// The MDM did not: why.
     refused: Option<SdsError>,
 }
@@ -101,6 +97,8 @@ pub struct Parts {
     pub shard: ShardHandle,
     /// Reports of the devices as they were found.
     pub metrics_at: SocketAddr,
+    /// Shared with the health check.
+    pub standing: Standing,
 }
 
 fn every(period: Duration) -> Interval {
@@ -112,7 +110,7 @@ fn every(period: Duration) -> Interval {
 impl Control {
     /// Starts the session.
     pub fn new(parts: Parts) -> Control {
-        let Parts { config, state, shard, metrics_at } = parts;
+        let Parts { config, state, shard, metrics_at, standing } = parts;
         let (host, boot_id) = host_identity();
         let start = Arc::new(Mutex::new(None));
         let cluster = Arc::new(Mutex::new(state.state.cluster.clone()));
@@ -156,9 +154,8 @@ impl Control {
             up: false,
             told: ConfigIndex(u64::MAX),
             hand_over: None,
-            complained: None,
+            standing,
             ending: None,
-            registered: false,
             refused: None,
         }
     }
@@ -261,15 +258,9 @@ impl Control {
 
     async fn session_event(&mut self, e: SessionEvent) -> Result<(), SdsError> {
         match e {
-            SessionEvent::Up { mdm } => {
-                tracing::info!(%mdm, "session with the MDM");
-            }
-            SessionEvent::Down { reason } => {
-                let now = Instant::now();
-                if self.up || self.complained.is_none_or(|at| now - at > COMPLAIN) {
-                    tracing::warn!(%reason, "no session with the MDM; trying again, I/O goes on");
-                    self.complained = Some(now);
-                }
+            SessionEvent::Up { mdm } => self.standing.connected(&mdm),
+            SessionEvent::Down { reason, refused } => {
+                self.standing.down(&reason, refused);
                 self.up = false;
                 self.told = ConfigIndex(u64::MAX);
                 if let Some(request) = self.hand_over.take() {
@@ -278,7 +269,7 @@ impl Control {
                 }
             }
             // It serves nobody yet: the shard ends in order, and takes its socket file with it.
-            SessionEvent::Refused(e) if !self.registered => {
+            SessionEvent::Refused(e) if !self.standing.was_registered() => {
                 self.refused = Some(e.into());
                 self.end().await?;
             }
@@ -297,8 +288,8 @@ impl Control {
                 self.registered(cluster, sds, start, devices).await?;
                 let ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
                 self.heartbeat = every(Duration::from_millis(ms));
-                (self.up, self.registered) = (true, true);
-                self.complained = None;
+                self.up = true;
+                self.standing.registered();
             }
             ToNode::Snapshot(view) => {
                 self.told = view.index;

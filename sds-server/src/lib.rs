@@ -69,6 +69,8 @@ pub fn serve(config: Config) -> Result<(), SdsError> {
         .build()
         .map_err(|source| SdsError::System { what: "cannot start the control thread", source })?;
     let metrics = SdsMetrics::new(Metrics::new(VERSION, "sds", &config.node.name));
+    let standing = quarry_control::Standing::default();
+    metrics.health(standing.clone());
     runtime.block_on(async {
         let page = tokio::net::TcpListener::bind(config.metrics).await;
         let page = page.map_err(|source| SdsError::Listen {
@@ -85,7 +87,7 @@ pub fn serve(config: Config) -> Result<(), SdsError> {
         // The shard may have learnt the cluster from a device.
         let state = StateFile::load(&config.data_dir)?;
         notify(State::Ready);
-        let result = Control::new(Parts { config, state, shard, metrics_at }).run().await;
+        let result = Control::new(Parts { config, state, shard, metrics_at, standing }).run().await;
         serving.abort();
         result
     })

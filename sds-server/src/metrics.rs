@@ -293,8 +293,13 @@ impl SdsMetrics {
                 })
             },
         );
+    }
+
+    /// What `/healthz` says: an MDM that refuses this server, then what the shard finds.
+    pub fn health(&self, standing: quarry_control::Standing) {
         let p = Arc::clone(&self.published);
-        self.registry.set_health(move || with(&p, |p| p.unhealthy.clone()).map_or(Ok(()), Err));
+        let shard = move || with(&p, |p| p.unhealthy.clone()).map_or(Ok(()), Err);
+        self.registry.set_health(move || standing.health().and_then(|()| shard()));
     }
 }
 

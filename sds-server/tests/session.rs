@@ -81,6 +81,37 @@ fn a_refusal_is_said_and_ends_the_process() {
 }
 
 #[test]
+fn a_running_server_outlives_an_mdm_that_refuses_it_and_ends_when_it_is_removed() {
+    let (d, mdm) = (Dir::new("wrong"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(7, 100);
+    s.until_open();
+    let mut client = Client::greet(&s, 1);
+    drop(s);
+    let refuse = |s: &Session, code: &str| {
+        let (message, hint) = ("it is another one".to_string(), "mount its metadata".to_string());
+        s.send(&ToNode::Refused { code: code.into(), message, hint });
+    };
+    refuse(&mdm.accept(), "other_cluster");
+    let s = mdm.accept();
+    client.send(quarry_wire::Frame::bare(quarry_wire::Header::new(quarry_wire::Op::Ping)));
+    assert_eq!(client.recv().unwrap().header.op, quarry_wire::Op::Pong, "it serves on");
+    let health = page(&s, "/healthz");
+    assert!(health.contains(" 503 ") && health.contains("other_cluster"), "{health}");
+    let text = server.text();
+    assert!(text.contains("ERROR") && text.contains("mount its metadata"), "{text}");
+    refuse(&s, "wrong_secret");
+    let s = mdm.accept();
+    assert_eq!(s.hello.resume, Some(100), "the same process");
+    s.register(7, 100);
+    s.until_open();
+    drop(s);
+    refuse(&mdm.accept(), "removed");
+    assert_eq!(server.ended().code(), Some(1));
+}
+
+#[test]
 fn another_clusters_mdm_is_not_obeyed() {
     let (d, mdm) = (Dir::new("cluster"), Mdm::new());
     let mut server = Server::start(&d, "a", &mdm);

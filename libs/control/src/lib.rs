@@ -11,6 +11,7 @@ mod file;
 mod frame;
 mod messages;
 mod node;
+mod standing;
 mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
@@ -20,3 +21,4 @@ pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};
 pub use node::{host_identity, Capability, NodeFile, NodeFileError};
 pub use quarry_wire::{Change, ClusterView, PgHave, PgReport, Proposal};
+pub use standing::Standing;

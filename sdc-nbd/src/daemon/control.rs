@@ -12,7 +12,7 @@ use super::start::Start;
 use super::usage::Usage;
 use quarry_base::{ConfigIndex, Instance};
 use quarry_control::{
-    host_identity, FromNode, Hello, Role, Session, SessionConfig, SessionEvent, ToNode,
+    host_identity, FromNode, Hello, Role, Session, SessionConfig, SessionEvent, Standing, ToNode,
 };
 use quarry_metrics::systemd::{notify, State};
 use std::net::SocketAddr;
@@ -29,8 +29,6 @@ const FIRST_HEARTBEAT: Duration = Duration::from_millis(500);
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=10_000;
 /// From SIGTERM to the end at the latest.
 const END: Duration = Duration::from_millis(8_500);
-/// How often a missing MDM is complained about.
-const COMPLAIN: Duration = Duration::from_secs(30);
 
 /// What a registration repeats from earlier ones.
 #[derive(Default)]
@@ -55,7 +53,7 @@ pub struct Control {
     up: bool,
     /// Log index given to the data thread last.
     index: ConfigIndex,
-    complained: Option<Instant>,
+    standing: Standing,
     ending: Option<Instant>,
 }
 
@@ -72,6 +70,7 @@ impl Control {
         shard: ShardHandle,
         meters: Meters,
         metrics_at: SocketAddr,
+        standing: Standing,
     ) -> Result<Control, SdcError> {
         let (host, boot_id) = host_identity();
         let known = Arc::new(Known::default());
@@ -119,7 +118,7 @@ impl Control {
             heartbeat: every(FIRST_HEARTBEAT),
             up: false,
             index: ConfigIndex::ZERO,
-            complained: None,
+            standing,
             ending: None,
         })
     }
@@ -223,13 +222,9 @@ impl Control {
 
     async fn session_event(&mut self, e: SessionEvent) -> Result<(), SdcError> {
         match e {
-            SessionEvent::Up { mdm } => tracing::info!(%mdm, "session with the MDM"),
-            SessionEvent::Down { reason } => {
-                let now = Instant::now();
-                if self.up || self.complained.is_none_or(|at| now - at > COMPLAIN) {
-                    tracing::warn!(%reason, "no session with the MDM; trying again, I/O goes on");
-                    self.complained = Some(now);
-                }
+            SessionEvent::Up { mdm } => self.standing.connected(&mdm),
+            SessionEvent::Down { reason, refused } => {
+                self.standing.down(&reason, refused);
                 self.up = false;
             }
             SessionEvent::Refused(e) => return Err(e.into()),
@@ -252,7 +247,7 @@ impl Control {
                 self.heartbeat = every(Duration::from_millis(ms));
                 self.up = true;
                 self.start.registered(Instant::now()).into_iter().for_each(|m| self.to_mdm(m));
-                self.complained = None;
+                self.standing.registered();
             }
             ToNode::Snapshot(view) => {
                 self.index = view.index;

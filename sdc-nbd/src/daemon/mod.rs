@@ -22,7 +22,7 @@ pub use error::SdcError;
 use crate::kernel::guards::Guard;
 use control::Control;
 use meters::Meters;
-use quarry_control::host_identity;
+use quarry_control::{host_identity, Standing};
 use quarry_metrics::version::Info;
 use quarry_metrics::Metrics;
 use settings::Config;
@@ -60,11 +60,14 @@ async fn run(config: Config, guards: &[Guard]) -> Result<(), SdcError> {
     let metrics = Metrics::new(VERSION, "sdc", &config.node.name);
     let meters = Meters::new(&metrics);
     report_guards(&metrics, guards);
+    let standing = Standing::default();
+    let seen = standing.clone();
+    metrics.set_health(move || seen.health());
     let (host, _) = host_identity();
     let shard = shard::start(&config, host, meters.clone())?;
     let server = tokio::spawn(quarry_metrics::serve(listener, metrics));
     tracing::info!(metrics = %at, sockets = %config.socket_dir.display(), "serving");
-    let result = Control::new(config, shard, meters, at)?.run().await;
+    let result = Control::new(config, shard, meters, at, standing)?.run().await;
     server.abort();
     result
 }

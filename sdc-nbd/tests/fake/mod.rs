@@ -172,6 +172,10 @@ impl Mdm {
     pub fn change(&self, index: u64, changes: Vec<Change>) {
         self.push.send(ToNode::Changes { index: ConfigIndex(index), changes }).unwrap();
     }
+    pub fn refuse(&self, code: &str) {
+        let (message, hint) = ("it is another one".into(), "mount its metadata".into());
+        self.push.send(ToNode::Refused { code: code.into(), message, hint }).unwrap();
+    }
     pub fn break_session(&self) {
         let m = ToNode::ProposalResult { request: 0, accepted: false, reason: String::new() };
         self.push.send(m).unwrap();

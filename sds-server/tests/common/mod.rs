@@ -311,10 +311,15 @@ impl Client {
 
 /// The metrics page of a server.
 pub fn metrics(s: &Session) -> String {
+    page(s, "/metrics")
+}
+
+/// What its small web server says at a path, with the head.
+pub fn page(s: &Session, path: &str) -> String {
     let url = s.hello.metrics.clone().unwrap();
     let address = url.trim_start_matches("http://").trim_end_matches("/metrics").to_string();
     let mut c = TcpStream::connect(address).unwrap();
-    c.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    c.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
     let mut text = String::new();
     c.read_to_string(&mut text).unwrap();
     text
