@@ -5,7 +5,7 @@ use mdm::daemon::{start, Identity, Listeners};
 use mdm::log::SledStore;
 use quarry_control::{Capability, NodeFile};
 use quarry_metrics::systemd::{notify, State};
-use quarry_metrics::{cli, lockfile::LockFile, logging, version::Info, Metrics};
+use quarry_metrics::{cli, lockfile::LockFile, logging, panics, version::Info, Metrics};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(&common)?;
+    panics::abort_on_panic();
     let result = work(&s, &data_dir, node, secret);
     match &result {
         // `main` says it on stderr; the log file should say it too.

@@ -17,6 +17,7 @@ pub mod http;
 pub mod lockfile;
 pub mod logging;
 pub mod naming;
+pub mod panics;
 pub mod process;
 pub mod registry;
 pub mod rotate;

@@ -2,7 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 use quarry_metrics::lockfile::LockFile;
-use quarry_metrics::{cli, logging};
+use quarry_metrics::{cli, logging, panics};
 use sdc_nbd::daemon::settings::Cli;
 use sdc_nbd::daemon::{serve, SdcError, VERSION};
 use sdc_nbd::kernel::guards;
@@ -33,6 +33,7 @@ fn run(args: Cli) -> Result<(), SdcError> {
         return Ok(());
     }
     logging::init(&common)?;
+    panics::abort_on_panic();
     let _lock = LockFile::acquire(&config.data_dir, "sdc-nbd")?;
     let guards = guards::protect();
     guards::log(&guards);

@@ -2,7 +2,7 @@
 
 use quarry_control::Capability;
 use quarry_metrics::lockfile::LockFile;
-use quarry_metrics::{cli, logging};
+use quarry_metrics::{cli, logging, panics};
 use sds_server::device::{self, Strict};
 use sds_server::error::SdsError;
 use sds_server::settings::{Cli, Command};
@@ -59,6 +59,7 @@ fn run(args: Cli) -> Result<ExitCode, SdsError> {
         return Ok(ExitCode::SUCCESS);
     }
     logging::init(&common)?;
+    panics::abort_on_panic();
     let _lock = LockFile::acquire(&config.data_dir, "sds-server")?;
     if let Err(error) = quarry_ring::raise_nofile() {
         tracing::warn!(%error, "the limit of open files stays");
