@@ -20,3 +20,4 @@ pub mod state;
 #[cfg(test)]
 mod test_util;
 pub mod timeline;
+pub mod token;

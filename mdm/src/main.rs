@@ -3,10 +3,10 @@
 use anyhow::{bail, Context};
 use mdm::daemon::{start, Identity, Listeners};
 use mdm::log::SledStore;
+use mdm::token;
 use quarry_control::{Capability, NodeFile};
 use quarry_metrics::systemd::{notify, State};
 use quarry_metrics::{cli, lockfile::LockFile, logging, panics, version::Info, Metrics};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{signal, SignalKind};
@@ -88,7 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 /// Serves until a signal comes or the store fails.
 fn work(s: &Settings, data_dir: &Path, node: NodeFile, secret: String) -> anyhow::Result<()> {
     let _lock = LockFile::acquire(data_dir, "mdm")?;
-    let token = token(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
+    let token = token::get(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
     let id = Identity {
         name: node.name,
         addresses: node.addresses,
@@ -151,21 +151,4 @@ async fn serve(
     running.recorder.save();
     running.engine.stop().await;
     Ok((writer, failure))
-}
-
-/// The API's token: from its file, or a new random one that only the owner can read.
-fn token(path: &Path) -> anyhow::Result<String> {
-    match std::fs::read_to_string(path) {
-        Ok(t) if !t.trim().is_empty() => return Ok(t.trim().to_string()),
-        Ok(_) => bail!("the token file {} is empty: remove it to get a new token", path.display()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => bail!("cannot read the token file {}: {e}", path.display()),
-    }
-    let token =
-        uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut f = made.with_context(|| format!("cannot make the token file {}", path.display()))?;
-    std::io::Write::write_all(&mut f, format!("{token}\n").as_bytes())?;
-    f.sync_all()?;
-    Ok(token)
 }
