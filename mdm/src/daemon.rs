@@ -129,7 +129,7 @@ pub async fn start(
     tokio::spawn(quarry_metrics::serve(listeners.metrics, metrics));
     let router = api::router(api);
     tokio::spawn(async move {
-        if let Err(e) = axum::serve(listeners.api, router).await {
+        if let Err(e) = axum::serve(api::Bounded::new(listeners.api), router).await {
             tracing::error!(error = %e, "the API listener ended");
         }
     });

@@ -88,6 +88,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 /// Serves until a signal comes or the store fails.
 fn work(s: &Settings, data_dir: &Path, node: NodeFile, secret: String) -> anyhow::Result<()> {
     let _lock = LockFile::acquire(data_dir, "mdm")?;
+    // Each session and each request has a descriptor, and so has the store.
+    if let Err(error) = quarry_ring::raise_nofile() {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
     let token = token::get(&s.token_file.clone().unwrap_or_else(|| data_dir.join("token")))?;
     let id = Identity {
         name: node.name,

@@ -7,6 +7,7 @@ pub mod conform;
 mod devices;
 mod error;
 mod input;
+mod listen;
 mod measure;
 mod nodes;
 mod observe;
@@ -23,6 +24,7 @@ mod tests;
 mod ui;
 mod volumes;
 
+pub use listen::Bounded;
 pub use render::{pool_promised, pool_used, rfc3339};
 
 use crate::control::Hub;

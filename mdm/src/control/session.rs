@@ -11,6 +11,7 @@ use quarry_control::{
 };
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,6 +20,11 @@ use tokio::sync::Semaphore;
 const MAX_SESSIONS: usize = 4096;
 /// A connection must say who it is within this time.
 const HELLO: Duration = Duration::from_secs(5);
+/// A first message above this many bytes takes one of the places for large ones: who sends it is not known yet, and
+/// [`MAX_SESSIONS`] of the longest would fill the memory. Servers with many devices do send long ones.
+const SMALL: u32 = 64 << 10;
+/// Large first messages in memory at the same time.
+const LARGE: usize = 16;
 /// How long a new process waits for the session of one with its name to end.
 const SAME_NAME: Duration = Duration::from_secs(1);
 /// A session that cannot be written to for this long is closed.
@@ -39,6 +45,7 @@ pub struct Access {
 /// Accepts sessions for ever.
 pub async fn serve(listener: TcpListener, access: Access) {
     let slots = Arc::new(Semaphore::new(MAX_SESSIONS));
+    let large = Arc::new(Semaphore::new(LARGE));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
@@ -49,9 +56,9 @@ pub async fn serve(listener: TcpListener, access: Access) {
                 continue;
             }
         };
-        let access = access.clone();
+        let (access, large) = (access.clone(), large.clone());
         tokio::spawn(async move {
-            if let Err(e) = session(stream, access).await {
+            if let Err(e) = session(stream, access, &large).await {
                 tracing::debug!(%peer, error = %e, "control session ended");
             }
             drop(slot);
@@ -66,13 +73,25 @@ enum Peer {
     Sdc(SdcId, Instance),
 }
 
-async fn session(stream: TcpStream, a: Access) -> Result<(), ControlError> {
+/// The first message; a long one waits for its place before it is read.
+async fn first(r: &mut OwnedReadHalf, large: &Semaphore) -> Result<FromNode, ControlError> {
+    let late = |_| ControlError::Protocol("no hello came");
+    let len = tokio::time::timeout(HELLO, r.read_u32_le()).await.map_err(late)??;
+    let place = match len > SMALL {
+        true => Some(tokio::time::timeout(HELLO, large.acquire()).await.map_err(late)?),
+        false => None,
+    };
+    let head = len.to_le_bytes();
+    let mut whole = head.as_slice().chain(r);
+    let m = tokio::time::timeout(HELLO, read_message(&mut whole)).await.map_err(late)?;
+    drop(place);
+    m
+}
+
+async fn session(stream: TcpStream, a: Access, large: &Semaphore) -> Result<(), ControlError> {
     stream.set_nodelay(true)?;
     let (mut r, mut w) = stream.into_split();
-    let first = tokio::time::timeout(HELLO, read_message::<FromNode>(&mut r))
-        .await
-        .map_err(|_| ControlError::Protocol("no hello came"))??;
-    let FromNode::Hello(hello) = first else {
+    let FromNode::Hello(hello) = first(&mut r, large).await? else {
         return Err(ControlError::Protocol("the first message is not a hello"));
     };
     let name = hello.name.clone();
@@ -471,4 +490,41 @@ fn propose(a: &Access, sds: SdsId, start: StartNo, session: u64, request: u64, p
         let m = ToNode::ProposalResult { request, accepted, reason };
         a.hub.lock().send(session, Arc::new(m));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn long_first_messages_wait_for_their_turn_and_short_ones_do_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let large = Arc::new(Semaphore::new(1));
+        let mut open = Vec::new();
+        let mut dial = async |m: FromNode| {
+            let mut c = TcpStream::connect(at).await.unwrap();
+            write_message(&mut c, &m).await.unwrap();
+            c.flush().await.unwrap();
+            open.push(c);
+            listener.accept().await.unwrap().0.into_split().0
+        };
+        let short = FromNode::Propose { request: 1, proposal: Proposal::HandOver };
+        let error = Some("x".repeat(SMALL as usize));
+        let (volume, generation) = Default::default();
+        let one =
+            quarry_control::Attachment { volume, generation, socket: None, device: None, error };
+        let long = FromNode::Attachments(vec![one]);
+        let (mut s, mut l) = (dial(short.clone()).await, dial(long.clone()).await);
+        let held = large.clone().acquire_owned().await.unwrap();
+        assert_eq!(first(&mut s, &large).await.unwrap(), short);
+        let places = large.clone();
+        let waiting = tokio::spawn(async move { first(&mut l, &places).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!waiting.is_finished());
+        drop(held);
+        assert_eq!(waiting.await.unwrap().unwrap(), long);
+        assert_eq!(large.available_permits(), 1);
+    }
 }

@@ -6,6 +6,7 @@
 
 use super::chunk::{self, Bad, Joiner};
 use super::{Loaded, MetaStore, StoreError};
+use rustix::fs::Dir;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct SledStore {
     /// Index to an empty value: this snapshot is whole.
     whole: sled::Tree,
     file: File,
+    /// Kept open, like `file`: a barrier must not fail because descriptors have run out.
+    blobs: Option<Dir>,
 }
 
 impl SledStore {
@@ -56,7 +59,7 @@ impl SledStore {
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent).and_then(|f| f.sync_all()).map_err(io)?;
         }
-        let mut s = SledStore { path: path.into(), db, log, snap, whole, file };
+        let mut s = SledStore { path: path.into(), db, log, snap, whole, file, blobs: None };
         s.barrier()?;
         Ok(s)
     }
@@ -78,10 +81,20 @@ impl SledStore {
         let io = |source| StoreError::Io { path: self.path.clone(), source };
         self.file.sync_data().map_err(io)?;
         let blobs = self.path.join("blobs");
-        match std::fs::read_dir(&blobs) {
-            Ok(mut d) => assert!(d.next().is_none(), "{} is not empty", blobs.display()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io(e)),
+        if self.blobs.is_none() {
+            self.blobs = match File::open(&blobs) {
+                Ok(d) => Some(Dir::new(d).map_err(|e| io(e.into()))?),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(io(e)),
+            };
+        }
+        if let Some(dir) = &mut self.blobs {
+            dir.rewind();
+            while let Some(e) = dir.read() {
+                let name = e.map_err(|e| io(e.into()))?;
+                let own = [&b"."[..], b".."].contains(&name.file_name().to_bytes());
+                assert!(own, "{} is not empty", blobs.display());
+            }
         }
         Ok(())
     }
