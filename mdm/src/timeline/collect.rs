@@ -22,6 +22,16 @@ pub(super) struct Last {
     pub counters: BTreeMap<String, u64>,
 }
 
+/// A part of what a daemon reported last, as it is saved.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Report {
+    kind: String,
+    /// Number of the client or server.
+    of: u32,
+    start: u64,
+    counters: BTreeMap<String, u64>,
+}
+
 /// Remembers what was reported, so that growth is counted once.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Collector {
@@ -55,10 +65,42 @@ impl Collector {
         Collector { before, ..self }
     }
 
+    /// Takes the reports out, in parts of at most `most` counters: with many volumes and clients all of them at once are
+    /// more than a line that is read.
+    pub(super) fn take_reports(&mut self, most: usize) -> Vec<Report> {
+        let sdcs = std::mem::take(&mut self.sdcs).into_iter().map(|(i, l)| (Kind::Sdc, i.get(), l));
+        let sds = std::mem::take(&mut self.sds).into_iter().map(|(i, l)| (Kind::Sds, i.get(), l));
+        let mut out = Vec::new();
+        for (kind, of, last) in sdcs.chain(sds) {
+            let part =
+                |counters| Report { kind: kind.name().into(), of, start: last.start, counters };
+            let all: Vec<(String, u64)> = last.counters.into_iter().collect();
+            if all.is_empty() {
+                out.push(part(BTreeMap::new()));
+            }
+            out.extend(all.chunks(most.max(1)).map(|c| part(c.iter().cloned().collect())));
+        }
+        out
+    }
+
+    /// Puts a part of a report back. `None`: it is of nobody who reports.
+    pub(super) fn put_report(&mut self, r: Report) -> Option<()> {
+        let last = match Kind::parse(&r.kind)? {
+            Kind::Sdc => self.sdcs.entry(SdcId(r.of)).or_default(),
+            Kind::Sds => self.sds.entry(SdsId(r.of)).or_default(),
+            _ => return None,
+        };
+        last.start = r.start;
+        last.counters.extend(r.counters);
+        Some(())
+    }
+
     /// The rows of this moment. Objects whose daemons are all silent have none.
     pub fn rows(&mut self, s: &State, hub: &HubInner, now: Nanos) -> Rows {
         self.clients(s, hub);
         self.servers(hub);
+        self.sdcs.retain(|id, _| s.sdcs.contains_key(id));
+        self.sds.retain(|id, _| s.sds.contains_key(id));
         self.by_volume.retain(|id, _| s.volumes.contains_key(id));
         self.by_pool.retain(|id, _| s.pools.contains_key(id));
         self.by_sdc.retain(|id, _| s.sdcs.contains_key(id));

@@ -89,7 +89,7 @@ impl Recorder {
         let Some(path) = &self.file else { return };
         let (keys, sums) = (self.timeline.lock().keys(), self.collector().clone());
         let one = |kind, id| self.timeline.lock().save(kind, id);
-        if let Err(error) = saved::write(path, &self.cluster, &keys, one, &sums) {
+        if let Err(error) = saved::write(path, &self.cluster, &keys, one, sums) {
             tracing::warn!(path = %path.display(), %error, "the recorded history is not written");
         }
     }

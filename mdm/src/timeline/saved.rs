@@ -4,13 +4,14 @@
 //! recorded since. It is no metadata: nothing depends on it, it is not synced, and a file that is damaged, of another
 //! cluster or of a newer release is left aside. Bounded like the history itself: [`super::book::MAX_OBJECTS`] rings.
 //!
-//! Lines of JSON: a head, one line an object, one of the sums behind the counters, and an end that tells how many objects
-//! there are; without it the file was cut off. A row is `[first, length, values...]`, each number the difference to the row
+//! Lines of JSON: a head, one line an object, what daemons reported last in parts (version 1 had it among the sums), one of
+//! the sums behind the counters, and an end that tells how many objects there are; without it the file was cut off. No line
+//! is longer than one that is read. A row is `[first, length, values...]`, each number the difference to the row
 //! before it.
 
 use super::book::Book;
 use super::catalog::Kind;
-use super::collect::Collector;
+use super::collect::{Collector, Report};
 use super::ring::Ring;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -20,7 +21,11 @@ use std::time::Duration;
 /// How often it is written.
 pub const EVERY: Duration = Duration::from_secs(120);
 /// Version of the layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The oldest that is read.
+const OLDEST: u32 = 1;
+/// Counters in one line at most.
+const REPORT: usize = 10_000;
 /// Longest line that is read.
 const MAX_LINE: u64 = 16 << 20;
 
@@ -56,8 +61,12 @@ pub enum Unusable {
 }
 
 fn line(out: &mut impl Write, v: &impl Serialize) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *out, v)?;
-    out.write_all(b"\n")
+    let mut text = serde_json::to_vec(v)?;
+    text.push(b'\n');
+    if text.len() as u64 > MAX_LINE {
+        return Err(std::io::Error::other("a line of it would be longer than one that is read"));
+    }
+    out.write_all(&text)
 }
 
 /// Replaces the file. `book` gives one object at a time, so that its lock is held for moments only.
@@ -66,7 +75,7 @@ pub fn write(
     cluster: &str,
     keys: &[(Kind, u32)],
     book: impl Fn(Kind, u32) -> Option<Vec<Vec<Vec<i64>>>>,
-    collector: &Collector,
+    mut collector: Collector,
 ) -> std::io::Result<()> {
     let new = path.with_extension("new");
     let mut out = BufWriter::new(std::fs::File::create(&new)?);
@@ -78,7 +87,10 @@ pub fn write(
             objects += 1;
         }
     }
-    line(&mut out, collector)?;
+    for report in collector.take_reports(REPORT) {
+        line(&mut out, &report)?;
+    }
+    line(&mut out, &collector)?;
     line(&mut out, &End { objects })?;
     out.into_inner().map_err(|e| e.into_error())?;
     std::fs::rename(new, path)
@@ -93,15 +105,19 @@ pub fn read(path: &Path, cluster: &str, now: u64) -> Result<Option<(Book, Collec
     };
     let mut input = BufReader::new(file);
     let head: Head = parse(&next(&mut input)?)?;
-    if head.quarry_timeline != VERSION {
+    if !(OLDEST..=VERSION).contains(&head.quarry_timeline) {
         return Err(Unusable::Version(head.quarry_timeline));
     }
     if head.cluster != cluster {
         return Err(Unusable::OtherCluster);
     }
-    let (mut book, mut count) = (Book::default(), 0);
+    let (mut book, mut count, mut reports) = (Book::default(), 0, Vec::new());
     let sums = loop {
         let text = next(&mut input)?;
+        if let Ok(r) = parse::<Report>(&text) {
+            reports.push(r);
+            continue;
+        }
         let Ok(o) = parse::<Object>(&text) else { break text };
         let kind = Kind::parse(&o.kind).ok_or(Unusable::Damaged("a kind"))?;
         let columns = kind.counters().len() + kind.gauges().len();
@@ -109,7 +125,10 @@ pub fn read(path: &Path, cluster: &str, now: u64) -> Result<Option<(Book, Collec
         book.restore(kind, o.id, ring);
         count += 1;
     };
-    let collector: Collector = parse(&sums)?;
+    let mut collector: Collector = parse(&sums)?;
+    for r in reports {
+        collector.put_report(r).ok_or(Unusable::Damaged("a report"))?;
+    }
     let end: End = parse(&next(&mut input)?)?;
     if end.objects != count {
         return Err(Unusable::Damaged("its end"));
@@ -152,7 +171,7 @@ mod tests {
 
     fn saved(book: &Book, path: &Path) {
         let collector = Collector::new(5);
-        write(path, "c1", &book.keys(), |k, id| book.save(k, id), &collector).unwrap();
+        write(path, "c1", &book.keys(), |k, id| book.save(k, id), collector).unwrap();
     }
 
     #[test]
@@ -170,6 +189,43 @@ mod tests {
         let size = std::fs::metadata(&path).unwrap().len();
         assert!(size < 100 << 10, "{size} bytes for one object");
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_many_daemons_reported_comes_back_though_it_is_longer_than_a_line() {
+        let path = scratch("long");
+        let report = |of: u32, n: std::ops::Range<u32>| {
+            let name = |v| format!("volume.{v}.a_counter_with_a_long_name_and_more_of_it_here");
+            let counters = n.map(|v| (name(v), 1u64)).collect::<std::collections::BTreeMap<_, _>>();
+            let json =
+                serde_json::json!({"kind": "sdc", "of": of, "start": 3, "counters": counters});
+            serde_json::from_value::<Report>(json).unwrap()
+        };
+        let mut all = Collector::new(5);
+        (0..10).for_each(|of| all.put_report(report(of, 0..30_000)).unwrap());
+        assert!(serde_json::to_vec(&all).unwrap().len() as u64 > MAX_LINE);
+        write(&path, "c1", &[], |_, _| None, all).unwrap();
+        let (_, mut again) = read(&path, "c1", 1).unwrap().unwrap();
+        let mut parts = again.take_reports(usize::MAX);
+        assert_eq!(parts.len(), 10);
+        assert!(parts.iter().any(|p| *p == report(7, 0..30_000)));
+        assert!(parts.drain(..).all(|p| again.put_report(p).is_some()));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_the_release_before_is_read() {
+        let path = scratch("before");
+        let mut all = Collector::new(5);
+        let r =
+            serde_json::json!({"kind": "sds", "of": 1, "start": 3, "counters": {"sds.reads": 7}});
+        all.put_report(serde_json::from_value(r.clone()).unwrap()).unwrap();
+        let sums = serde_json::to_string(&all).unwrap();
+        let head = "{\"quarry_timeline\":1,\"cluster\":\"c1\"}";
+        std::fs::write(&path, format!("{head}\n{sums}\n{{\"objects\":0}}\n")).unwrap();
+        let (_, mut again) = read(&path, "c1", 1).unwrap().unwrap();
+        assert_eq!(serde_json::to_value(again.take_reports(9)).unwrap(), serde_json::json!([r]));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

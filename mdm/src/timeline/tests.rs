@@ -4,7 +4,7 @@ use super::book::{Book, Query, Rows, MAX_OBJECTS, MAX_POINTS};
 use super::catalog::{Kind, Metric, IO};
 use super::collect::{growth, Collector, Last};
 use super::ring::{Ring, TIERS};
-use crate::control::{Hub, SdsLive};
+use crate::control::{Hub, SdcLive, SdsLive};
 use crate::state::{Command, Op, State};
 use quarry_base::{ConfigIndex, Nanos, SdsId, StartNo};
 use std::collections::BTreeMap;
@@ -220,6 +220,22 @@ fn a_server_that_got_a_new_start_is_not_counted_twice() {
     assert_eq!(reads(1, 1, 50), Some(50.0));
     assert_eq!(reads(2, 1, 60), Some(60.0), "it was declared failed, and lived");
     assert_eq!(reads(3, 3, 5), Some(65.0), "another process");
+}
+
+#[test]
+fn what_removed_daemons_reported_is_forgotten() {
+    let (s, hub) = (State::default(), Hub::new(&State::default()));
+    let mut c = Collector::new(0);
+    let live = SdsLive {
+        session: Some(1),
+        counters: counters(&[("sds.read_ops", 1)]),
+        ..SdsLive::default()
+    };
+    hub.lock().sds.insert(SdsId(1), live);
+    let live = SdcLive { session: Some(2), counters: counters(&[("a", 1)]), ..SdcLive::default() };
+    hub.lock().sdcs.insert(quarry_base::SdcId(1), live);
+    c.rows(&s, &hub.lock(), Nanos(0));
+    assert_eq!(c.take_reports(10), []);
 }
 
 #[test]
