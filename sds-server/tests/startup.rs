@@ -96,7 +96,7 @@ fn a_server_of_a_cluster_goes_on_without_a_disk_that_is_gone() {
     let err = BufReader::new(child.stderr.take().unwrap()).lines();
     let told = |l: std::io::Result<String>| l.is_ok_and(|l| l.contains("left out"));
     let (a, b) = std::thread::scope(|s| {
-        let (a, b) = (s.spawn(|| out.map(told).any(|t| t)), s.spawn(|| err.map(told).any(|t| t)));
+        let (a, b) = (s.spawn(|| out.into_iter().any(told)), s.spawn(|| err.into_iter().any(told)));
         std::thread::sleep(std::time::Duration::from_secs(2));
         let alive = child.try_wait().unwrap().is_none();
         child.kill().unwrap();
