@@ -12,7 +12,7 @@ use crate::state::{from_hex, to_hex, StateFile};
 use bytes::Bytes;
 use quarry_base::{DeviceId, Nanos, PageBuf, PAGE};
 use quarry_control::DeviceReport;
-use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingError};
+use quarry_ring::{Event, FileId, OpenOpts, OpenedFile, Reactor, RingError};
 use quarry_store::{
     is_medium_error, mark_unreadable, read_ident, DeviceIdent, FormatInfo, Store, StoreConfig,
     StoreError, IDENT_BYTES,
@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Smallest device, bytes: 128 MiB.
@@ -184,15 +185,24 @@ impl Strict {
         }
     }
 
-    fn leaves_out(self, why: &SdsError) -> bool {
+    /// Is this how a disk dies? Some keep their name and have no size, or let nothing be written any more.
+    fn leaves_out(self, path: &Path, why: &SdsError) -> bool {
         self == Strict::No
-            && matches!(
-                why,
+            && match why {
                 SdsError::Missing { .. }
-                    | SdsError::Unreadable { .. }
-                    | SdsError::File { .. }
-                    | SdsError::Ring(RingError::File { .. })
-            )
+                | SdsError::Unreadable { .. }
+                | SdsError::ReadOnly { .. }
+                | SdsError::TooSmall { bytes: 0, .. }
+                | SdsError::Ring(RingError::File { .. }) => true,
+                // Of the device, not of what the server itself keeps.
+                SdsError::File { path: of, .. } => of == path,
+                _ => false,
+            }
+    }
+
+    /// A disk that is gone is not made anew as a file where it was.
+    fn create(self, path: &Path, bytes: Option<u64>) -> Option<u64> {
+        bytes.filter(|_| self == Strict::Yes || !path.starts_with("/dev"))
     }
 }
 
@@ -213,8 +223,10 @@ pub fn check_those(
         if !seen.insert(real) {
             return Err(SdsError::Twice { path: path.clone() });
         }
-        match check_one(path, create) {
-            Err(why) if strict.leaves_out(&why) => out.push(LeftOut { path: path.clone(), why }),
+        match check_one(path, strict.create(path, create)) {
+            Err(why) if strict.leaves_out(path, &why) => {
+                out.push(LeftOut { path: path.clone(), why })
+            }
             done => done?,
         }
     }
@@ -271,8 +283,10 @@ pub fn open_all(
         if out.iter().any(|l| l.path == *path) {
             continue;
         }
-        match open_one(reactor, path, create, state) {
-            Err(why) if strict.leaves_out(&why) => out.push(LeftOut { path: path.clone(), why }),
+        match open_one(reactor, path, strict.create(path, create), state) {
+            Err(why) if strict.leaves_out(path, &why) => {
+                out.push(LeftOut { path: path.clone(), why })
+            }
             device => devices.push(device?),
         }
     }
@@ -291,6 +305,21 @@ fn open_one(
 ) -> Result<Device, SdsError> {
     let opened =
         open_file(reactor, path, OpenOpts { direct: true, read_only: false, create_size: create })?;
+    let device = examine(reactor, path, &opened, state);
+    if device.is_err() {
+        // It may be left out: its name and its claim are for whoever looks after it.
+        reactor.close_file(opened.id);
+    }
+    device
+}
+
+/// Looks at a device that was opened.
+fn examine(
+    reactor: &mut Reactor,
+    path: &Path,
+    opened: &OpenedFile,
+    state: &mut StateFile,
+) -> Result<Device, SdsError> {
     if !opened.direct {
         tracing::warn!(device = %path.display(), "O_DIRECT is refused here: data also goes through the page cache, slower");
     }
@@ -446,15 +475,21 @@ pub fn read_blocking(
     offset: u64,
     len: usize,
 ) -> Result<Result<PageBuf, i32>, SdsError> {
+    // Its own: one that was given up may end when another is waited for, or when the device's own operations have begun.
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    let own = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut events = Vec::new();
-    reactor.read_at(file, offset, PageBuf::new(len), len, 0);
+    reactor.read_at(file, offset, PageBuf::new(len), len, own);
     let limit = quarry_ring::now_boottime() + FIRST_READ;
     while quarry_ring::now_boottime() < limit {
         reactor.turn(Some(limit), &mut events)?;
         for e in events.drain(..) {
-            if let Event::ReadDone { result, mut buf, .. } = e {
-                buf.set_len(len);
-                return Ok(result.map(|_| buf));
+            match e {
+                Event::ReadDone { token, result, mut buf } if token == own => {
+                    buf.set_len(len);
+                    return Ok(result.map(|_| buf));
+                }
+                _ => {}
             }
         }
     }

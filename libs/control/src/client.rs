@@ -18,8 +18,16 @@ use tokio::sync::mpsc;
 const REDIAL: Duration = Duration::from_millis(200);
 /// Wait after a refusal of a process that was registered.
 const REFUSED: Duration = Duration::from_secs(1);
-/// Refusals that are about this very node, and final.
-const FINAL: [&str; 2] = ["removed", "capability_removed"];
+/// Refusals that are about this very node, and final: it was removed, or another one has its name or its devices by now. Only an MDM
+/// of its own cluster gives them.
+const FINAL: [&str; 6] = [
+    "removed",
+    "capability_removed",
+    "name_in_use",
+    "device_elsewhere",
+    "device_twice",
+    "copies_together",
+];
 /// Longest silence of the MDM before the session counts as broken.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Longest wait for a TCP connection.

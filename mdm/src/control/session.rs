@@ -77,12 +77,15 @@ enum Peer {
 async fn first(r: &mut OwnedReadHalf, large: &Semaphore) -> Result<FromNode, ControlError> {
     let late = |_| ControlError::Protocol("no hello came");
     let len = tokio::time::timeout(HELLO, r.read_u32_le()).await.map_err(late)??;
+    // Who only says that much will come gets no place.
+    let mut start = vec![0; len.min(SMALL) as usize];
+    tokio::time::timeout(HELLO, r.read_exact(&mut start)).await.map_err(late)??;
     let place = match len > SMALL {
         true => Some(tokio::time::timeout(HELLO, large.acquire()).await.map_err(late)?),
         false => None,
     };
     let head = len.to_le_bytes();
-    let mut whole = head.as_slice().chain(r);
+    let mut whole = head.as_slice().chain(start.as_slice()).chain(r);
     let m = tokio::time::timeout(HELLO, read_message(&mut whole)).await.map_err(late)?;
     drop(place);
     m

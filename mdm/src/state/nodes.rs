@@ -278,6 +278,10 @@ impl State {
                 ctx.event("device_failed", format!("device {id}"), why.clone());
             }
             k.failed = d.failed.clone();
+            if k.failed.is_none() {
+                // Its next loss begins then.
+                k.failed_since_ms = None;
+            }
             k.missing = d.unread;
             k.pool = k.pool.or(only.filter(|_| !k.removed));
             if let Some(info) = k.info() {

@@ -140,3 +140,17 @@ fn a_clock_that_goes_back_does_not_put_a_rebuild_off_by_as_much() {
     assert!(l.run(Op::Unreachable { sdc: SdcId(1), pg, device }).is_ok());
     assert_ne!(lead(&l), device);
 }
+
+#[test]
+fn a_disk_that_was_missing_once_has_its_grace_time_when_it_is_missing_again() {
+    let mut l = Lab::cluster(3, 2);
+    let grace = l.s.pools[&PoolId(1)].rebuild_grace_seconds * 1000;
+    register_with(&mut l, 3, &[]).unwrap();
+    register_with(&mut l, 3, &["u3"]).unwrap();
+    assert!(!l.s.rebuild_due(l.at_ms));
+    l.at_ms += 10 * grace;
+    register_with(&mut l, 3, &[]).unwrap();
+    assert!(l.s.devices[&DeviceId(3)].missing && !l.s.rebuild_due(l.at_ms));
+    l.at_ms += grace;
+    assert!(l.s.rebuild_due(l.at_ms));
+}
