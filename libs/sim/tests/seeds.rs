@@ -28,6 +28,7 @@ const FAILED_ONCE: &[(u64, &str)] = &[
     (100097, "a destage that brought a block its first slot counted it twice: a device with room told thick volumes that it was full"),
     (100159, "a client took the late refusal of an attempt that it had made again meanwhile for that of the new one"),
     (802716, "the simulator: the answer to an attempt of an older epoch sent a request out twice in the present one"),
+    (1218355, "a copy that had just left the set was cut where its new primary knew nothing to be committed yet: an acknowledged write less"),
     (200155, "a group that lacks copies for want of room, and has fewer than min_copies, answers no writes: not what full devices are to show"),
     (2039, "the checker took a copy that had to go to a taken fault set, after its server was fenced, for misplaced"),
     (1350, "the member's commit point was moved into the gap before its stream; it then seemed to have diverged"),

@@ -222,7 +222,11 @@ impl Primary {
         if !self.started {
             return;
         }
+        let inherited = self.commit < self.base;
         self.advance_commit(cx);
+        if inherited && self.commit >= self.base {
+            self.open_streams(cx);
+        }
         self.maybe_activate(cx);
         self.acknowledge(cx);
         if self.active {

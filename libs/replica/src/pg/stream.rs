@@ -147,6 +147,11 @@ impl Primary {
     pub fn open_streams(&mut self, cx: &mut Cx) {
         for i in 0..self.followers.len() {
             let f = &mut self.followers[i];
+            // One to be brought up to date is cut where nothing is known to be committed, and what was inherited may be: a copy
+            // that was in sync a moment ago would lose what was acknowledged then. So that comes first.
+            if !f.counts() && self.commit < self.base {
+                continue;
+            }
             let again = match f.stream {
                 Stream::Down => true,
                 Stream::Opened { at, .. } => {
