@@ -1,9 +1,7 @@
 //! The API's token: from its file, or a new random one that only the owner can read.
 
 use anyhow::{bail, Context};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The token in the file, which is made when missing.
@@ -16,26 +14,10 @@ pub fn get(path: &Path) -> anyhow::Result<String> {
     }
     let token =
         uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
-    make(path, &token).with_context(|| format!("cannot make the token file {}", path.display()))?;
+    // All or nothing: with an empty file the MDM would not start again.
+    quarry_control::replace_file(path, format!("{token}\n").as_bytes(), 0o600)
+        .with_context(|| format!("cannot make the token file {}", path.display()))?;
     Ok(token)
-}
-
-/// All or nothing: a crash in between must not leave an empty file, with which the MDM would not start again.
-fn make(path: &Path, token: &str) -> std::io::Result<()> {
-    let mut new = path.as_os_str().to_os_string();
-    new.push(".new");
-    let new = Path::new(&new);
-    // What a crash has left is not written into: it might be readable by others.
-    match std::fs::remove_file(new) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut f = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
-    f.write_all(format!("{token}\n").as_bytes())?;
-    f.sync_all()?;
-    std::fs::rename(new, path)?;
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

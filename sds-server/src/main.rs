@@ -52,7 +52,7 @@ fn run(args: Cli) -> Result<ExitCode, SdsError> {
     let config = settings.check()?;
     if common.check_config {
         let strict = Strict::of(&StateFile::load(&config.data_dir)?.state);
-        for l in device::check_those(&config.devices, config.device_bytes, strict)? {
+        for l in device::check_all(&config.devices, config.device_bytes, strict)? {
             eprintln!("sds-server: warning: {}; the server starts without it", l.why);
         }
         println!("configuration ok");

@@ -54,7 +54,7 @@ impl StateFile {
     pub fn save(&self) -> Result<(), SdsError> {
         let fail = failed(&self.path);
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| fail(e.into()))?;
-        quarry_control::replace_file(&self.path, &text).map_err(fail)
+        quarry_control::replace_file(&self.path, &text, 0o644).map_err(fail)
     }
 
     /// The identity of a blank device: the one given before, or a new one.

@@ -24,6 +24,7 @@ fn an_mdm_restored_from_an_older_backup_changes_nothing() -> Res<()> {
         c.start("mdm1")?;
         c.wait_health("ok", Duration::from_secs(30))?;
         let uri = c.new_volume("secret", "64MiB", "sdc1")?;
+        let newest = c.status()?["index"].as_u64().unwrap_or(u64::MAX);
         let mut io = nbd::Connection::open(&uri)?;
         io.write_at(0, &[0xA5; 4096])?;
         c.stop("mdm1")?;
@@ -37,7 +38,14 @@ fn an_mdm_restored_from_an_older_backup_changes_nothing() -> Res<()> {
         let (status, answer) = create(c, "other")?;
         ensure!(status == 503 && answer["code"] == "state_older", "{status} {answer}");
         ensure!(io.read_at(0, 4096)? == [0xA5; 4096], "I/O goes on");
-        // Also where nothing ran on that could remember: daemons keep what they were told.
+        // Also where nothing ran on that could remember: daemons keep what they were told, within a second.
+        for name in ["sds1", "sds2", "sdc1"] {
+            let file = Path::new(&c.member(name)?.data).join("told.json");
+            wait_until("what was told to be kept", Duration::from_secs(10), || {
+                let told: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+                Ok((told["index"].as_u64() >= Some(newest)).then_some(()))
+            })?;
+        }
         drop(io);
         for name in ["mdm1", "sds1", "sds2", "sdc1"] {
             c.kill(name)?;

@@ -100,7 +100,7 @@ async fn keep(path: PathBuf, mut news: watch::Receiver<Option<Content>>) {
     while news.changed().await.is_ok() {
         let Some(content) = news.borrow_and_update().clone() else { continue };
         let to = path.clone();
-        let write = move || replace_file(&to, &serde_json::to_vec(&content)?);
+        let write = move || replace_file(&to, &serde_json::to_vec(&content)?, 0o644);
         let written = tokio::task::spawn_blocking(write).await;
         match written {
             Ok(Err(error)) if !told => {

@@ -216,7 +216,7 @@ impl Store {
             carried_id: self.log.synced_id,
         };
         // What it says is in its place was only written: the sync is for that too.
-        let placed = entries.iter().any(|e| matches!(e.body, Body::Placed(_)));
+        let placed = lone && entries.iter().any(|e| matches!(e.body, Body::Placed(_)));
         for (e, from) in entries.into_iter().zip(starts) {
             self.queue_direct(&e, &mut direct);
             match flight.commits.last_mut().filter(|c| c.0 == e.pg) {

@@ -101,21 +101,14 @@ impl Connection {
         };
     }
 
-    /// Nothing moves now: is it too long?
-    fn silent(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        match self.timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(Error::new(ErrorKind::TimedOut, "the connection is silent")),
-            Poll::Pending => Ok(()),
-        }
-    }
-
-    /// The outcome of a write or flush, with the clock looked at.
-    fn wrote<T>(&mut self, cx: &mut Context<'_>, p: Poll<Result<T>>) -> Poll<Result<T>> {
+    /// The outcome of an operation, with the clock looked at.
+    fn timed<T>(&mut self, cx: &mut Context<'_>, p: Poll<Result<T>>) -> Poll<Result<T>> {
         match p {
-            Poll::Pending => match self.silent(cx) {
-                Ok(()) => Poll::Pending,
-                Err(e) => Poll::Ready(Err(e)),
-            },
+            Poll::Pending => self
+                .timer
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(Error::new(ErrorKind::TimedOut, "the connection is silent"))),
             done => {
                 self.moved();
                 done
@@ -131,17 +124,9 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
         let before = buf.filled().len();
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
-            Poll::Pending => match self.silent(cx) {
-                Ok(()) => Poll::Pending,
-                Err(e) => Poll::Ready(Err(e)),
-            },
-            done => {
-                self.look(buf.filled().get(before..).unwrap_or_default());
-                self.moved();
-                done
-            }
-        }
+        let p = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.look(buf.filled().get(before..).unwrap_or_default());
+        self.timed(cx, p)
     }
 }
 
@@ -152,7 +137,7 @@ impl AsyncWrite for Connection {
         data: &[u8],
     ) -> Poll<Result<usize>> {
         let p = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.wrote(cx, p)
+        self.timed(cx, p)
     }
 
     fn poll_write_vectored(
@@ -161,7 +146,7 @@ impl AsyncWrite for Connection {
         data: &[std::io::IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let p = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
-        self.wrote(cx, p)
+        self.timed(cx, p)
     }
 
     fn is_write_vectored(&self) -> bool {

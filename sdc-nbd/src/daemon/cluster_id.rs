@@ -24,7 +24,7 @@ pub fn read(dir: &Path) -> Result<Option<String>, SdcError> {
 /// Keeps it, durably.
 pub fn write(dir: &Path, cluster: &str) -> Result<(), SdcError> {
     let path = dir.join(FILE);
-    quarry_control::replace_file(&path, format!("{cluster}\n").as_bytes())
+    quarry_control::replace_file(&path, format!("{cluster}\n").as_bytes(), 0o644)
         .map_err(|e| failed("cannot write", &path, e))
 }
 

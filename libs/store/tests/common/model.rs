@@ -111,6 +111,24 @@ impl PgModel {
         }
     }
 
+    /// The block, at version `v`; made if it is not there.
+    fn changed(&mut self, k: BlockKey, v: Version) -> &mut Blk {
+        self.tombs.remove(&k);
+        let new = || Blk { touched: [v; 16], ..Blk::default() };
+        let b = self.blocks.entry(k).or_insert_with(new);
+        b.version = v;
+        b
+    }
+
+    /// A block without content is a tombstone.
+    fn settle(&mut self, k: BlockKey, v: Version) {
+        if self.blocks.get(&k).is_some_and(|b| b.pages == [0; 16]) {
+            self.blocks.remove(&k);
+            self.tombs.insert(k, v);
+            self.trimmed.remove(&k);
+        }
+    }
+
     fn pages(
         &mut self,
         ext: (VtreeId, Layer, Extent),
@@ -133,21 +151,11 @@ impl PgModel {
                 self.trimmed.insert(k, v);
                 continue;
             }
-            self.tombs.remove(&k);
-            let fresh = !self.blocks.contains_key(&k);
-            let b = self.blocks.entry(k).or_default();
-            b.version = v;
-            if fresh {
-                b.touched = [v; 16];
-            }
+            let b = self.changed(k, v);
             for (p, t) in list {
                 (b.pages[p], b.touched[p]) = (t, v);
             }
-            if b.pages == [0; 16] {
-                self.blocks.remove(&k);
-                self.tombs.insert(k, v);
-                self.trimmed.remove(&k);
-            }
+            self.settle(k, v);
         }
     }
 
@@ -203,13 +211,7 @@ impl PgModel {
         if self.newest(k) > v {
             return;
         }
-        self.tombs.remove(&k);
-        let fresh = !self.blocks.contains_key(&k);
-        let b = self.blocks.entry(k).or_default();
-        b.version = v;
-        if fresh {
-            b.touched = [v; 16];
-        }
+        let b = self.changed(k, v);
         for (p, t) in part.parts() {
             b.touched[p] = v;
             // Zeroes need no way to the device.
@@ -217,11 +219,7 @@ impl PgModel {
                 b.pages[p] = t;
             }
         }
-        if b.pages == [0; 16] {
-            self.blocks.remove(&k);
-            self.tombs.insert(k, v);
-            self.trimmed.remove(&k);
-        }
+        self.settle(k, v);
     }
 }
 
