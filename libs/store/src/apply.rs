@@ -161,7 +161,7 @@ fn over_at<'a>(b: &'a mut Block, sp: &mut Space, version: Version, batch: u64) -
     }
 }
 
-pub(crate) fn put_page(o: &mut Overlay, sp: &mut Space, page: OvPage) {
+fn put_page(o: &mut Overlay, sp: &mut Space, page: OvPage) {
     match o.pages.binary_search_by_key(&page.idx, |p| p.idx) {
         Ok(i) => o.pages[i] = page,
         Err(i) => {
