@@ -45,6 +45,8 @@ struct Pair {
     server: TcpStream,
     hold_up: AtomicBool,
     hold_down: AtomicBool,
+    /// The dialling side was cut while something was held.
+    stranded: AtomicBool,
 }
 
 impl Pair {
@@ -53,6 +55,10 @@ impl Pair {
             Way::Up => &self.hold_up,
             Way::Down => &self.hold_down,
         }
+    }
+    fn release(&self) {
+        self.hold_up.store(false, Relaxed);
+        self.hold_down.store(false, Relaxed);
     }
     /// Ends both sides with a reset.
     fn reset(&self) {
@@ -68,6 +74,8 @@ struct Shared {
     to: SocketAddr,
     rules: Rules,
     pairs: Mutex<Vec<Arc<Pair>>>,
+    /// What new connections bring is held too. Changed and read with the pairs locked.
+    hold_new: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -92,6 +100,7 @@ impl Proxy {
             to,
             rules: Rules::default(),
             pairs: Mutex::default(),
+            hold_new: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         let s = Arc::clone(&shared);
@@ -132,19 +141,35 @@ impl Proxy {
     pub fn hold(&self, way: Way) {
         self.shared.pairs().iter().for_each(|p| p.hold(way).store(true, Relaxed));
     }
+    /// Holds back what connections made from now on bring to the server, until [`Proxy::release`].
+    pub fn hold_new(&self) {
+        let _pairs = self.shared.pairs();
+        self.shared.hold_new.store(true, Relaxed);
+    }
     /// Cuts the dialling side of the connections held back. What was held of them is still on its way to the server.
     pub fn strand(&self) -> usize {
         let held = |p: &&Arc<Pair>| p.hold_up.load(Relaxed) || p.hold_down.load(Relaxed);
         let pairs = self.shared.pairs();
-        let cut = pairs.iter().filter(held).filter(|p| p.client.shutdown(Shutdown::Both).is_ok());
-        cut.count()
+        let mut cut = 0;
+        for p in pairs.iter().filter(held) {
+            if p.client.shutdown(Shutdown::Both).is_ok() {
+                p.stranded.store(true, Relaxed);
+                cut += 1;
+            }
+        }
+        cut
+    }
+    /// Lets what is held of stranded connections go on, before that of newer ones.
+    pub fn release_stranded(&self) {
+        for p in self.shared.pairs().iter().filter(|p| p.stranded.load(Relaxed)) {
+            p.release();
+        }
     }
     /// Lets everything held go on, also on stranded connections.
     pub fn release(&self) {
-        for p in self.shared.pairs().iter() {
-            p.hold_up.store(false, Relaxed);
-            p.hold_down.store(false, Relaxed);
-        }
+        let pairs = self.shared.pairs();
+        self.shared.hold_new.store(false, Relaxed);
+        pairs.iter().for_each(|p| p.release());
     }
     /// Resets all connections.
     pub fn reset(&self) {
@@ -183,8 +208,14 @@ fn relay(shared: &Arc<Shared>, client: TcpStream, server: TcpStream) -> Res<()> 
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let free = || AtomicBool::new(false);
-    let pair = Arc::new(Pair { client, server, hold_up: free(), hold_down: free() });
-    shared.pairs().push(Arc::clone(&pair));
+    let pair = {
+        let mut pairs = shared.pairs();
+        let hold_up = AtomicBool::new(shared.hold_new.load(Relaxed));
+        let pair = Pair { client, server, hold_up, hold_down: free(), stranded: free() };
+        let pair = Arc::new(pair);
+        pairs.push(Arc::clone(&pair));
+        pair
+    };
     let open = Arc::new(AtomicU64::new(2));
     for way in [Way::Up, Way::Down] {
         let (from, to) = match way {
@@ -272,8 +303,9 @@ fn writer(mut to: TcpStream, queue: &Receiver<(Instant, Vec<u8>)>, pair: &Pair, 
     while pair.hold(way).load(Relaxed) {
         std::thread::sleep(LOOK);
     }
-    // Fails when the other side ended first.
-    drop(to.shutdown(Shutdown::Both));
+    // The other direction goes on: a server that answers what came late must not be met by a reset, which could throw away
+    // what it has not read yet. Fails when the other side ended first.
+    drop(to.shutdown(Shutdown::Write));
 }
 
 /// Something different for each socket, to seed with.
@@ -350,5 +382,34 @@ mod tests {
         let mut got = Vec::new();
         server.read_to_end(&mut got).unwrap();
         assert_eq!(got, b"late");
+    }
+
+    #[test]
+    fn what_was_stranded_can_go_before_what_is_newer() {
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let p = Proxy::start("127.0.0.1", l.local_addr().unwrap()).unwrap();
+        let mut old = TcpStream::connect(p.address()).unwrap();
+        let (mut from_old, _) = l.accept().unwrap();
+        while p.connections() == 0 {
+            std::thread::sleep(LOOK);
+        }
+        p.hold(Way::Up);
+        p.hold_new();
+        old.write_all(b"old").unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(p.strand(), 1);
+        let mut new = TcpStream::connect(p.address()).unwrap();
+        new.write_all(b"new").unwrap();
+        let (mut from_new, _) = l.accept().unwrap();
+        from_new.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        p.release_stranded();
+        let mut got = Vec::new();
+        from_old.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"old");
+        assert!(from_new.read(&mut [0; 3]).is_err(), "the newer one is held still");
+        p.release();
+        let mut got = [0; 3];
+        from_new.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"new");
     }
 }
