@@ -8,7 +8,7 @@ use quarry_tests::volatile::{Sync, VolatileDisk};
 use quarry_tests::*;
 use serde_json::{json, Value};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NAME: &str = "power_loss_of_every_cached_copy_loses_nothing_flushed";
 const PAGE: usize = 4096;
@@ -89,11 +89,17 @@ fn one_cut(
             _ => c.write_at(p * PAGE as u64, &page(new))?,
         }
     }
+    let began = Instant::now();
     let unflushed = cycle()?;
     drop(c);
+    let mended = Instant::now();
     cluster.up_again().map_err(|e| e.within(format!("restart after cut {cut}")))?;
     let uri = cluster.map("p", "sdc1")?;
     let mut c = Connection::open(&uri)?;
+    c.read_at(0, PAGE)?;
+    let report = LoadReport { longest_gap: began.elapsed(), ..LoadReport::default() };
+    cluster.wait_health("ok", Duration::from_secs(60))?;
+    fault::leave_run(6, "power loss of all, ack = cached", &report, mended.elapsed())?;
     let mut fell_back = 0;
     for p in 0..PAGES {
         let got = value_of(&c.read_at(p * PAGE as u64, PAGE)?, p)?;

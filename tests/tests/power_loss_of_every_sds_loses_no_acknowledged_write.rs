@@ -4,7 +4,7 @@
 use quarry_tests::volatile::{Sync, VolatileDisk};
 use quarry_tests::*;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NAME: &str = "power_loss_of_every_sds_loses_no_acknowledged_write";
 
@@ -50,20 +50,24 @@ fn power_loss_of_every_sds_loses_no_acknowledged_write() -> Res<()> {
             let load = Load::start(spec, &history)?;
             load.run_requests(500, Duration::from_secs(20))?;
             load.run_for(Duration::from_millis(500))?;
+            let began = Instant::now();
             unflushed += power_cycle(cluster, &disks, cut)?;
-            let report = load.stop();
+            let mut report = load.stop();
             eprintln!("cut {cut}: {report}");
             report.expect_no_nbd_error()?;
+            let mended = Instant::now();
             cluster.up_again().map_err(|e| e.within(format!("restart after cut {cut}")))?;
             uri = cluster.map("p", "sdc1")?;
+            report.longest_gap = began.elapsed();
+            cluster.wait_health("ok", Duration::from_secs(60))?;
+            fault::leave_run(6, "power loss of all, 2 servers", &report, mended.elapsed())?;
             history.final_read(&uri)?;
             let verdict = check::verify(&history);
             verdict.expect_clean().map_err(|e| e.within(format!("after cut {cut}")))?;
         }
         ensure!(unflushed > 0, "no cut ever met an unflushed page: it shows nothing");
         ensure!(disks.iter().all(|d| d.flushes() > 0), "a disk was never flushed");
-        cluster.wait_health("ok", Duration::from_secs(60))?;
-        cluster.down()?;
+        cluster.expect_identical_replicas()?;
         for m in cluster.of_role("sds")? {
             let checked = Command::new(cluster::binary("sds-server")?)
                 .args(["check", m.devices.first().map_or("", String::as_str)])
