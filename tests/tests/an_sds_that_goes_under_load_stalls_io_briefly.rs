@@ -1,14 +1,21 @@
 //! How long I/O waits when a storage server goes, in three ways: killed with -9 under a mixed load 32 deep, killed under a
 //! fio verify, and ended in good order. No error in any of them.
 //!
-//! The promises are 2 s for a kill and 0.2 s for a clean hand-over; the bounds here leave room for a busy machine, and what
-//! was measured is printed.
+//! The promises are 2 s for a kill and 0.2 s for a clean hand-over; the long form holds them, the short one leaves room for a
+//! busy machine. What was measured is printed.
 
 use quarry_tests::*;
 use std::time::{Duration, Instant};
 
-const KILL_BOUND: Duration = Duration::from_secs(3);
-const TERM_BOUND: Duration = Duration::from_millis(1000);
+/// Longest stall that passes after a kill.
+fn kill_bound() -> Duration {
+    short_or_full(3, 2)
+}
+/// The same for an end in good order.
+fn term_bound() -> Duration {
+    Duration::from_millis(if full() { 200 } else { 1000 })
+}
+
 const HEAL: Duration = Duration::from_secs(60);
 
 #[test]
@@ -27,13 +34,13 @@ fn an_sds_that_goes_under_load_stalls_io_briefly() -> Res<()> {
             for (ended, killed) in turns {
                 cases.case(&format!("{ended} is ended with SIGTERM, 32 deep"), || {
                     let r = away(cluster, &uri, &history, round, ended, Away::Ended)?;
-                    r.expect_stall_below(TERM_BOUND)?;
+                    r.expect_stall_below(term_bound())?;
                     terms.push(r.longest_request.max(r.longest_gap));
                     Ok(())
                 });
                 cases.case(&format!("{killed} is killed with -9, 32 deep"), || {
                     let r = away(cluster, &uri, &history, round, killed, Away::Killed)?;
-                    r.expect_stall_below(KILL_BOUND)?;
+                    r.expect_stall_below(kill_bound())?;
                     kills.push(r.longest_request.max(r.longest_gap));
                     Ok(())
                 });
@@ -139,7 +146,8 @@ fn fio_verify(cluster: &Cluster, uri: &Uri, files: &Scratch) -> Res<()> {
         let (write, read) = (most("write"), most("read"));
         let worst = Duration::from_nanos(write.max(read));
         eprintln!("  fio verify: longest request {worst:.2?}");
-        ensure!(worst <= KILL_BOUND, "fio waited {worst:.2?}, {KILL_BOUND:.0?} is allowed");
+        let bound = kill_bound();
+        ensure!(worst <= bound, "fio waited {worst:.2?}, {bound:.0?} is allowed");
         cluster.wait_health("ok", HEAL)
     })
 }

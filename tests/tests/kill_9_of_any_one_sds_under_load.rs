@@ -1,11 +1,9 @@
-//! Each SDS in turn is killed with -9 under a checked load: no error, no stall over 3 s, no violation, `degraded` while it is
-//! away, `ok` by itself after it is back.
+//! Each SDS in turn is killed with -9 under a checked load: no error, no stall over 2 s (3 s in the short form, which leaves room
+//! for a busy machine), no violation, `degraded` while it is away, `ok` by itself after it is back.
 
 use quarry_tests::*;
 use std::time::Duration;
 
-/// The bar; the promise to reach is 2 s.
-const STALL: Duration = Duration::from_secs(3);
 const HEAL: Duration = Duration::from_secs(60);
 
 #[test]
@@ -28,7 +26,7 @@ fn kill_9_of_any_one_sds_under_load() -> Res<()> {
                 result?;
                 back?;
                 seen.expect_no_error()?;
-                seen.expect_stall_below(STALL)
+                seen.expect_stall_below(short_or_full(3, 2))
             });
         }
         cases.case("every page reads as the history allows", || {
