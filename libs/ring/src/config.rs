@@ -30,8 +30,13 @@ pub struct RingConfig {
     pub max_inflight: usize,
     /// Size of the buffers [`crate::Reactor::recv_buf`] gives, bytes.
     pub recv_buf_bytes: usize,
-    /// Connections at once. Reached: accepting pauses, `connect_*` is refused.
+    /// Connections at once. Reached: accepting pauses; `connect_*` is refused an eighth above it, so that nobody who
+    /// connects to us keeps us from connecting to others.
     pub max_conns: usize,
+    /// Completions of file operations that a turn hands out, 1 at least. What the caller asks for next is in the
+    /// kernel before it gets the others: else all operations come back together, are worked on together and go out
+    /// together, and a device that serves them one after another has nothing to do meanwhile.
+    pub disk_batch: usize,
 }
 
 impl Default for RingConfig {
@@ -41,6 +46,7 @@ impl Default for RingConfig {
             max_inflight: 8192,
             recv_buf_bytes: 128 << 10,
             max_conns: 16_384,
+            disk_batch: 4,
         }
     }
 }

@@ -44,8 +44,8 @@ pub enum RingError {
     /// Creating, binding or connecting a socket failed.
     #[error("{what} '{address}': {source}")]
     Socket { what: &'static str, address: String, source: io::Error },
-    /// `max_conns` is reached.
-    #[error("{limit} connections are open, the limit (max_conns)")]
+    /// `max_conns` and an eighth more are reached.
+    #[error("{limit} connections are open, the limit (max_conns and an eighth)")]
     TooManyConnections { limit: usize },
     /// A file or device cannot be opened.
     #[error("{what} '{}': {source}", path.display())]

@@ -23,6 +23,8 @@ pub(crate) struct Listener {
     accepting: Option<u64>,
     /// Paused until then.
     retry_at: Option<Nanos>,
+    /// The last accept failed, which was told.
+    refused: bool,
     closing: bool,
 }
 
@@ -60,7 +62,15 @@ impl Reactor {
     }
 
     fn add_listener(&mut self, fd: OwnedFd, file: Option<SocketFile>, token: u64) -> ListenerId {
-        let l = Listener { fd, token, file, accepting: None, retry_at: None, closing: false };
+        let l = Listener {
+            fd,
+            token,
+            file,
+            accepting: None,
+            retry_at: None,
+            refused: false,
+            closing: false,
+        };
         let id = ListenerId::from_parts(self.listeners.insert(l));
         self.arm_accept(id.index);
         id
@@ -146,6 +156,7 @@ impl Reactor {
             return;
         }
         let token = l.token;
+        l.refused &= fd.is_none();
         let listener = ListenerId { index, gen: self.listeners.gen(index) };
         if let Some(fd) = fd {
             self.stats.accepts += 1;
@@ -158,8 +169,8 @@ impl Reactor {
             // The peer went away while it waited, or a signal came.
             libc::ECONNABORTED | libc::EINTR | libc::EPROTO => self.arm_accept(index),
             _ => {
-                let first = self.paused_listeners == 0;
-                if first {
+                let l = self.listeners.raw(index);
+                if !l.is_some_and(|l| std::mem::replace(&mut l.refused, true)) {
                     tracing::warn!(error = %error_of(result), "accepting connections pauses");
                 }
                 self.pause_accept(index);

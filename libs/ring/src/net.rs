@@ -97,8 +97,9 @@ impl Reactor {
     }
 
     fn connect(&mut self, addr: SockAddr, shown: &str, token: u64) -> Result<ConnId, RingError> {
-        if self.conns.len() >= self.cfg.max_conns {
-            return Err(RingError::TooManyConnections { limit: self.cfg.max_conns });
+        let limit = self.cfg.max_conns + self.cfg.max_conns / 8;
+        if self.conns.len() >= limit {
+            return Err(RingError::TooManyConnections { limit });
         }
         let fd = sockets::for_connect(&addr, shown)?;
         let raw = fd.as_raw_fd();

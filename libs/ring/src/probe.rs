@@ -18,8 +18,6 @@ pub struct Probe {
     pub sq_entries: u32,
     /// Completion queue entries.
     pub cq_entries: u32,
-    /// Waits carry their time limit (else a timeout operation does).
-    pub ext_arg: bool,
 }
 
 impl std::fmt::Display for Probe {
@@ -27,12 +25,8 @@ impl std::fmt::Display for Probe {
         let flags = if self.flags.is_empty() { "none".to_string() } else { self.flags.join("|") };
         write!(
             f,
-            "io_uring on Linux {}: flags {}, {} submission and {} completion entries, waits by {}",
-            self.kernel,
-            flags,
-            self.sq_entries,
-            self.cq_entries,
-            if self.ext_arg { "EXT_ARG" } else { "timeout operation" }
+            "io_uring on Linux {}: flags {}, {} submission and {} completion entries",
+            self.kernel, flags, self.sq_entries, self.cq_entries
         )
     }
 }
@@ -44,6 +38,11 @@ pub(crate) const STEPS: [&[&str]; 4] = [
     &["COOP_TASKRUN"],
     &[],
 ];
+
+/// Threads of the kernel for what cannot be done without waiting (each sync, and whatever a full device makes wait),
+/// started as they are needed. The default, four a processor for all devices of a ring, is used up by one device that
+/// hangs, and no other could sync then.
+const IO_WORKERS: u32 = 1024;
 
 /// Major and minor of a kernel release such as `6.1.0-13-amd64`.
 fn version_of(release: &str) -> Option<(u32, u32)> {
@@ -100,7 +99,6 @@ fn check_operations(ring: &IoUring) -> Result<(), RingError> {
         ("SEND", opcode::Send::CODE),
         ("SENDMSG", opcode::SendMsg::CODE),
         ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
-        ("TIMEOUT", opcode::Timeout::CODE),
     ];
     match needed.iter().find(|(_, code)| !probe.is_supported(*code)) {
         Some((op, _)) => Err(RingError::OpMissing { op }),
@@ -118,10 +116,11 @@ pub(crate) fn open_ring(cfg: &RingConfig, first: usize) -> Result<(IoUring, Prob
             Ok(ring) => {
                 check_operations(&ring)?;
                 let p = ring.params();
-                let (sq_entries, cq_entries, ext_arg) =
-                    (p.sq_entries(), p.cq_entries(), p.is_feature_ext_arg());
-                let probe =
-                    Probe { kernel, flags: flags.to_vec(), sq_entries, cq_entries, ext_arg };
+                let (sq_entries, cq_entries) = (p.sq_entries(), p.cq_entries());
+                let probe = Probe { kernel, flags: flags.to_vec(), sq_entries, cq_entries };
+                ring.submitter()
+                    .register_iowq_max_workers(&mut [IO_WORKERS, 0])
+                    .map_err(setup_error)?;
                 return Ok((ring, probe));
             }
             // Unknown flags are EINVAL; anything else is not cured by asking for less.
@@ -154,6 +153,14 @@ mod tests {
         assert!(text(libc::EPERM).contains("seccomp"));
         assert!(text(libc::ENOSYS).contains("CONFIG_IO_URING"));
         assert!(text(libc::ENOMEM).contains("LimitMEMLOCK"));
+    }
+
+    #[test]
+    fn a_device_that_hangs_leaves_threads_for_the_others() {
+        let (ring, _) = open_ring(&RingConfig::default(), 0).unwrap();
+        let mut present = [0, 0];
+        ring.submitter().register_iowq_max_workers(&mut present).unwrap();
+        assert_eq!(present[0], IO_WORKERS);
     }
 
     #[test]

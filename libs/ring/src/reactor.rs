@@ -64,7 +64,8 @@ pub struct Reactor {
     pub(crate) spare_iov: Vec<Vec<libc::iovec>>,
     /// Events for the end of this turn or of the next.
     pub(crate) ready: Vec<Event>,
-    cqes: Vec<(u64, i32)>,
+    /// Completions of file operations taken in this turn.
+    disk_taken: usize,
     pub(crate) stopping: bool,
     pub(crate) stats: RingStats,
     not_send: PhantomData<*mut ()>,
@@ -83,11 +84,10 @@ impl Reactor {
     }
 
     /// As `new`, but leaves out the first `step` flag sets, as an older kernel would (see
-    /// [`Probe::flags`]; 3 is no flags at all), and from 4 on also waits without EXT_ARG.
+    /// [`Probe::flags`]; 3 is no flags at all).
     #[doc(hidden)]
     pub fn with_step(cfg: RingConfig, step: usize) -> Result<Reactor, RingError> {
-        let (ring, mut probe) = open_ring(&cfg, step.min(crate::probe::STEPS.len() - 1))?;
-        probe.ext_arg &= step < crate::probe::STEPS.len();
+        let (ring, probe) = open_ring(&cfg, step.min(crate::probe::STEPS.len() - 1))?;
         let wake = WakeShared::new().map_err(|source| RingError::Setup { source })?;
         let mut r = Reactor {
             ring,
@@ -111,7 +111,7 @@ impl Reactor {
             quiet: 0,
             spare_iov: Vec::new(),
             ready: Vec::new(),
-            cqes: Vec::new(),
+            disk_taken: 0,
             stopping: false,
             stats: RingStats::default(),
             not_send: PhantomData,
@@ -156,6 +156,7 @@ impl Reactor {
         out: &mut Vec<Event>,
     ) -> Result<(), RingError> {
         self.stats.turns += 1;
+        self.disk_taken = 0;
         while self.round(wait_until)? {}
         self.stats.conns = self.conns.len() as u64;
         self.stats.inflight = self.ops.len() as u64;
@@ -214,19 +215,11 @@ impl Reactor {
             }
         }
         block = block && self.wake.may_sleep();
-        if let (true, Some(ts), false) = (block, &wait, self.probe.ext_arg) {
-            // Gone after one completion or the time; the kernel copies the time at submission.
-            let entry = opcode::Timeout::new(ts).count(1).build();
-            self.push(entry.user_data(user_data(0, 0, PART_NONE)), None);
-            block = self.backlog.is_empty();
-        }
         self.stats.enters += 1;
         let to_submit = self.ring.submission().len() as u32;
         let submitter = self.ring.submitter();
         let result = match (&wait, block) {
-            (Some(ts), true) if self.probe.ext_arg => {
-                submitter.submit_with_args(1, &SubmitArgs::new().timespec(ts))
-            }
+            (Some(ts), true) => submitter.submit_with_args(1, &SubmitArgs::new().timespec(ts)),
             // SAFETY: no argument is passed; the entries submitted obey the rule in `submit.rs`.
             // GETEVENTS always: deferred completions are posted only by an enter that asks.
             _ => unsafe {
@@ -247,14 +240,14 @@ impl Reactor {
         }
     }
 
+    /// Takes what is complete: of files no more than `disk_batch` a turn, the rest comes with the next ones.
     fn take_completions(&mut self) {
-        let mut cqes = std::mem::take(&mut self.cqes);
-        cqes.extend(self.ring.completion().map(|c| (c.user_data(), c.result())));
-        self.stats.cqes += cqes.len() as u64;
-        for (ud, result) in cqes.drain(..) {
+        while self.disk_taken < self.cfg.disk_batch.max(1) {
+            let next = self.ring.completion().next();
+            let Some((ud, result)) = next.map(|c| (c.user_data(), c.result())) else { return };
+            self.stats.cqes += 1;
             self.complete(ud, result);
         }
-        self.cqes = cqes;
     }
 
     fn complete(&mut self, ud: u64, result: i32) {
@@ -285,7 +278,10 @@ impl Reactor {
             }
             OpKind::Recv { conn, buf } => self.on_recv(conn, buf, result),
             OpKind::Send { conn } => self.on_send(conn, result),
-            disk => self.on_disk(disk, result),
+            disk => {
+                self.disk_taken += 1;
+                self.on_disk(disk, result);
+            }
         }
     }
 
@@ -320,6 +316,8 @@ impl Reactor {
         for index in self.conns.indices() {
             self.teardown(index);
         }
+        // Their times are no deadlines any more.
+        self.flushing.clear();
         while let Some(slot) = self.disk_waiting.pop_front() {
             // Never reached the kernel: nothing to wait for.
             self.ops.try_remove(slot as usize);
@@ -341,6 +339,7 @@ impl Reactor {
             self.ready.clear();
             // An untold wake-up would keep us from sleeping.
             self.wake.take();
+            self.disk_taken = 0;
             self.enter(Some(limit))?;
             self.take_completions();
         }

@@ -136,11 +136,17 @@ pub(crate) fn for_connect(addr: &SockAddr, shown: &str) -> Result<OwnedFd, RingE
     let socket = new_socket(addr.domain(), shown)?;
     match addr.domain() {
         Domain::UNIX => socket.set_send_buffer_size(UNIX_SEND_BUFFER),
-        _ => tune_tcp(&SockRef::from(&socket)),
+        // Keepalive says nothing while data is on its way. Whoever dialled dials again; who was dialled may wait for a
+        // peer that is paused.
+        _ => tune_tcp(&SockRef::from(&socket))
+            .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))),
     }
     .map_err(|e| socket_error("cannot set up", shown, e))?;
     Ok(socket.into())
 }
+
+/// How long a host that we dialled may leave data unacknowledged, or take none.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// TCP_NODELAY always (a reply must not wait for a delayed ACK); keepalive finds vanished hosts
 /// on idle connections in about 10 s.
@@ -163,5 +169,17 @@ pub(crate) fn prepare_connected(fd: &OwnedFd) {
     });
     if let Err(e) = set {
         tracing::warn!(error = %e, "cannot set the options of a connection");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_we_dialled_and_that_acknowledges_nothing_is_given_up() {
+        let to = SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let fd = for_connect(&to, "a test").unwrap();
+        assert_eq!(SockRef::from(&fd).tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
     }
 }

@@ -6,8 +6,9 @@ mod common;
 use bytes::Bytes;
 use common::*;
 use quarry_base::PageBuf;
-use quarry_ring::{Event, OpenOpts, RingConfig, RingError};
+use quarry_ring::{now_boottime, Event, OpenOpts, RingConfig, RingError};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 #[test]
 fn what_is_written_and_synced_past_the_cache_is_read_back() {
@@ -123,6 +124,25 @@ fn a_full_submission_queue_and_a_small_inflight_limit_lose_nothing() {
     let s = l.r.stats();
     assert!(s.sq_full > 0 && s.disk_waits > 0, "{s:?}");
     assert_eq!((s.stray_cqes, s.stale_calls), (0, 0));
+}
+
+#[test]
+fn a_turn_hands_out_few_file_operations_so_that_new_ones_begin_while_others_are_worked_on() {
+    let mut l = Loop::with(RingConfig { disk_batch: 2, ..Default::default() });
+    let dir = TempDir::new();
+    let opts = OpenOpts { direct: true, read_only: false, create_size: Some(1 << 20) };
+    let f = l.r.open_device(&dir.path("d"), opts).unwrap();
+    for token in 0..32 {
+        l.r.read_at(f.id, token * 4096, PageBuf::new(4096), 4096, token);
+    }
+    let (mut done, mut out) = (0, Vec::new());
+    while done < 32 {
+        l.r.turn(Some(now_boottime() + Duration::from_secs(20)), &mut out).unwrap();
+        assert!(out.len() <= 2 || f.in_memory, "{} at once", out.len());
+        assert!(!out.is_empty(), "nothing came for long");
+        done +=
+            out.drain(..).filter(|e| matches!(e, Event::ReadDone { result: Ok(4096), .. })).count();
+    }
 }
 
 #[test]

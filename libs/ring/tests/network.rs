@@ -287,6 +287,19 @@ fn at_the_connection_limit_peers_wait_until_one_leaves() {
 }
 
 #[test]
+fn who_connects_to_us_does_not_keep_us_from_connecting_to_others() {
+    let mut l = Loop::with(RingConfig { max_conns: 8, ..Default::default() });
+    let dir = TempDir::new();
+    let path = dir.path("s");
+    l.r.listen_unix(&path, 0o600, 1).unwrap();
+    let _clients: Vec<_> = (0..9).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    (0..8).for_each(|_| drop(l.until(|e| matches!(e, Event::Accepted { .. }))));
+    l.r.connect_unix(&path, 2).unwrap();
+    l.until(|e| matches!(e, Event::Connected { token: 2, .. }));
+    assert!(matches!(l.r.connect_unix(&path, 3), Err(RingError::TooManyConnections { limit: 9 })));
+}
+
+#[test]
 fn ten_thousand_messages_go_back_and_forth() {
     let mut l = Loop::new();
     let (a, b) = UnixStream::pair().unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 #[test]
 fn a_deadline_ends_the_wait_and_never_early() {
-    for step in [0, 4] {
+    for step in [0, 3] {
         let mut r = Reactor::with_step(RingConfig::default(), step).unwrap();
         let mut out = Vec::new();
         let started = now_boottime();
