@@ -39,7 +39,7 @@ struct Greeter {
     cluster: Arc<Mutex<Option<String>>>,
     tx: mpsc::Sender<ToShard>,
     waker: Waker,
-    /// Used when the shard does not answer in time.
+    /// Used when the shard does not answer in time; at first what it found at its start.
     last: Mutex<Vec<DeviceReport>>,
 }
 
@@ -95,7 +95,6 @@ pub struct Parts {
     pub config: Config,
     pub state: StateFile,
     pub shard: ShardHandle,
-    /// Reports of the devices as they were found.
     pub metrics_at: SocketAddr,
     /// Shared with the health check.
     pub standing: Standing,
@@ -110,7 +109,7 @@ fn every(period: Duration) -> Interval {
 impl Control {
     /// Starts the session.
     pub fn new(parts: Parts) -> Control {
-        let Parts { config, state, shard, metrics_at, standing } = parts;
+        let Parts { config, state, mut shard, metrics_at, standing } = parts;
         let (host, boot_id) = host_identity();
         let start = Arc::new(Mutex::new(None));
         let cluster = Arc::new(Mutex::new(state.state.cluster.clone()));
@@ -138,7 +137,7 @@ impl Control {
             cluster: Arc::clone(&cluster),
             tx: shard.tx.clone(),
             waker: shard.waker.clone(),
-            last: Mutex::new(Vec::new()),
+            last: Mutex::new(std::mem::take(&mut shard.devices)),
         };
         let place =
             SessionConfig { mdms: node.mdm.clone(), data_dir: Some(config.data_dir.clone()) };

@@ -59,7 +59,8 @@ pub fn start(config: &Config, metrics: &SdsMetrics) -> Result<ShardHandle, SdsEr
     let up =
         wait.recv().map_err(|_| SdsError::Shard("it stopped while it started".to_string()))??;
     tracing::info!(ring = %up.ring, tcp = ?up.endpoint.tcp, unix = ?up.endpoint.unix, "listening");
-    Ok(ShardHandle { tx, rx: from, waker: up.waker, endpoint: up.endpoint, thread })
+    let Started { waker, endpoint, devices, .. } = up;
+    Ok(ShardHandle { tx, rx: from, waker, endpoint, devices, thread })
 }
 
 /// Runs the daemon until SIGTERM or something final.

@@ -59,6 +59,8 @@ pub struct Started {
     pub endpoint: Endpoint,
     /// For the log.
     pub ring: String,
+    /// The devices as recovery left them.
+    pub devices: Vec<DeviceReport>,
 }
 
 /// The shard as the control thread sees it.
@@ -67,5 +69,7 @@ pub struct ShardHandle {
     pub rx: mpsc::Receiver<FromShard>,
     pub waker: Waker,
     pub endpoint: Endpoint,
+    /// The devices as recovery left them.
+    pub devices: Vec<DeviceReport>,
     pub thread: std::thread::JoinHandle<Result<(), SdsError>>,
 }

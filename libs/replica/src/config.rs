@@ -39,6 +39,8 @@ pub struct Limits {
     pub away_after: Duration,
     /// A connection on which a member stays silent this long is closed and opened anew.
     pub reconnect_after: Duration,
+    /// A new connection has to be introduced, from either side, within this time.
+    pub hello_within: Duration,
     /// Between two attempts to connect to a peer.
     pub redial_every: Duration,
     /// Between two proposals of the same content.
@@ -86,6 +88,7 @@ impl Default for Limits {
             no_room_after: Duration::from_secs(5),
             away_after: Duration::from_millis(500),
             reconnect_after: Duration::from_secs(3),
+            hello_within: Duration::from_secs(5),
             redial_every: Duration::from_millis(100),
             propose_every: Duration::from_secs(1),
             sync_copies: 16,

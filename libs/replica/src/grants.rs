@@ -20,6 +20,8 @@ pub(crate) struct Grants {
     by: StartNo,
     next: u64,
     asked: SmallVec<[(u64, Nanos); 8]>,
+    /// When the oldest question since the last answer was sent.
+    waits_since: Nanos,
     pub ask_at: Nanos,
     /// End of the last grant that we gave the peer.
     pub given_until: Nanos,
@@ -29,6 +31,9 @@ impl Grants {
     /// Number of a new question, sent now.
     pub fn ask(&mut self, now: Nanos) -> u64 {
         self.next += 1;
+        if self.asked.is_empty() {
+            self.waits_since = now;
+        }
         if self.asked.len() == OPEN_QUESTIONS {
             self.asked.remove(0);
         }
@@ -43,6 +48,7 @@ impl Grants {
         };
         let sent = self.asked[i].1;
         self.asked.drain(..=i);
+        self.waits_since = self.asked.first().map_or(Nanos::ZERO, |(_, sent)| *sent);
         if self.by != start {
             self.by = start;
             self.until = Nanos::ZERO;
@@ -51,6 +57,15 @@ impl Grants {
         let further = until > self.until;
         self.until = self.until.max(until);
         further
+    }
+
+    /// How long questions have gone unanswered.
+    pub fn unanswered(&self, now: Nanos) -> Duration {
+        if self.asked.is_empty() {
+            Duration::ZERO
+        } else {
+            now.since(self.waits_since)
+        }
     }
 
     /// The connection broke: questions on it will not be answered. Grants run on.

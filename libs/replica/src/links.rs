@@ -8,7 +8,8 @@ use crate::event::{Action, LinkId, LinkKind};
 use crate::grants::Grants;
 use quarry_base::{Instance, Nanos, SdcId, SdsId, StartNo};
 use quarry_wire::{Frame, Header, Hello, Op, Peer, Status, WIRE_VERSION};
-use std::collections::{BTreeMap, HashMap};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 /// Who is on the other end of a connection.
@@ -59,6 +60,8 @@ pub(crate) struct Links {
     pub peers: BTreeMap<SdsId, PeerLinks>,
     /// To be closed by the engine at the end of the step.
     closing: Vec<LinkId>,
+    /// Connections that have not said Hello, or not answered ours, and when that is too late; in order.
+    silent: VecDeque<(LinkId, Nanos)>,
 }
 
 /// What a Hello changed.
@@ -99,8 +102,29 @@ impl Links {
         self.links.len()
     }
 
-    pub fn accepted(&mut self, link: LinkId) {
+    /// Somebody dialled us and has to say Hello by `due`.
+    pub fn accepted(&mut self, link: LinkId, due: Nanos) {
         self.links.insert(link, Who::Stranger);
+        self.silent.push_back((link, due));
+    }
+
+    /// Ends what has not introduced itself in time.
+    pub fn end_silent(&mut self, now: Nanos) {
+        while let Some((link, _)) = self.silent.front().copied().filter(|(_, due)| *due <= now) {
+            self.silent.pop_front();
+            if matches!(self.who(link), Some(Who::Stranger | Who::Asked(..))) {
+                self.close_soon(link);
+            }
+        }
+    }
+
+    /// A process of `sds` with this start number lives: our connections to an earlier one are dead, though its host may
+    /// not have been there to say so.
+    pub fn met(&mut self, sds: SdsId, start: StartNo) {
+        let Some(p) = self.peers.get(&sds) else { return };
+        let dead = [p.data.up, p.beat.up].into_iter().flatten().filter(|(_, s)| *s < start);
+        let dead: SmallVec<[LinkId; 2]> = dead.map(|(link, _)| link).collect();
+        dead.into_iter().for_each(|link| self.close_soon(link));
     }
 
     /// Sends a frame if the link is still there.
@@ -149,11 +173,12 @@ impl Links {
         }
     }
 
-    /// When [`Links::dial`] has something to do next.
-    pub fn next_dial(&self) -> Option<Nanos> {
+    /// When [`Links::dial`] or [`Links::end_silent`] has something to do next.
+    pub fn next_due(&self) -> Option<Nanos> {
         let wanted = self.peers.values().filter(|p| p.refs > 0);
         let conns = wanted.flat_map(|p| [&p.data, &p.beat]);
-        conns.filter(|c| c.up.is_none() && !c.dialling).map(|c| c.retry_at).min()
+        let dials = conns.filter(|c| c.up.is_none() && !c.dialling).map(|c| c.retry_at).min();
+        dials.into_iter().chain(self.silent.front().map(|(_, due)| *due)).min()
     }
 
     fn conn(&mut self, sds: SdsId, kind: LinkKind) -> &mut Conn {
@@ -168,16 +193,17 @@ impl Links {
         self.conn(sds, kind).dialling = false;
     }
 
-    /// Our own connection is there: say Hello first.
+    /// Our own connection is there: say Hello first; the answer has to come by `due`.
     pub fn dialled(
         &mut self,
         link: LinkId,
-        sds: SdsId,
-        kind: LinkKind,
+        (sds, kind): (SdsId, LinkKind),
+        due: Nanos,
         hello: Hello,
         out: &mut Vec<Action>,
     ) {
         self.links.insert(link, Who::Asked(sds, kind));
+        self.silent.push_back((link, due));
         out.push(Action::Send { link, frame: hello_frame(&hello) });
     }
 
@@ -226,6 +252,7 @@ impl Links {
                 };
                 match who {
                     Who::Sdc { id, instance } if !keeps => self.close_older(id, instance),
+                    Who::Sds { id, start } | Who::Beat { id, start } => self.met(id, start),
                     _ => {}
                 }
                 self.links.insert(link, who);

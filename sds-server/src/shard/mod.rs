@@ -45,6 +45,8 @@ const SOCKET_MODE: u32 = 0o660;
 enum Timer {
     /// A connection took too long to come about.
     Dial(LinkId),
+    /// One that came before the registration waited for it long enough.
+    Held(LinkId),
 }
 
 /// How far the end has come.
@@ -102,9 +104,14 @@ pub struct Setup {
 /// The shard thread: sets up, says so or why not, then runs until told to stop.
 pub fn run(setup: Setup, started: SyncSender<Result<Started, SdsError>>) -> Result<(), SdsError> {
     let mut shard = match Shard::start(setup) {
-        Ok((mut shard, up)) => match shard.recover() {
-            Ok(()) if started.send(Ok(up)).is_err() => return Ok(()),
-            Ok(()) => shard,
+        Ok((mut shard, mut up)) => match shard.recover() {
+            Ok(()) => {
+                up.devices = shard.device_reports();
+                if started.send(Ok(up)).is_err() {
+                    return Ok(());
+                }
+                shard
+            }
             Err(e) => {
                 started.send(Err(e)).ok();
                 return Ok(());
@@ -136,8 +143,12 @@ impl Shard {
             d.set_checksum_cache(config.checksum_cache);
         });
         let endpoint = listen(&mut reactor, &config)?;
-        let started =
-            Started { waker: reactor.waker(), endpoint, ring: reactor.probe().to_string() };
+        let started = Started {
+            waker: reactor.waker(),
+            endpoint,
+            ring: reactor.probe().to_string(),
+            devices: Vec::new(),
+        };
         let device_metrics =
             devices.iter().map(|d| metrics.device(&d.path.to_string_lossy())).collect();
         let engine = Engine::new(EngineConfig {
@@ -266,6 +277,8 @@ impl Shard {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Dial(link) => self.dial_timeout(link),
+                Timer::Held(link) if self.held.contains(&link) => self.cut(now, link),
+                Timer::Held(_) => {}
             }
         }
     }

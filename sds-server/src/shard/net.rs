@@ -7,6 +7,10 @@ use quarry_replica::{Event as In, LinkKind};
 use quarry_ring::{ConnId, Event as Ring, RecvBuf};
 use quarry_store::DiskResult;
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How long a connection may wait for the registration; whoever still wants it dials again.
+const HELD: Duration = Duration::from_secs(10);
 
 impl Shard {
     /// Takes one event of the reactor.
@@ -37,6 +41,8 @@ impl Shard {
     fn accepted(&mut self, now: Nanos, conn: ConnId) {
         let link = self.links.accept(&mut self.reactor, conn);
         if self.registered.is_none() {
+            // Nothing is read from it, so that its end would not be seen either.
+            self.timers.arm(now + HELD, Timer::Held(link));
             self.held.push(link);
             return;
         }

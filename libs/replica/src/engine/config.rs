@@ -81,6 +81,7 @@ impl Engine {
     }
 
     pub(super) fn on_view(&mut self, v: ClusterView, now: Nanos, out: &mut Vec<Action>) {
+        v.sds.values().for_each(|s| self.links.met(s.id, s.start));
         self.view.replace(v);
         self.set_by_pools();
         self.barrier();
@@ -105,6 +106,7 @@ impl Engine {
         for c in changes {
             match &c {
                 Change::Pg(cfg) => configs.push(cfg.clone()),
+                Change::Sds(s) => self.links.met(s.id, s.start),
                 Change::Sdc(_) | Change::SdcGone(_) => (sdcs, fences) = (true, true),
                 Change::Volume(_) => fences = true,
                 Change::VolumeGone { .. } => (fences, gone) = (true, true),

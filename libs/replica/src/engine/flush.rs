@@ -43,8 +43,10 @@ impl Engine {
                 }
             }
         }
-        self.links.dial(now, self.cfg.limits.redial_every, out);
         self.ask_due(now, out);
+        self.links.end_silent(now);
+        self.close_links(now, out);
+        self.links.dial(now, self.cfg.limits.redial_every, out);
         self.turn_hand_over(out);
         self.settle_barriers();
     }
@@ -64,7 +66,7 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let stores = self.devices.iter().filter_map(|d| d.store.next_deadline()).min();
         let timer = self.timers.first().map(|(at, _)| *at);
-        [stores, timer, self.links.next_dial(), self.next_ask()].into_iter().flatten().min()
+        [stores, timer, self.links.next_due(), self.next_ask()].into_iter().flatten().min()
     }
 
     fn touch_device(&mut self, d: usize) {

@@ -9,9 +9,14 @@ use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 impl Engine {
     /// Asks a peer now.
     pub(super) fn ask_grant(&mut self, sds: SdsId, now: Nanos, out: &mut Vec<Action>) {
-        let every = self.cfg.limits.ask_every;
+        let (every, limit) = (self.cfg.limits.ask_every, self.cfg.limits.reconnect_after);
         let Some(p) = self.links.peers.get_mut(&sds) else { return };
         let Some((link, _)) = p.beat.up else { return };
+        if p.grants.unanswered(now) >= limit {
+            // A host that vanished and came back answers on a new connection long before this one is given up.
+            p.grants.ask_at = now + every;
+            return self.links.close_soon(link);
+        }
         p.grants.ask_at = now + every;
         let mut h = Header::new(Op::GrantAsk);
         h.request_id = RequestId(p.grants.ask(now));

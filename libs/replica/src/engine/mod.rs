@@ -5,6 +5,8 @@ mod flush;
 mod frames;
 mod lease;
 mod promise;
+#[cfg(test)]
+mod tests_links;
 
 use crate::config::EngineConfig;
 use crate::credit::Ledger;
@@ -120,8 +122,8 @@ impl Engine {
                     self.durable(d, upto, now, out);
                 }
             }
-            Event::Accepted { link } => self.on_accepted(link, out),
-            Event::Dialled { link, sds, kind } => self.on_dialled(link, sds, kind, out),
+            Event::Accepted { link } => self.on_accepted(link, now, out),
+            Event::Dialled { link, sds, kind } => self.on_dialled(link, (sds, kind), now, out),
             Event::DialFailed { sds, kind } => self.links.dial_failed(sds, kind),
             Event::Frame { link, frame } => self.on_frame(link, frame, now, out),
             Event::Closed { link } => self.on_closed(link, now, out),
@@ -228,17 +230,23 @@ impl Engine {
         }
     }
 
-    fn on_accepted(&mut self, link: LinkId, out: &mut Vec<Action>) {
+    fn on_accepted(&mut self, link: LinkId, now: Nanos, out: &mut Vec<Action>) {
         if self.links.count() >= self.cfg.limits.links || self.me.start == StartNo::ZERO {
             out.push(Action::Close { link });
             return;
         }
-        self.links.accepted(link);
+        self.links.accepted(link, now + self.cfg.limits.hello_within);
     }
 
-    fn on_dialled(&mut self, link: LinkId, sds: SdsId, kind: LinkKind, out: &mut Vec<Action>) {
-        let hello = self.hello(kind);
-        self.links.dialled(link, sds, kind, hello, out);
+    fn on_dialled(
+        &mut self,
+        link: LinkId,
+        to: (SdsId, LinkKind),
+        now: Nanos,
+        out: &mut Vec<Action>,
+    ) {
+        let hello = self.hello(to.1);
+        self.links.dialled(link, to, now + self.cfg.limits.hello_within, hello, out);
     }
 
     fn on_hello(
