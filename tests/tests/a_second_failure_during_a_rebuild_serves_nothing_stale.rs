@@ -3,11 +3,14 @@
 
 use quarry_tests::*;
 use rustix::process::Signal;
-use std::time::Duration;
+use serde_json::Value;
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 /// MiB written while the server is away, so that its sync takes a moment.
 const MISSED: u64 = 96;
+/// Syncs begun until one is caught under way.
+const TRIES: u32 = 4;
 /// Two servers are away at once in some rounds: I/O waits until one is back.
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -23,7 +26,20 @@ fn a_second_failure_during_a_rebuild_serves_nothing_stale() -> Res<()> {
     })
 }
 
-/// Kills a server, writes much, starts it: a sync is under way when this returns.
+/// Bytes of groups that wait for a copy of a server that runs: what is left of its sync.
+fn left_to_sync(cluster: &Cluster, sds: &str) -> Res<u64> {
+    let id = cluster.member(sds)?.id;
+    let headers = [format!("Authorization: Bearer {}", cluster.info("token")?)];
+    let url = format!("{}/pg/list", cluster.info("api")?);
+    let rows = http::request("GET", &url, &headers, None)?.json()?;
+    let waits = |row: &&Value| {
+        row["syncing"].as_array().into_iter().flatten().any(|m| m["sds"].as_u64() == Some(id))
+    };
+    let rows = rows.as_array().into_iter().flatten().filter(waits);
+    Ok(rows.filter_map(|row| row["bytes_degraded"].as_u64()).sum())
+}
+
+/// Kills a server, writes much, starts it, and returns as soon as its sync is seen.
 fn syncing(cluster: &Cluster, uri: &Uri, sds: &str, fill: u8) -> Res<()> {
     cluster.kill(sds)?;
     cluster.wait_health("degraded", Duration::from_secs(10))?;
@@ -33,7 +49,38 @@ fn syncing(cluster: &Cluster, uri: &Uri, sds: &str, fill: u8) -> Res<()> {
         c.write_at((128 + n) * MIB as u64, &data)?;
     }
     c.disconnect()?;
-    cluster.start(sds)
+    std::thread::scope(|scope| {
+        // It runs a while before the script has heard so.
+        let started = scope.spawn(|| cluster.start(sds));
+        let began = Instant::now();
+        while left_to_sync(cluster, sds).unwrap_or(0) == 0
+            && began.elapsed() < Duration::from_secs(10)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        started.join().map_err(|_| Failure::new("the starting thread panicked"))?
+    })
+}
+
+/// Strikes `wait` after a sync of `sds` began, while there is something left of it: begins anew when it was over.
+fn in_the_middle(
+    cluster: &Cluster,
+    uri: &Uri,
+    (sds, fill): (&str, u8),
+    wait: Duration,
+    strike: impl Fn() -> Res<()>,
+) -> Res<()> {
+    for attempt in 1..=TRIES {
+        syncing(cluster, uri, sds, fill.wrapping_mul(attempt as u8))?;
+        std::thread::sleep(wait / attempt);
+        let left = left_to_sync(cluster, sds)?;
+        if left > 0 {
+            eprintln!("  {left} bytes of {sds} are left to sync");
+            return strike();
+        }
+        cluster.wait_health("ok", fault::HEAL)?;
+    }
+    fail!("{TRIES} syncs of {sds} were over before anything could be broken")
 }
 
 fn second_failure(cluster: &Cluster, uri: &Uri) -> Res<()> {
@@ -41,25 +88,34 @@ fn second_failure(cluster: &Cluster, uri: &Uri) -> Res<()> {
     for round in 0..short_or_full(1, 4).as_secs() {
         let spec = |seed| LoadSpec::new(uri).area(Area::spread(64, 8)).seed(seed);
         f.round(spec(230 + round), |load| {
-            syncing(cluster, uri, "sds1", 1 + round as u8)?;
-            for n in 0..4 {
-                cluster.signal("sds1", Signal::STOP)?;
-                std::thread::sleep(Duration::from_millis(if n == 3 { 1500 } else { 40 }));
-                cluster.signal("sds1", Signal::CONT)?;
-                std::thread::sleep(Duration::from_millis(30));
-            }
+            let target = ("sds1", 1 + round as u8);
+            in_the_middle(cluster, uri, target, Duration::ZERO, || pause(cluster, "sds1"))?;
             load.run_for(Duration::from_secs(1))
         })?;
         f.round(spec(330 + round), |load| {
-            syncing(cluster, uri, "sds2", 101 + round as u8)?;
-            std::thread::sleep(Duration::from_millis(50 + 60 * round));
-            cluster.signal("sds3", Signal::KILL)?;
+            let target = ("sds2", 101 + round as u8);
+            let wait = Duration::from_millis(50 + 60 * round);
+            in_the_middle(cluster, uri, target, wait, || cluster.signal("sds3", Signal::KILL))?;
             std::thread::sleep(short_or_full(1, 3));
             cluster.start("sds3")?;
             load.run_requests(100, BOUND)
         })?;
     }
     f.check(&[uri])
+}
+
+/// Pauses a server that is being brought up to date, three times briefly and once until it is given up.
+fn pause(cluster: &Cluster, sds: &str) -> Res<()> {
+    for n in 0..4 {
+        cluster.signal(sds, Signal::STOP)?;
+        let left = left_to_sync(cluster, sds);
+        std::thread::sleep(Duration::from_millis(if n == 3 { 1500 } else { 40 }));
+        cluster.signal(sds, Signal::CONT)?;
+        // What stood still cannot have ended.
+        ensure!(n > 0 || left? > 0, "the sync of {sds} was over when it was paused");
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    Ok(())
 }
 
 fn racing(cluster: &Cluster, uri: &Uri) -> Res<()> {
