@@ -155,6 +155,11 @@ impl Session {
                     _ => {}
                 }
             }
+            // With `--repair` the device is written to; one that refuses that has no next pass.
+            if let Some(e) = self.store.failed() {
+                found.push(format!("the check ended early: {e}"));
+                break;
+            }
         }
         self.store.set_scrub_rate(0);
         found.sort();
