@@ -1,5 +1,5 @@
-//! A thousand connections, clients that read nothing, and few file descriptors: whoever keeps in bounds is served as before. Row
-//! 29 of the fault table.
+//! A thousand connections, clients that read nothing, few file descriptors, and daemons that get no more memory: whoever keeps in
+//! bounds is served as before. Row 29 of the fault table.
 
 use nbd::consts::*;
 use nbd::raw::{request_header, Raw};
@@ -17,17 +17,22 @@ fn exhausted_limits_hurt_nobody_else() -> Res<()> {
     }
     // A port that is free now, so that it is known where to knock.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    // The allocator reserves nothing ahead, so that a limit of memory is felt at once.
+    let bare = "MIMALLOC_ARENA_RESERVE=0";
     let special = json!({
-        "sds1": { "wrap": ["prlimit", "--nofile=128:128"], "port": port.port() },
+        "sds1": { "wrap": ["env", bare, "prlimit", "--nofile=128:128"], "port": port.port() },
+        "sdc2": { "wrap": ["env", bare] },
         "sdc1": { "wrap": ["prlimit", "--nofile=512:512"] },
     });
-    with_members(ClusterOptions::default(), special, |cluster| {
+    let options = ClusterOptions { sdc: 2, ..ClusterOptions::default() };
+    with_members(options, special, |cluster| {
         let uri = cluster.new_volume("limits", "128MiB", "sdc1")?;
+        cluster.map("limits", "sdc2")?;
         let mut f = Fault::new(
             cluster,
             29,
-            "1,000 connections, slow readers, few descriptors",
-            Duration::from_secs(3),
+            "1,000 connections, slow readers, few descriptors, no memory",
+            short_or_full(5, 4),
         );
         let spec = |seed| LoadSpec::new(&uri).area(Area::spread(64, 8)).seed(seed);
         f.round(spec(29), |load| {
@@ -52,7 +57,26 @@ fn exhausted_limits_hurt_nobody_else() -> Res<()> {
             drop(slow);
             load.run_for(Duration::from_secs(1))
         })?;
-        f.finish(&[&uri])
+        let mut large = spec(329).area(Area::spread(32, 256)).width(4, 32);
+        large.most_pages = 256;
+        f.round(large, |load| {
+            without_memory(cluster, "sds1", || load.run_for(short_or_full(2, 5)))?;
+            load.run_for(Duration::from_secs(1))
+        })?;
+        f.round(spec(429), |load| {
+            without_memory(cluster, "sdc2", || {
+                let other = cluster.map("limits", "sdc2")?;
+                // It may end at once.
+                let crowd: Vec<Res<Raw>> = (0..8).map(|_| greedy(&other)).collect();
+                load.run_for(short_or_full(2, 5))?;
+                drop(crowd);
+                Ok(())
+            })?;
+            load.run_for(Duration::from_secs(1))
+        })?;
+        // The other client daemon serves again too.
+        let other = cluster.map("limits", "sdc2")?;
+        f.finish(&[&uri, &other])
     })
 }
 
@@ -67,4 +91,22 @@ fn greedy(uri: &Uri) -> Res<Raw> {
         }
     }
     Ok(raw)
+}
+
+/// A daemon is started and may not map a byte more than it has then, while `body` runs: it ends, as daemons do that get no memory.
+/// It is started anew afterwards, as a supervisor would.
+fn without_memory(cluster: &Cluster, name: &str, body: impl FnOnce() -> Res<()>) -> Res<()> {
+    cluster.kill(name)?;
+    cluster.start(name)?;
+    let pid = cluster.member(name)?.pid.to_string();
+    let limit = 1 << 20;
+    let limits = [format!("--as={limit}:{limit}"), format!("--data={limit}:{limit}")];
+    Command::new("prlimit").args(["--pid", &pid]).args(limits).ok()?;
+    let during = body();
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    cluster.kill(name)?;
+    cluster.start(name)?;
+    during?;
+    ensure!(command.is_empty(), "{name} never asked for more memory: this shows nothing");
+    Ok(())
 }
