@@ -28,7 +28,7 @@ const TABLE_DEPTH: usize = 16;
 /// Fewer freed slots than this are never worth a checkpoint: 16 MiB.
 const MIN_FREED: u32 = 256;
 const BLOB_VERSION: u8 = 1;
-/// Bytes of a tombstone in a checkpoint record.
+/// Bytes of a tombstone in a checkpoint record; the end of a vTree has less.
 const TOMB_BYTES: u64 = 33;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -191,6 +191,7 @@ impl Store {
     }
 
     fn begin_checkpoint(&mut self) {
+        self.count_records();
         self.copy_tails_forward();
         let no = self.next_tail();
         let (pos, prev) = match self.sp.batches.get(no) {
@@ -208,7 +209,6 @@ impl Store {
                 self.push(idx as u32, id, Body::Bare(Kind::Commit), false);
             }
         }
-        self.count_records();
         self.ckpt.gen += 1;
         self.sp.ckpt_begun += 1;
         let (mut queue, digest) = self.sp.slots.snapshot(self.ckpt.gen);
@@ -239,12 +239,15 @@ impl Store {
         self.ckpt.state = State::Writing;
     }
 
-    /// What the groups' checkpoint records take of the log. Tombstones, the only part that grows
-    /// with use, get an eighth of it.
+    /// What the groups' checkpoint records take of the log. Tombstones and ends of vTrees, the only
+    /// part that grows with use, get an eighth of it. Groups that nothing is written to keep to it too:
+    /// their share shrinks with every group that comes.
     pub(crate) fn count_records(&mut self) {
-        self.ckpt.records_bytes = self.live_pgs().map(record_bytes).sum();
         let each = self.sp.layout.log_bytes / 8 / TOMB_BYTES / self.by_id.len().max(1) as u64;
-        self.sp.max_tombs = self.cfg.max_tombstones_per_pg.min(each.max(16) as usize);
+        let max = self.cfg.max_tombstones_per_pg.min(each.max(16) as usize);
+        self.sp.max_tombs = max;
+        self.pgs.iter_mut().flatten().for_each(|p| p.limit_tombs(max));
+        self.ckpt.records_bytes = self.live_pgs().map(record_bytes).sum();
     }
 
     /// Uncommitted records that hold up the log's tail are appended again, whole tails at a time:

@@ -45,7 +45,7 @@ pub struct StoreConfig {
     /// Freed blocks that are worth a checkpoint of their own, at most; a sixteenth of the device's
     /// blocks where that is less, but 256 at least.
     pub max_freed_blocks: u32,
-    /// Tombstones kept a placement group; beyond it the oldest ones go and `delta_floor` rises.
+    /// Tombstones and ends of vTrees kept a placement group; beyond it the oldest ones go and `delta_floor` rises.
     pub max_tombstones_per_pg: usize,
     /// Runs of request ids remembered an instance and placement group (R19); beyond it the lowest
     /// count as below the floor.

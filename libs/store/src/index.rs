@@ -237,6 +237,7 @@ pub(crate) struct Pg {
     pub layers: BTreeMap<(VtreeId, Layer), Extents>,
     pub hot: Hot,
     pub tombs: BTreeMap<BlockKey, Version>,
+    /// When vTrees ended that were deleted since `delta_floor`, at least.
     pub dropped: BTreeMap<VtreeId, Version>,
     /// Records with seq above `applied.seq`, in order, without gaps but for the first.
     pub tail: VecDeque<TailRec>,
@@ -303,15 +304,21 @@ impl Pg {
         v.seq <= self.applied.seq || self.tail_at(v.seq).is_some_and(|t| t.rec.version == v)
     }
 
-    /// Keeps tombstones within the limit: the older half goes, the delta floor rises.
+    /// Keeps tombstones and ends of vTrees together within the limit: the older half goes, the delta floor rises.
+    ///
+    /// Nothing that an end forgotten here would hold off can still come. Records apply in order, and a copy of a block is
+    /// taken and sent under the block's lock, so whatever is older than the end lies before it in the log: a replay that finds
+    /// the one finds the other. A member that needs the end is below the floor from now on and is compared in full.
     pub fn limit_tombs(&mut self, max: usize) {
-        if self.tombs.len() <= max {
+        if self.tombs.len() + self.dropped.len() <= max {
             return;
         }
-        let mut all: Vec<Version> = self.tombs.values().copied().collect();
+        let mut all: Vec<Version> =
+            self.tombs.values().chain(self.dropped.values()).copied().collect();
         all.sort_unstable();
         let cut = all[all.len() - max / 2 - 1];
         self.tombs.retain(|_, v| *v > cut);
+        self.dropped.retain(|_, v| *v > cut);
         self.delta_floor = self.delta_floor.max(cut);
         self.cp_dirty = true;
     }

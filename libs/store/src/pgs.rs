@@ -454,13 +454,14 @@ impl Store {
         })
     }
 
-    /// Deleted vTrees and when, newer than `since`: a delta carries these beside `scan`'s rows.
+    /// Deleted vTrees and when, newer than `since`: a delta carries these beside `scan`'s rows. All of them only if
+    /// `since` is not below [`delta_floor`](Store::delta_floor).
     pub fn dropped_vtrees(&self, pg: PgId, since: Version) -> Vec<(VtreeId, Version)> {
         let all = self.pg(pg).into_iter().flat_map(|p| p.dropped.iter());
         all.filter(|(_, v)| **v > since).map(|(t, v)| (*t, *v)).collect()
     }
 
-    /// A delta from below this version is impossible: tombstones were dropped.
+    /// A delta from below this version is impossible: tombstones, or ends of vTrees, were forgotten.
     pub fn delta_floor(&self, pg: PgId) -> Version {
         self.pg(pg).map_or(Version::ZERO, |p| p.delta_floor)
     }

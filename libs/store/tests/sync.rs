@@ -173,6 +173,79 @@ fn a_delta_has_what_changed_tombstones_and_deleted_vtrees() {
     assert_eq!(r.store.dropped_vtrees(PG, since), []);
 }
 
+/// Deletes vTrees `of` in a group, each with a block that the group had.
+fn delete_vtrees(r: &mut Rig, pg: PgId, of: std::ops::Range<u64>) {
+    for first in of.clone().step_by(50) {
+        for vtree in (first..of.end.min(first + 50)).map(VtreeId) {
+            let written = match write(0, 0, &[vtree.0 as u32]) {
+                RecordKind::Write { layer, extent, offset, crcs, data, .. } => {
+                    RecordKind::Write { vtree, layer, extent, offset, crcs, data }
+                }
+                other => other,
+            };
+            for kind in [written, RecordKind::DropVtree { vtree }] {
+                if r.append(pg, kind.clone()).is_err() {
+                    r.run_all();
+                    r.commit_all(pg);
+                    r.flush();
+                    r.append(pg, kind)
+                        .expect("log space after everything was written to its place");
+                }
+            }
+        }
+        r.run_all();
+        r.commit_all(pg);
+        r.run_all();
+    }
+}
+
+/// The ends stayed for as long as one copy was away, and each took its place in the log twice: it was full of them.
+#[test]
+fn deleted_vtrees_leave_log_space_however_many_they_are_while_a_copy_is_away() {
+    let mut r = Rig::new(small_config());
+    let pgs = [0, 1, 2, 3].map(|n| PgId::new(PoolId(1), n));
+    pgs.iter().for_each(|pg| r.put(*pg, write(0, 0, &[1])));
+    r.flush();
+    let (empty, first) = (r.store.headroom().log_bytes, r.store.pg_state(pgs[0]).last);
+    pgs.iter().for_each(|pg| delete_vtrees(&mut r, *pg, 10..3010));
+    r.flush();
+    for _ in 0..2 {
+        let left = r.store.headroom().log_bytes;
+        assert!(left > empty / 2, "{left} of {empty}");
+        for pg in pgs {
+            // What is left is all since the floor, and whoever is below that gets no delta.
+            let (floor, last) = (r.store.delta_floor(pg), r.store.pg_state(pg).last);
+            assert!(floor > first && floor < last, "{floor} between {first} and {last}");
+            let ends = r.store.dropped_vtrees(pg, Version::ZERO);
+            assert!(ends.len() < 1000, "{} ends", ends.len());
+            let since = (last.seq.0 - floor.seq.0) / 2;
+            assert_eq!(ends.len() as u64, since, "all of them");
+            assert!(ends.iter().all(|(_, at)| *at > floor));
+            // None of the blocks is back.
+            assert_eq!(r.store.vtrees_of(pg), [VtreeId(1)]);
+            assert_eq!(r.store.scan(pg, BlockKey::MIN, 9, None).len(), 1);
+        }
+        crash(&mut r);
+        r.flush();
+    }
+}
+
+#[test]
+fn a_group_forgets_ends_of_vtrees_when_others_come_that_need_their_share() {
+    let mut r = Rig::new(small_config());
+    delete_vtrees(&mut r, PG, 10..3010);
+    r.flush();
+    assert_eq!(r.store.dropped_vtrees(PG, Version::ZERO).len(), 3000);
+    (1..12).for_each(|n| r.put(PgId::new(PoolId(1), n), write(0, 0, &[1])));
+    r.flush();
+    for _ in 0..2 {
+        let ends = r.store.dropped_vtrees(PG, Version::ZERO);
+        assert!(ends.len() < 400, "{} ends", ends.len());
+        assert_eq!(ends.first().map(|e| e.1.seq.0), Some(r.store.delta_floor(PG).seq.0 + 2));
+        crash(&mut r);
+    }
+}
+
 /// A member that still has the block applies the second trim to it and is then newer than the tombstone of the
 /// first: the copy of that was left out, and the other pages kept their old content.
 #[test]
