@@ -180,10 +180,14 @@ pub enum Note {
         pg: PgId,
         key: BlockKey,
     },
-    /// A device has operations in flight and ends none.
+    /// A device has operations in flight and ends none, or not a certain write or sync.
     DeviceStalled {
         device: DeviceId,
         idle: std::time::Duration,
+    },
+    /// ... and has ended it.
+    DeviceMoves {
+        device: DeviceId,
     },
     /// Pages of the block table were damaged on the device; they are written anew from memory.
     TableDamaged {

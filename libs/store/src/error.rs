@@ -25,7 +25,7 @@ pub enum StoreError {
     TableCorrupt { page: u64 },
     #[error("the device's tables contradict each other: {0}")]
     Inconsistent(&'static str),
-    #[error("the device hangs: nothing on it ended for {seconds} s")]
+    #[error("the device hangs: what it was given has not ended for {seconds} s")]
     Hung { seconds: u64 },
     #[error("reads go on being refused by the medium: what it holds is being lost")]
     Unreadable,

@@ -1,30 +1,82 @@
 //! Is the device still doing anything? Judged by progress: time in which operations were in flight and none
-//! ended, as far as the store was awake to see it. A process that was paused says nothing about its device.
+//! ended, and time for which the oldest write or sync has been in flight: reads may go on while one of those never
+//! ends. Both as far as the store was awake to see it. A process that was paused says nothing about its device.
 //!
-//! A device that does nothing for `stall_warn` is reported; one that does nothing for `hang_limit` has failed, for
+//! A device that stalls so for `stall_warn` is reported; one that does for `hang_limit` has failed, for
 //! good: what it might still do later is not waited for (slow is worse than dead).
 
 use crate::error::StoreError;
 use crate::store::Store;
 use crate::types::StoreEvent;
 use quarry_base::Nanos;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Longest time between two looks that counts: more, and it was we who slept.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Writes that begin within so long of each other are one wave, which is as old as the last of them.
+const GRAIN: Duration = Duration::from_millis(100);
+
 #[derive(Default)]
 pub(crate) struct Stall {
     looked: Nanos,
-    /// Without progress so far.
-    pub idle: Duration,
+    /// Without an operation that ended so far.
+    silent: Duration,
+    /// That, or the age of the oldest write if it is more.
+    idle: Duration,
     /// An operation ended since the last look, or none is in flight.
     pub moved: bool,
     told: bool,
 }
 
+/// How long writes have been in flight. They are counted in waves, and waves are few: nothing is looked through when
+/// one begins or ends, or when the oldest is asked for.
+#[derive(Default)]
+pub(crate) struct Ages {
+    /// Time that was seen to pass.
+    awake: Duration,
+    /// The oldest is not empty.
+    waves: VecDeque<Wave>,
+    /// Number of the oldest.
+    first: u64,
+}
+
+struct Wave {
+    begun: Duration,
+    last: Duration,
+    left: u32,
+}
+
+impl Ages {
+    /// A write begins: the number of its wave.
+    pub fn begin(&mut self) -> u64 {
+        let now = self.awake;
+        match self.waves.back_mut().filter(|w| now - w.begun < GRAIN) {
+            Some(w) => (w.last, w.left) = (now, w.left + 1),
+            None => self.waves.push_back(Wave { begun: now, last: now, left: 1 }),
+        }
+        self.first + self.waves.len() as u64 - 1
+    }
+
+    /// A write of this wave has ended.
+    pub fn end(&mut self, wave: u64) {
+        let i = wave.checked_sub(self.first).map(|i| i as usize);
+        if let Some(w) = i.and_then(|i| self.waves.get_mut(i)) {
+            w.left = w.left.saturating_sub(1);
+        }
+        while self.waves.pop_front_if(|w| w.left == 0).is_some() {
+            self.first += 1;
+        }
+    }
+
+    fn oldest(&self) -> Duration {
+        self.waves.front().map_or(Duration::ZERO, |w| self.awake - w.last)
+    }
+}
+
 impl Store {
-    /// How long operations have been in flight without one ending.
+    /// How long operations have been in flight without one ending, or the oldest write or sync.
     pub fn stalled_for(&self) -> Duration {
         self.stall.idle
     }
@@ -33,15 +85,22 @@ impl Store {
         let s = &mut self.stall;
         let passed = now.since(s.looked).min(LOOK);
         s.looked = now;
+        self.ops.writes.awake += passed;
         if std::mem::take(&mut s.moved) || self.ops.is_empty() {
-            (s.idle, s.told) = (Duration::ZERO, false);
-            return;
+            s.silent = Duration::ZERO;
+        } else {
+            s.silent += passed;
         }
-        s.idle += passed;
+        s.idle = s.silent.max(self.ops.writes.oldest());
         let idle = s.idle;
-        if idle >= self.cfg.stall_warn && !s.told {
-            s.told = true;
-            self.events.push(StoreEvent::Stalled { idle });
+        if s.told != (idle >= self.cfg.stall_warn) {
+            s.told = !s.told;
+            match s.told {
+                true => self.events.push(StoreEvent::Stalled { idle }),
+                // What ends on a device that has failed is no news.
+                false if self.failed.is_some() => {}
+                false => self.events.push(StoreEvent::Moves),
+            }
         }
         if idle >= self.cfg.hang_limit && self.failed.is_none() {
             self.fail(StoreError::Hung { seconds: idle.as_secs() });

@@ -11,6 +11,7 @@ use crate::pieces::Fetch;
 use crate::read::{Reads, EIO};
 use crate::recovery::Recovery;
 use crate::space::{Batches, Space};
+use crate::stall::Ages;
 use crate::stats::{Headroom, StoreStats};
 use crate::superblock::Superblock;
 use crate::types::{DiskOp, DiskResult, OpId, StoreEvent};
@@ -36,12 +37,32 @@ pub(crate) enum OpKind {
     Recovery(Fetch),
 }
 
+impl OpKind {
+    /// A write or a sync: one that does not end holds up what was promised, whatever else goes on. (Those of a recovery
+    /// are alone in flight.)
+    fn is_write(&self) -> bool {
+        matches!(
+            self,
+            OpKind::Log(_) | OpKind::Sync | OpKind::Destage(_) | OpKind::Table | OpKind::Super
+        )
+    }
+}
+
+/// An operation in flight.
+struct InFlight {
+    kind: OpKind,
+    /// Of a write: which others it began with, see [`Ages`].
+    wave: Option<u64>,
+}
+
 /// Operations handed out and not completed.
 #[derive(Default)]
 pub(crate) struct Ops {
-    list: Vec<Option<OpKind>>,
+    list: Vec<Option<InFlight>>,
     free: Vec<u32>,
     next: u64,
+    /// Since when the writes among them are in flight.
+    pub writes: Ages,
 }
 
 impl Ops {
@@ -54,15 +75,17 @@ impl Ops {
                 self.list.len() as u32 - 1
             }
         };
-        self.list[i as usize] = Some(k);
+        let wave = k.is_write().then(|| self.writes.begin());
+        self.list[i as usize] = Some(InFlight { kind: k, wave });
         // The low half finds it, the high half makes ids unique for a long time.
         OpId(self.next << 32 | u64::from(i))
     }
     fn end(&mut self, id: OpId) -> Option<OpKind> {
         let i = id.0 as u32;
-        let k = self.list.get_mut(i as usize)?.take()?;
+        let InFlight { kind, wave } = self.list.get_mut(i as usize)?.take()?;
         self.free.push(i);
-        Some(k)
+        wave.into_iter().for_each(|w| self.writes.end(w));
+        Some(kind)
     }
     pub fn is_empty(&self) -> bool {
         self.list.len() == self.free.len()
@@ -182,6 +205,8 @@ impl Store {
     /// whoever wants these under way before everything else is looked after.
     pub fn poll_appends(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {
         if self.recovery.is_none() && !self.cfg.read_only && self.sb.is_some() {
+            // What begins here did not begin at the last look.
+            self.poll_stall(now);
             self.note_appends(now);
             self.poll_log(ops);
         }

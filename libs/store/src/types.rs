@@ -357,10 +357,13 @@ pub enum StoreEvent {
     },
     /// The device failed: nothing more becomes stable. Reads go on.
     Failed(StoreError),
-    /// Operations are in flight and none has ended for a while: the device is slow, or hangs.
+    /// Operations are in flight and none has ended for a while, or a write or sync has been for so long, whatever
+    /// else ended: the device is slow, or hangs.
     Stalled {
         idle: std::time::Duration,
     },
+    /// What a `Stalled` was told of has ended.
+    Moves,
     /// A page's content does not match its checksum, also after it was read again.
     Corruption {
         pg: quarry_base::PgId,

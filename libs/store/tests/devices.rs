@@ -122,6 +122,7 @@ fn a_device_without_progress_is_reported_and_after_a_while_has_failed() {
     // It moves: that was slowness.
     r.run_all();
     assert_eq!(r.store.stalled_for(), Duration::ZERO);
+    assert_eq!(r.events.iter().filter(|e| matches!(e, StoreEvent::Moves)).count(), 1);
     r.append(PG, write(0, 8192, &[3])).unwrap();
     r.poll();
     for _ in 0..12 {
@@ -134,6 +135,73 @@ fn a_device_without_progress_is_reported_and_after_a_while_has_failed() {
     let told = r.stable();
     r.run_all();
     assert_eq!((r.stable(), r.failures()), (told, 1));
+}
+
+/// It was seen as moving as long as anything ended.
+#[test]
+fn a_log_write_or_a_sync_that_never_ends_is_noticed_while_reads_go_on() {
+    let mut told = Vec::new();
+    let held: [fn(&DiskOp) -> bool; 2] = [
+        |o| matches!(o, DiskOp::Write { offset, .. } if LOG.contains(offset)),
+        |o| matches!(o, DiskOp::Sync { .. }),
+    ];
+    for (held, ends) in held.iter().flat_map(|h| [(*h, false), (*h, true)]) {
+        let mut r = Rig::new(StoreConfig { ack: AckMode::Cached, ..small_config() });
+        r.put(PG, write(0, 0, &whole(1)));
+        r.flush();
+        r.append(PG, write(1, 0, &[9])).unwrap();
+        r.store.sync();
+        let (mut most, tenth) = (0, Duration::from_millis(100));
+        for turn in 0..130 {
+            if turn == 50 && ends {
+                r.run_all();
+            }
+            // Each turn a read ends, and after the first second the store is never without one.
+            let t = r.begin_read(PG, 0, 0, 4096);
+            r.run(&|o| !held(o));
+            assert!(r.answer(t).is_ok());
+            most = most.max(r.pending.len());
+            // A process that sleeps sees nothing of its device: one look is a second at most.
+            r.wait(if turn == 5 { Duration::from_secs(3600) } else { tenth });
+            r.poll();
+            let silent = r.store.stalled_for();
+            assert!(ends || silent + Duration::from_millis(300) > tenth * turn, "{silent:?}");
+        }
+        let moves = r.events.iter().filter(|e| matches!(e, StoreEvent::Moves)).count();
+        assert!(most > 0, "nothing was held");
+        told.push((stalls(&r), moves, r.failures()));
+        assert_eq!(matches!(r.store.failed(), Some(StoreError::Hung { .. })), !ends);
+    }
+    assert_eq!(told, [(1, 0, 1), (1, 1, 0), (1, 0, 1), (1, 1, 0)]);
+}
+
+#[test]
+fn many_writes_that_follow_each_other_are_no_stall() {
+    let mut r = Rig::new(small_config());
+    for n in 0..300 {
+        // Always one in flight, none for long.
+        r.append(PG, write(0, 0, &[n + 1])).unwrap();
+        r.poll();
+        r.wait(Duration::from_millis(40));
+        r.one(&|_| true);
+        if n % 8 == 0 {
+            r.commit_all(PG);
+            r.run_all();
+        }
+    }
+    assert_eq!((stalls(&r), r.failures()), (0, 0));
+}
+
+/// The first write after a quiet spell was taken for one that had waited as long.
+#[test]
+fn what_begins_after_a_quiet_spell_has_not_waited_for_it() {
+    let mut r = Rig::new(small_config());
+    r.put(PG, write(0, 0, &[1]));
+    r.wait(Duration::from_secs(60));
+    r.append(PG, write(0, 4096, &[2])).unwrap();
+    r.store.poll_appends(r.now, &mut r.pending);
+    r.poll();
+    assert_eq!((stalls(&r), r.store.stalled_for()), (0, Duration::ZERO));
 }
 
 #[test]

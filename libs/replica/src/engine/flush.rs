@@ -145,6 +145,10 @@ impl Engine {
                 let device = self.devices[d].id;
                 out.push(Action::Note(Note::DeviceStalled { device, idle }));
             }
+            StoreEvent::Moves => {
+                let device = self.devices[d].id;
+                out.push(Action::Note(Note::DeviceMoves { device }));
+            }
             StoreEvent::TableDamaged { group } => {
                 let device = self.devices[d].id;
                 out.push(Action::Note(Note::TableDamaged { device, group }));

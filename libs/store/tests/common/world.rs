@@ -218,6 +218,7 @@ impl World {
             StoreEvent::Opened
             | StoreEvent::LogSpace
             | StoreEvent::Stalled { .. }
+            | StoreEvent::Moves
             | StoreEvent::BlockDone { .. } => {}
         }
         Ok(())
