@@ -50,6 +50,7 @@ impl OpKind {
 
 /// An operation in flight.
 struct InFlight {
+    id: OpId,
     kind: OpKind,
     /// Of a write: which others it began with, see [`Ages`].
     wave: Option<u64>,
@@ -76,13 +77,16 @@ impl Ops {
             }
         };
         let wave = k.is_write().then(|| self.writes.begin());
-        self.list[i as usize] = Some(InFlight { kind: k, wave });
         // The low half finds it, the high half makes ids unique for a long time.
-        OpId(self.next << 32 | u64::from(i))
+        let id = OpId(self.next << 32 | u64::from(i));
+        self.list[i as usize] = Some(InFlight { id, kind: k, wave });
+        id
     }
     fn end(&mut self, id: OpId) -> Option<OpKind> {
         let i = id.0 as u32;
-        let InFlight { kind, wave } = self.list.get_mut(i as usize)?.take()?;
+        // Another operation may have the place of one that has ended.
+        let place = self.list.get_mut(i as usize)?;
+        let InFlight { kind, wave, .. } = place.take_if(|o| o.id == id)?;
         self.free.push(i);
         wave.into_iter().for_each(|w| self.writes.end(w));
         Some(kind)

@@ -104,6 +104,29 @@ fn a_newer_format_is_refused_and_not_written_to_also_if_one_superblock_alone_say
     }
 }
 
+/// It was taken for that of the operation which has its place now.
+#[test]
+fn a_completion_that_comes_twice_is_ignored_the_second_time() {
+    let mut r = Rig::new(small_config());
+    let first = r.append(PG, write(0, 0, &[1])).unwrap();
+    r.poll();
+    let gone = r.pending[0].id();
+    r.run_all();
+    assert!(r.stable() >= first);
+    let second = r.append(PG, write(0, 4096, &[2])).unwrap();
+    r.poll();
+    assert_eq!(r.pending[0].id().0 as u32, gone.0 as u32, "it has its place");
+    for again in [DiskResult::Done(Err(5)), DiskResult::Done(Ok(()))] {
+        r.store.complete(r.now, gone, again);
+        r.poll();
+        assert_eq!((r.failures(), r.stable() >= second), (0, false));
+    }
+    r.run_all();
+    assert!(r.stable() >= second);
+    r.commit_all(PG);
+    r.pages(PG, 0, 0, &[1, 2]);
+}
+
 fn stalls(r: &Rig) -> usize {
     r.events.iter().filter(|e| matches!(e, StoreEvent::Stalled { .. })).count()
 }
