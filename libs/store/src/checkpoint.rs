@@ -115,9 +115,7 @@ impl Store {
 
     /// All that can be destaged is: what is left waits for a free slot.
     fn drained(&self) -> bool {
-        (self.sp.dirty_q.is_empty() || self.destage.starved)
-            && self.destage.is_idle()
-            && self.place.is_empty()
+        self.sp.dirty_q.is_empty() && self.destage.is_idle() && self.place.is_empty()
     }
 
     /// Waiting makes sense: when the device has been idle for a while there will be work.
@@ -125,7 +123,9 @@ impl Store {
         self.ckpt.is_idle()
             && self.destage.is_idle()
             && self.ckpt.last_now < self.last_append + self.cfg.destage_idle
-            && (!self.sp.dirty_q.is_empty() || self.checkpoint_useful())
+            && (!self.sp.dirty_q.is_empty()
+                || self.destage.is_starved()
+                || self.checkpoint_useful())
     }
 
     fn wants_checkpoint(&self, now: Nanos) -> bool {
@@ -151,7 +151,13 @@ impl Store {
                 return true;
             }
         }
-        self.space_is_short() && drained || self.many_slots_return()
+        self.space_is_short() && drained || self.slots_are_awaited() || self.many_slots_return()
+    }
+
+    /// Blocks wait for a slot, and a checkpoint now would free one. Other blocks may be destaged all the time.
+    fn slots_are_awaited(&self) -> bool {
+        let gone = self.sp.batches.lsn_before(self.next_tail());
+        self.destage.is_starved() && self.sp.alloc.checkpoint_frees(gone)
     }
 
     /// Whole-block overwrites have left many slots behind. They are fetched back before the device's

@@ -18,7 +18,7 @@ use crate::{apply, config::StoreConfig};
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, Version, PAGE};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// Blocks begun in one turn while nothing presses, and twice the records that came: a turn is what somebody waits for.
 const STEP: u64 = 2;
@@ -43,8 +43,8 @@ pub(crate) struct Destage {
     next: u64,
     /// Newest log entry at the last look.
     seen: u64,
-    /// No slot was free for a block that needs one.
-    pub starved: bool,
+    /// Blocks that need a slot and found none free, the oldest first: those that have theirs do not wait behind them.
+    starved: VecDeque<(u32, BlockKey)>,
     /// Jobs that have ended.
     pub ended: u64,
     /// Jobs that bring their block its first slot: the block has it when they end, or it comes back.
@@ -57,6 +57,9 @@ impl Destage {
     }
     pub fn under_way(&self) -> usize {
         self.jobs.len()
+    }
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
     }
 }
 
@@ -91,10 +94,20 @@ impl Store {
     pub(crate) fn space_is_short(&self) -> bool {
         let a = &self.sp.alloc;
         let want = self.reserve_blocks() + self.slots_owed() + u64::from(a.blocks() / 64).max(16);
-        a.pending() > 0 && (u64::from(a.free()) < want || self.destage.starved)
+        a.pending() > 0 && (u64::from(a.free()) < want || self.destage.is_starved())
+    }
+
+    /// As many of the blocks that wait for a slot as there are free ones are next.
+    fn feed_starved(&mut self) {
+        let free = self.sp.alloc.free() as usize;
+        let n = self.destage.starved.len().min(free);
+        for b in self.destage.starved.drain(..n).rev() {
+            self.sp.dirty_q.push_front(b);
+        }
     }
 
     pub(crate) fn poll_destage(&mut self, now: Nanos, ops: &mut Vec<DiskOp>) {
+        self.feed_starved();
         if self.sp.dirty_q.is_empty() || self.failed.is_some() || !self.destage_due(now) {
             return;
         }
@@ -104,7 +117,6 @@ impl Store {
         let depth = depth(&self.cfg, self.log_used(), self.sp.layout.log_bytes);
         let mut pages = Pages::new();
         let (mut looks, mut left) = (self.sp.dirty_q.len(), self.destage_step(now));
-        self.destage.starved = false;
         while self.destage.jobs.len() < depth && looks > 0 && left > 0 {
             looks -= 1;
             let Some((idx, key)) = self.sp.dirty_q.pop_front() else { break };
@@ -122,11 +134,7 @@ impl Store {
                     self.log_commit(idx);
                     break;
                 }
-                Pick::NoSlot => {
-                    self.sp.dirty_q.push_front((idx, key));
-                    self.destage.starved = true;
-                    break;
-                }
+                Pick::NoSlot => self.destage.starved.push_back((idx, key)),
             }
         }
         self.write_merged(pages, ops);

@@ -213,8 +213,8 @@ impl Store {
         match self.pick(w.pg, w.key, pages) {
             Pick::NotMarked => self.advance_mark(),
             Pick::NotCommitted => self.log_commit(w.pg),
-            Pick::NoSlot => self.destage.starved = true,
-            Pick::Taken | Pick::Skip | Pick::Later => {}
+            // Without a slot it waits where destaging has it.
+            Pick::NoSlot | Pick::Taken | Pick::Skip | Pick::Later => {}
         }
     }
 }

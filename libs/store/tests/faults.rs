@@ -334,6 +334,44 @@ fn a_full_device_keeps_what_it_has_and_takes_trims() {
     }
 }
 
+/// They waited behind it until the log was full.
+#[test]
+fn blocks_that_have_their_slot_are_destaged_past_one_that_finds_none() {
+    let mut r = Rig::new(small_config());
+    let free = |r: &Rig| {
+        let s = r.store.stats();
+        (s.capacity_bytes - s.used_bytes) / u64::from(BLOCK)
+    };
+    let mut n = 0u32;
+    while free(&r) > 0 {
+        r.put(PG, write(n / 16, n % 16 * BLOCK, &[n + 1]));
+        r.flush();
+        n += 1;
+    }
+    r.put(PG, write(n / 16, n % 16 * BLOCK, &[n + 1]));
+    for i in 0..3 {
+        r.put(PG, write(0, i * BLOCK, &[1000 + i]));
+    }
+    r.flush();
+    assert_eq!(r.store.stats().dirty_pages, 1, "what has no slot");
+    for i in 0..3 {
+        assert!(!LOG.contains(&r.find_page(1000 + i)), "in its place");
+    }
+    // A slot becomes free: the block that waits is the one to get it, in whatever else goes on.
+    r.put(PG, zero(0, 7 * BLOCK, BLOCK));
+    for i in 0..40 {
+        r.put(PG, write(0, i % 3 * BLOCK, &[1003 + i]));
+        r.wait(Duration::from_millis(100));
+    }
+    r.flush();
+    assert_eq!((r.store.stats().dirty_pages, free(&r)), (0, 0));
+    assert!(!LOG.contains(&r.find_page(n + 1)));
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    r.pages(PG, n / 16, n % 16 * BLOCK, &[n + 1, 0]);
+    r.pages(PG, 0, 2 * BLOCK, &[1003 + 38]);
+}
+
 #[test]
 fn a_copy_on_its_way_to_the_log_outlives_a_checkpoint_that_begins_meanwhile() {
     for tags in [vec![7], whole(7)] {
