@@ -111,6 +111,7 @@ impl Store {
             || self.sp.alloc.checkpoint_frees(self.sp.batches.lsn_before(no))
             || self.log.refused && no > self.sp.batches.first()
             || self.ckpt.flush && self.scrub.saved != (self.scrub.slot, self.scrub.passes)
+            || self.is_scrub_worth_saving(self.ckpt.last_now)
     }
 
     /// All that can be destaged is: what is left waits for a free slot.
@@ -241,7 +242,7 @@ impl Store {
             in_flight: 0,
             written: Vec::new(),
         });
-        self.scrub.saved = (self.scrub.slot, self.scrub.passes);
+        self.save_scrub(self.ckpt.last_now);
         self.ckpt.state = State::Writing;
     }
 

@@ -6,7 +6,8 @@
 //! `StoreEvent::Corruption`, whose repair takes content of exactly the block's version and checksum; a
 //! damaged table group is simply written anew, its content is in memory.
 //!
-//! The position goes into every superblock: after a restart the pass goes on from there.
+//! The position goes into every superblock: after a restart the pass goes on from there. On a device that takes no
+//! writes a checkpoint is made for it alone now and then.
 
 use crate::layout::{GROUP_BYTES, GROUP_SLOTS};
 use crate::medium::is_medium_error;
@@ -18,6 +19,10 @@ use std::time::Duration;
 
 /// Slots looked at in one turn at most: those that are free cost nothing but the look.
 const LOOK: u32 = 4096;
+/// Bytes read since the position was saved that are worth a checkpoint of their own: two minutes' at 8 MiB a second.
+const WORTH_SAVING: u64 = 1 << 30;
+/// The end of a pass is worth one if the last is so long ago: a small device may be gone through every second.
+const SAVE_PASSES: Duration = Duration::from_secs(3600);
 
 #[derive(Default)]
 pub(crate) struct Scrub {
@@ -26,6 +31,9 @@ pub(crate) struct Scrub {
     pub passes: u64,
     /// Position that the newest superblock has.
     pub saved: (u32, u64),
+    /// Bytes read since open when it was taken, and when that was.
+    saved_bytes: u64,
+    saved_at: Nanos,
     /// Nothing is read before this.
     next: Nanos,
     /// A read is under way.
@@ -116,6 +124,20 @@ impl Store {
         self.scrub.slot = 0;
         self.scrub.group_done = None;
         self.scrub.next = Nanos::ZERO;
+    }
+
+    /// A kill now would have much of a pass done again.
+    pub(crate) fn is_scrub_worth_saving(&self, now: Nanos) -> bool {
+        let s = &self.scrub;
+        let read = self.sp.scrub.bytes - s.saved_bytes;
+        let ended = s.passes != s.saved.1 && now >= s.saved_at + SAVE_PASSES;
+        read >= WORTH_SAVING || read > 0 && ended
+    }
+
+    /// The position goes into a superblock.
+    pub(crate) fn save_scrub(&mut self, now: Nanos) {
+        let s = &mut self.scrub;
+        (s.saved, s.saved_bytes, s.saved_at) = ((s.slot, s.passes), self.sp.scrub.bytes, now);
     }
 
     fn scrubs(&self) -> bool {

@@ -379,6 +379,58 @@ fn the_scrub_goes_on_where_it_was_and_keeps_its_rate() {
     assert!(s.position >= at && s.position <= at + 1, "{s:?} was at {at}");
 }
 
+/// Slots that the scrub has gone through since the device was formatted.
+fn gone_through(r: &Rig) -> u64 {
+    let s = r.store.scrub_stats();
+    s.passes * s.blocks + s.position
+}
+
+/// Only a checkpoint saved where it was, and a device that takes no writes made none: a kill threw the whole pass away.
+#[test]
+fn the_scrub_of_a_device_without_writes_goes_on_where_it_was_after_a_power_loss() {
+    let mut r = Rig::new(small_config());
+    for i in 0..96 {
+        r.put(PG, write(i / 16, i % 16 * 65536, &whole(i * 16 + 1)));
+    }
+    r.flush();
+    r.store.set_scrub_rate(1 << 30);
+    let checkpoints = r.store.stats().checkpoints;
+    scrub(&mut r);
+    scrub(&mut r);
+    let (begun, first) = (r.store.scrub_stats().bytes, r.store.stats().checkpoints);
+    assert_eq!(first, checkpoints, "not with every pass");
+    while r.store.scrub_stats().bytes < begun + (1 << 30) + (1 << 20) {
+        r.run_all();
+        r.wait(Duration::from_millis(20));
+    }
+    assert_eq!(r.store.stats().checkpoints, first + 1, "one a GiB");
+    let before = gone_through(&r);
+    r.power_loss();
+    r.store.set_scrub_rate(0);
+    assert_eq!(r.reopen(), Ok(()));
+    let after = gone_through(&r);
+    let blocks = r.store.scrub_stats().blocks;
+    assert!(after + 40 * blocks > before && after > blocks * 100, "{after} of {before}");
+}
+
+#[test]
+fn the_end_of_a_pass_is_kept_over_a_power_loss_if_the_last_is_an_hour_ago() {
+    let mut r = Rig::new(scrubbed_config());
+    r.put(PG, write(0, 0, &whole(1)));
+    r.flush();
+    r.wait(Duration::from_secs(3600));
+    let passes = r.store.scrub_stats().passes;
+    scrub(&mut r);
+    let first = r.store.stats().checkpoints;
+    for _ in 0..20 {
+        scrub(&mut r);
+    }
+    assert_eq!(r.store.stats().checkpoints, first, "not with every pass");
+    r.power_loss();
+    assert_eq!(r.reopen(), Ok(()));
+    assert_eq!(r.store.scrub_stats().passes, passes + 1);
+}
+
 #[test]
 fn a_policy_goes_before_the_servers_own_rate_and_takes_hold_at_once() {
     // One block takes hours at this rate.
