@@ -58,6 +58,49 @@ fn superblock_log_batch_and_table_group_are_byte_for_byte_as_before() {
     assert_eq!((magic(0), magic(LOG)), (b"QRYSTORE".to_vec(), b"QRYLOG01".to_vec()));
 }
 
+/// The digest of table groups, each its number, generation and the checksum of its table page, as the document has it.
+fn digest(groups: &[(u64, u64, u32)]) -> u64 {
+    let one = |(group, generation, crc): &(u64, u64, u32)| {
+        let mut x = group.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        x ^= generation.rotate_left(32) ^ u64::from(*crc);
+        x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ x >> 31
+    };
+    groups.iter().map(one).fold(0, u64::wrapping_add)
+}
+
+#[test]
+fn the_digest_of_the_table_is_the_one_described() {
+    // A change here is a change of the format.
+    assert_eq!(digest(&[(5, 7, 0x1234_5678)]), 15_133_920_665_239_005_677);
+    let mut r = Rig::new(small_config());
+    // Enough blocks for two groups, and several generations.
+    for n in 0..70 {
+        r.put(PG, write(n / 16, n % 16 * BLOCK, &whole(n * 16 + 1)));
+    }
+    for n in [0, 66] {
+        r.flush();
+        r.put(PG, write(n / 16, n % 16 * BLOCK, &[2000]));
+    }
+    r.flush();
+    let disk = &r.disk.durable;
+    let u64_at = |at: usize| u64::from_le_bytes(disk[at..at + 8].try_into().unwrap());
+    let u32_at = |at: usize| u32::from_le_bytes(disk[at..at + 4].try_into().unwrap());
+    let groups: Vec<(u64, u64, u32)> = (0..3)
+        .filter_map(|n| {
+            let sides = [0, 8192].map(|side| TABLE + n * 16384 + side);
+            let at = sides
+                .into_iter()
+                .filter(|at| u64_at(at + 16) > 0)
+                .max_by_key(|at| u64_at(at + 16))?;
+            Some((n as u64, u64_at(at + 16), u32_at(at + 4)))
+        })
+        .collect();
+    assert!(groups.len() >= 2 && groups[0].1 != groups[1].1, "{groups:?}");
+    assert_eq!(digest(&groups), u64_at(Rig::newest_super(disk) as usize + 136));
+}
+
 /// The pages of the log that an intent and what says that it is in its place take.
 fn intent_pages(r: &mut Rig) -> Vec<u8> {
     let before = r.disk.durable[LOG..TABLE].to_vec();
