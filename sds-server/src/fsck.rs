@@ -9,7 +9,7 @@ use crate::state::to_hex;
 use crate::tool::{direct, no_directory, reactor};
 use bytes::Bytes;
 use quarry_base::units::show_size;
-use quarry_base::{Nanos, PageBuf};
+use quarry_base::{Nanos, PageBuf, PAGE};
 use quarry_ring::{Event, FileId, OpenedFile, Reactor};
 use quarry_store::inspect::{self, SuperState};
 use quarry_store::{
@@ -293,8 +293,8 @@ pub fn dump(path: &Path, part: Part) -> Result<String, SdsError> {
         Part::Super => dump_super(&start),
         Part::Log => {
             let (at, len) = inspect::log_area(&start).unwrap_or_default();
-            let log = read_area(&mut r, f.id, path, at, len)?;
-            inspect::log_lines(&start, log).join("\n")
+            let (log, refused) = read_area(&mut r, f.id, path, at, len)?;
+            inspect::log_lines(&start, log, &refused).join("\n")
         }
         Part::Table => {
             let mut s = Session::new(r, f.id, &info, true);
@@ -317,21 +317,49 @@ fn dump_super(start: &[u8]) -> String {
     all.collect::<Vec<_>>().join("\n")
 }
 
+/// Reads an area; the pages of it that the medium refuses, bytes from its start.
 fn read_area(
     r: &mut Reactor,
     file: FileId,
     path: &Path,
     at: u64,
     len: u64,
-) -> Result<Bytes, SdsError> {
+) -> Result<(Bytes, Vec<u64>), SdsError> {
     const CHUNK: u64 = 4 << 20;
     let mut all = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-    let mut offset = 0;
+    let (mut offset, mut refused) = (0, Vec::new());
     while offset < len {
         let n = CHUNK.min(len - offset) as usize;
-        let (part, _) = crate::device::read_around(r, file, at + offset, n, path)?;
+        let (part, errno) = crate::device::read_around(r, file, at + offset, n, path)?;
+        if errno.is_some() {
+            refused.extend(unreadable_pages(&part).map(|page| offset + page));
+        }
         all.extend_from_slice(&part);
         offset += n as u64;
     }
-    Ok(all.into())
+    Ok((all.into(), refused))
+}
+
+/// Where pages lie for which one that is damaged on purpose stands in, as they could not be read.
+fn unreadable_pages(part: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    let mut marked = [0; PAGE];
+    quarry_store::mark_unreadable(&mut marked);
+    let pages = part.chunks(PAGE).enumerate().filter(move |(_, p)| **p == marked);
+    pages.map(|(i, _)| (i * PAGE) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Content that looks so counts only where something was refused, see `read_area`.
+    #[test]
+    fn the_pages_that_could_not_be_read_are_found_again() {
+        let mut part = vec![7; 5 * PAGE];
+        for page in [1, 4] {
+            quarry_store::mark_unreadable(&mut part[page * PAGE..(page + 1) * PAGE]);
+        }
+        let found: Vec<u64> = unreadable_pages(&part).collect();
+        assert_eq!(found, [PAGE as u64, 4 * PAGE as u64]);
+    }
 }

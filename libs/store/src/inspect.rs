@@ -66,8 +66,9 @@ fn newest(start: &[u8]) -> Option<Superblock> {
 }
 
 /// The batches that recovery would take from the log, and their records, one a line; then where the log
-/// ends and whether that is an end or a damage. `log`: the whole log area.
-pub fn log_lines(start: &[u8], log: Bytes) -> Vec<String> {
+/// ends and whether that is an end, a damage, or a place that cannot be read. `log`: the whole log area; `refused`: its
+/// pages that could not be read, bytes from the area's start, for which something else stands in `log`.
+pub fn log_lines(start: &[u8], log: Bytes, refused: &[u64]) -> Vec<String> {
     let Some(sb) = newest(start) else { return vec!["no valid superblock".into()] };
     let Ok(layout) = Layout::new(sb.device_bytes, sb.log_bytes) else {
         return vec!["the superblock's sizes make no sense".into()];
@@ -77,6 +78,7 @@ pub fn log_lines(start: &[u8], log: Bytes) -> Vec<String> {
     }
     let mut image = LogImage::new(sb.log_bytes);
     image.put(0, log);
+    image.lacks(refused.iter().copied());
     let walk = log_scan::walk(&image, &layout, &sb);
     let mut out = Vec::new();
     for f in &walk.found {
@@ -87,9 +89,16 @@ pub fn log_lines(start: &[u8], log: Bytes) -> Vec<String> {
         ));
         out.extend(f.records.iter().map(record_line));
     }
-    let what = match (walk.later, walk.end < walk.synced) {
-        (true, _) => "DAMAGED: a later incarnation goes on than the superblocks know",
-        (_, true) => "DAMAGED: everything below the sync mark must be there",
+    out.extend(
+        refused.iter().map(|at| format!("page at byte {at} of the log area cannot be read")),
+    );
+    // In the order in which recovery judges.
+    let what = match (walk.later, walk.end < walk.synced, walk.hidden) {
+        (true, ..) => "DAMAGED: a later incarnation goes on than the superblocks know",
+        (_, true, _) => "DAMAGED: everything below the sync mark must be there",
+        (.., true) => {
+            "UNREADABLE: what follows may have been acknowledged, the device does not open"
+        }
         _ => "whole",
     };
     out.push(format!("ends at position {}, sync mark {}: {what}", walk.end, walk.synced));

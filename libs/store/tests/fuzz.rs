@@ -176,7 +176,7 @@ fn exercise(image: &[u8]) {
     read_ident(&image[..IDENT_BYTES]).ok();
     inspect::superblocks(&image[..IDENT_BYTES]);
     let log = image[LOG_AT..TABLE_AT].to_vec();
-    inspect::log_lines(&image[..IDENT_BYTES], log.into());
+    inspect::log_lines(&image[..IDENT_BYTES], log.into(), &[0, 4096, u64::MAX]);
     if r.open_whatever(None).is_err() {
         return;
     }

@@ -238,6 +238,37 @@ fn a_log_whose_end_cannot_be_read_is_not_cut_there() {
     assert_eq!(r.store.pg_state(PG).last, v(1, 3));
 }
 
+/// `dump` called such a log whole, and the device did not open.
+#[test]
+fn a_log_in_words_is_whole_only_if_a_recovery_says_so_too() {
+    let mut r = Rig::new(small_config());
+    for n in 1..=3 {
+        r.put(PG, write(0, n * 4096, &[n]));
+    }
+    let last = r.find_page(3);
+    let end = last + 4096;
+    let verdict = |r: &Rig| {
+        let mut log = r.disk.durable[LOG.start as usize..LOG.end as usize].to_vec();
+        let refused: Vec<u64> = r.unreadable.iter().map(|at| at - LOG.start).collect();
+        for at in &refused {
+            mark_unreadable(&mut log[*at as usize..*at as usize + PAGE]);
+        }
+        let start = &r.disk.durable[..IDENT_BYTES];
+        inspect::log_lines(start, log.into(), &refused).pop().unwrap()
+    };
+    let (before, first) = (r.disk.durable.clone(), r.find_page(1));
+    let cases = [(None, "whole"), (Some(end + 64 * 4096), "whole"), (Some(end), "UNREADABLE")];
+    let damaged = [(Some(last), "UNREADABLE"), (Some(first), "DAMAGED")];
+    for (place, says) in cases.into_iter().chain(damaged) {
+        r.disk.durable.clone_from(&before);
+        r.disk.lose_unsynced();
+        r.unreadable = place.into_iter().collect();
+        let found = verdict(&r);
+        assert!(found.contains(says), "{place:?}: {found}");
+        assert_eq!(r.reopen().is_ok(), says == "whole", "{place:?}: {found}");
+    }
+}
+
 #[test]
 fn a_block_written_straight_to_its_place_that_cannot_be_read_does_not_cut_the_log() {
     let mut r = Rig::new(small_config());
