@@ -1,10 +1,12 @@
 //! A device from the first look at it to the store that serves it.
 //!
 //! Phases: `Blank` -> `Formatting` -> `Opening` -> `Recovered` -> `Serving`, or `Failed`. A formatted device
-//! begins with `Opening`. What has no Quarry superblock and is not all zero is never written to.
+//! begins with `Opening`. What has no Quarry superblock and is not all zero at both ends (see [`crate::blank`]) is never written
+//! to: somebody has to wipe it first.
 //!
 //! Opening and the first look block: they happen before anything is served.
 
+use crate::blank;
 use crate::error::SdsError;
 use crate::format::Formatter;
 use crate::patience::patiently;
@@ -322,7 +324,7 @@ fn examine(
     if opened.size < MIN_BYTES {
         return Err(SdsError::TooSmall { path: path.into(), bytes: opened.size });
     }
-    let info = look(reactor, opened.id, path)?;
+    let info = look(reactor, opened, path)?;
     let mut device = Device {
         path: path.into(),
         file: opened.id,
@@ -400,10 +402,10 @@ pub fn open_file(
 /// Reads who a device is. `None`: blank.
 pub fn look(
     reactor: &mut Reactor,
-    file: FileId,
+    file: &OpenedFile,
     path: &Path,
 ) -> Result<Option<FormatInfo>, SdsError> {
-    let (start, refused) = read_around(reactor, file, 0, IDENT_BYTES, path)?;
+    let (start, refused) = read_around(reactor, file.id, 0, IDENT_BYTES, path)?;
     match (read_ident(&start), refused) {
         (Ok(Some(info)), _) => Ok(Some(info)),
         (Err(e @ (StoreError::NewerFormat { .. } | StoreError::OlderFormat { .. })), _) => {
@@ -415,7 +417,7 @@ pub fn look(
         (Ok(None), None) if start.iter().any(|b| *b != 0) => {
             Err(SdsError::Foreign { path: path.into() })
         }
-        (Ok(None), None) => Ok(None),
+        (Ok(None), None) => blank::check(reactor, file, path).map(|()| None),
         (Err(e), None) => Err(SdsError::of_ident(path.into(), e)),
     }
 }
@@ -425,7 +427,7 @@ pub fn first_bytes(reactor: &mut Reactor, file: FileId, path: &Path) -> Result<B
     read_around(reactor, file, 0, IDENT_BYTES, path).map(|(start, _)| start.freeze())
 }
 
-fn unreadable(path: &Path, errno: i32) -> SdsError {
+pub(crate) fn unreadable(path: &Path, errno: i32) -> SdsError {
     SdsError::Unreadable { path: path.into(), source: io::Error::from_raw_os_error(errno) }
 }
 

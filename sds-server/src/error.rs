@@ -40,6 +40,10 @@ pub enum SdsError {
     Twice { path: PathBuf },
     #[error("{path} holds something that is not a Quarry device (a file system or a partition table, perhaps): check it, then wipe it with `sds-server format --force {path}`")]
     Foreign { path: PathBuf },
+    #[error("{path} begins with zeroes but is not blank: there is something {at} bytes from its start, and nothing of it is overwritten unasked; check it, then wipe it with `sds-server format --force {path}`")]
+    NotBlank { path: PathBuf, at: u64 },
+    #[error("{path} was a Quarry device and its superblocks are gone: {what} lies {at} bytes from its start; if other copies of its data are good (`scli status`), wipe it with `sds-server format --force {path}` and let it be rebuilt")]
+    Lost { path: PathBuf, at: u64, what: &'static str },
     #[error("{path} belongs to cluster {found}, this node to {ours}: attach it to its own cluster, or give it up with `sds-server format --force {path}`")]
     OtherCluster { path: PathBuf, found: String, ours: String },
     #[error("{path} has device format {found}, this release knows up to {known}: install a newer sds-server")]

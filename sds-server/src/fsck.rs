@@ -193,7 +193,7 @@ fn begin(
     let mut r = reactor(64)?;
     let f = open_file(&mut r, path, direct(read_only))?;
     let start = crate::device::first_bytes(&mut r, f.id, path)?;
-    match look(&mut r, f.id, path)? {
+    match look(&mut r, &f, path)? {
         Some(info) if info.device_bytes > f.size => {
             Err(SdsError::Shrunk { path: path.into(), formatted: info.device_bytes, bytes: f.size })
         }

@@ -9,8 +9,6 @@ use quarry_ring::{Event, FileId, OpenOpts, Reactor, RingConfig};
 use std::path::Path;
 use std::time::Duration;
 
-/// Bytes at the start and the end that are overwritten: superblocks, file systems' and partition tables.
-const WIPE_BYTES: u64 = 1 << 20;
 /// Longest wait for the device.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -35,7 +33,7 @@ pub fn format(path: &Path, force: bool) -> Result<String, SdsError> {
     let mut r = reactor(1)?;
     let f = open_file(&mut r, path, direct(false))?;
     if !force {
-        return match look(&mut r, f.id, path)? {
+        return match look(&mut r, &f, path)? {
             None => Ok(format!("{} is blank already", path.display())),
             Some(info) => Err(SdsError::Setting(format!(
                 "{} is device {} of cluster {}: `sds-server format --force {}` gives up everything on it",
@@ -46,11 +44,9 @@ pub fn format(path: &Path, force: bool) -> Result<String, SdsError> {
             ))),
         };
     }
-    let n = WIPE_BYTES.min(f.size) & !4095;
-    // The end first: what is cut short in between is not taken for blank.
-    let end = (f.size & !4095).saturating_sub(n);
-    for offset in [end, 0] {
-        zero(&mut r, f.id, path, offset, n as usize)?;
+    let (starts, n) = crate::blank::ends(f.size);
+    for offset in starts {
+        zero(&mut r, f.id, path, offset, n)?;
     }
     Ok(format!("{} is wiped: a data server that is given it formats it anew", path.display()))
 }
@@ -89,7 +85,7 @@ pub fn inspect(path: &Path) -> Result<String, SdsError> {
     let mut r = reactor(1)?;
     let f = open_file(&mut r, path, direct(true))?;
     let size = show_size(f.size);
-    Ok(match look(&mut r, f.id, path)? {
+    Ok(match look(&mut r, &f, path)? {
         None => format!("{}: blank, {size}", path.display()),
         Some(i) => format!(
             "{}: Quarry device {}\n  cluster  {}\n  identity {}\n  format   {}\n  size     {} (now {size})\n  log      {}\n  data     {} in {} blocks",

@@ -137,6 +137,13 @@ fn unusable_devices_are_refused_with_a_hint() {
     f.set_len(128 << 20).unwrap();
     std::os::unix::fs::FileExt::write_at(&f, b"label", 16 << 10).unwrap();
     says(&mut at(&d.path("zfs")), &["not a Quarry device"]);
+    // A member of a mirror whose superblock is at the end; its file system's first MiB is zero.
+    let f = std::fs::File::create(d.path("md")).unwrap();
+    f.set_len(128 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_at(&f, &[0xfc, 0x4e, 0x2b, 0xa9], (128 << 20) - 8192)
+        .unwrap();
+    let at_the_end = ((128 << 20) - 8192).to_string();
+    says(&mut at(&d.path("md")), &["is not blank", &at_the_end, "sds-server format --force"]);
     let twice = d.path("twice");
     std::fs::File::create(&twice).unwrap().set_len(128 << 20).unwrap();
     says(at(&twice).arg("--device").arg(&twice), &["named twice"]);

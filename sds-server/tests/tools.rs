@@ -199,6 +199,50 @@ fn repair_writes_a_damaged_superblock_anew() {
 }
 
 #[test]
+fn what_lies_behind_a_zeroed_start_is_never_taken_for_blank() {
+    let d = Dir::new("tools-zeroed");
+    let sparse = |name: &str| {
+        let path = d.0.join(name);
+        let f = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        f.set_len(BYTES + 512).unwrap();
+        (path, f)
+    };
+    let refused = |p: &Path, says: &[&str]| {
+        let before = std::fs::read(p).unwrap();
+        for args in [&["format"][..], &["inspect"], &["check"], &["check", "--repair"], &["dump"]] {
+            let o = tool(args, p);
+            let said = text(&o);
+            assert_eq!(o.status.code(), Some(1), "{args:?}: {said}");
+            assert!(says.iter().all(|s| said.contains(s)), "{args:?}: {said}");
+            assert!(said.contains("sds-server format --force"), "{args:?}: {said}");
+        }
+        assert!(std::fs::read(p).unwrap() == before);
+    };
+    // Zeroes over a Quarry device: as far as its superblocks, and as far as its log.
+    let p = device(&d, "dd");
+    let f = File::options().write(true).open(&p).unwrap();
+    f.write_all_at(&[0; LOG_AT as usize], 0).unwrap();
+    refused(&p, &["was a Quarry device", "a piece of the log lies 131072 bytes"]);
+    // Its start copied to where it does not belong.
+    let (p, f) = sparse("moved");
+    let magic = std::fs::read(device(&d, "good")).unwrap();
+    f.write_all_at(&magic[..PAGE], 256 << 10).unwrap();
+    f.write_all_at(b"before it", 200 << 10).unwrap();
+    refused(&p, &["was a Quarry device", "a superblock lies 262144 bytes"]);
+    // What others keep behind a start of zeroes, and at the end.
+    for at in [70_000, (1 << 20) - 1, BYTES - (1 << 20), BYTES - 1] {
+        let (p, f) = sparse(&format!("other-{at}"));
+        f.write_all_at(b"!", at).unwrap();
+        refused(&p, &["is not blank", &format!("something {at} bytes from its start")]);
+        assert_eq!(tool(&["format", "--force"], &p).status.code(), Some(0));
+        assert!(text(&tool(&["format"], &p)).contains("is blank already"));
+        std::fs::remove_file(&p).unwrap();
+    }
+    let (p, _) = sparse("new");
+    assert!(text(&tool(&["inspect"], &p)).contains("blank, 128"));
+}
+
+#[test]
 fn the_tools_refuse_what_is_not_theirs() {
     let d = Dir::new("tools-wrong");
     let p = device(&d, "dev");
