@@ -268,6 +268,19 @@ fn the_tools_refuse_what_is_not_theirs() {
     std::fs::copy(&p, &short).unwrap();
     File::options().write(true).open(&short).unwrap().set_len(BYTES / 2).unwrap();
     refused(&short, "restore its size");
+    // What is opened for its other end to come, or begins to work when it is opened.
+    let fifo = d.0.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let tools = all.into_iter().chain([&["inspect"][..], &["format", "--force"]]);
+    for args in tools {
+        for p in [fifo.as_path(), Path::new("/dev/null")] {
+            let program = env!("CARGO_BIN_EXE_sds-server");
+            let mut waits = Command::new("timeout");
+            let o = waits.args(["10", program]).args(args).arg(p).output().unwrap();
+            assert_eq!(o.status.code(), Some(1), "{args:?} {}: {}", p.display(), text(&o));
+            assert!(text(&o).contains("neither a regular file nor a block device"), "{}", text(&o));
+        }
+    }
     // A device in use: its lock.
     let f = File::options().read(true).write(true).open(&p).unwrap();
     rustix::fs::flock(&f, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();

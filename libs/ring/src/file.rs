@@ -63,11 +63,7 @@ fn file_error(what: &'static str, path: &Path, e: Errno) -> RingError {
 pub(crate) fn open(path: &Path, opts: OpenOpts) -> Result<Opened, RingError> {
     let (fd, direct) = open_fd(path, opts)?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| file_error("cannot look at", path, e))?;
-    let is_block_device = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => false,
-        FileType::BlockDevice => true,
-        _ => return Err(RingError::NotADevice { path: path.to_path_buf() }),
-    };
+    let is_block_device = is_block(path, &stat)?;
     lock(path, &fd, &stat, opts.read_only, is_block_device)?;
     let mut size = rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0))
         .map_err(|e| file_error("cannot find the size of", path, e))?;
@@ -85,11 +81,29 @@ pub(crate) fn open(path: &Path, opts: OpenOpts) -> Result<Opened, RingError> {
     Ok(Opened { fd, size, is_block_device, direct, in_memory, dsync })
 }
 
+/// A block device, or a file? Everything else is refused.
+fn is_block(path: &Path, stat: &Stat) -> Result<bool, RingError> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(false),
+        FileType::BlockDevice => Ok(true),
+        _ => Err(RingError::NotADevice { path: path.to_path_buf() }),
+    }
+}
+
+/// Opens what a look has shown to be a file or a block device. The look comes first: to open a FIFO is to wait for its other
+/// end, and some character devices begin their work when they are opened (a watchdog does).
 fn open_fd(path: &Path, opts: OpenOpts) -> Result<(OwnedFd, bool), RingError> {
     let mut flags = OFlags::CLOEXEC;
     flags |= if opts.read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    let block = rustix::fs::stat(path)
-        .is_ok_and(|st| FileType::from_raw_mode(st.st_mode) == FileType::BlockDevice);
+    let block = match rustix::fs::stat(path) {
+        Ok(stat) => is_block(path, &stat)?,
+        // Not there, or not to be looked at: opening it says what is to be said.
+        Err(_) => false,
+    };
+    if !block {
+        // Another thing may take its place meanwhile. Not for block devices: with it some drivers open what has no medium.
+        flags |= OFlags::NONBLOCK;
+    }
     if block && !opts.read_only {
         // Without O_CREAT this claims a block device: refused while it is mounted or claimed.
         flags |= OFlags::EXCL;
@@ -106,13 +120,20 @@ fn open_fd(path: &Path, opts: OpenOpts) -> Result<(OwnedFd, bool), RingError> {
     } else {
         rustix::fs::open(path, flags, mode).map(|fd| (fd, false))
     };
-    opened.map_err(|e| match e {
+    let (fd, direct) = opened.map_err(|e| match e {
         Errno::BUSY => RingError::Locked {
             path: path.to_path_buf(),
             holder: "a mount or another exclusive user of the device".to_string(),
         },
         e => file_error("cannot open", path, e),
-    })
+    })?;
+    if flags.contains(OFlags::NONBLOCK) {
+        // With it io_uring answers EAGAIN on file systems that cannot tell whether they would wait.
+        rustix::fs::fcntl_getfl(&fd)
+            .and_then(|now| rustix::fs::fcntl_setfl(&fd, now - OFlags::NONBLOCK))
+            .map_err(|e| file_error("cannot set the flags of", path, e))?;
+    }
+    Ok((fd, direct))
 }
 
 fn lock(
@@ -192,5 +213,41 @@ mod tests {
             None,
             "a process of another container has no pid here"
         );
+    }
+    fn scratch(name: &str) -> std::path::PathBuf {
+        let dir = std::env::temp_dir().join(format!("quarry-file-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_is_neither_a_file_nor_a_block_device_is_not_even_opened() {
+        let dir = scratch("fifo");
+        let fifo = dir.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, 0o600.into(), 0).unwrap();
+        let all = [false, true].map(|read_only| OpenOpts { read_only, ..OpenOpts::default() });
+        for opts in all.into_iter().flat_map(|o| [o, OpenOpts { create_size: Some(4096), ..o }]) {
+            for path in [&fifo, Path::new("/dev/null"), &dir] {
+                let (tx, rx) = std::sync::mpsc::channel();
+                let of = path.to_path_buf();
+                std::thread::spawn(move || tx.send(open(&of, opts).err()).ok());
+                let e = rx.recv_timeout(Duration::from_secs(10)).expect("it waits for ever");
+                let refused = matches!(e, Some(RingError::NotADevice { .. }));
+                assert!(refused, "{}: {e:?}", path.display());
+            }
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_left_as_one_that_waits_and_keeps_what_was_asked_for() {
+        let dir = scratch("flags");
+        let opts = OpenOpts { direct: true, read_only: false, create_size: Some(8192) };
+        let o = open(&dir.join("new"), opts).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&o.fd).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
+        assert_eq!(flags.contains(OFlags::DIRECT), o.direct);
+        assert_eq!(o.size, 8192);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }
