@@ -75,6 +75,8 @@ pub struct Control {
     session: Session,
     to_mdm: mpsc::Sender<FromNode>,
     state: StateFile,
+    /// What `state` says is not in its file yet.
+    unsaved: bool,
     start: Arc<Mutex<Option<u64>>>,
     cluster: Arc<Mutex<Option<String>>>,
     heartbeat: Interval,
@@ -147,6 +149,7 @@ impl Control {
             session,
             shard,
             state,
+            unsaved: false,
             start,
             cluster,
             heartbeat: every(FIRST_HEARTBEAT),
@@ -180,6 +183,9 @@ impl Control {
                     }
                 },
                 _ = self.heartbeat.tick() => {
+                    if self.unsaved {
+                        self.save_state();
+                    }
                     if self.up {
                         // Full: the shard is behind, and a missing heartbeat says so.
                         if self.shard.tx.try_send(ToShard::Heartbeat).is_ok() {
@@ -232,6 +238,15 @@ impl Control {
         Ok(())
     }
 
+    /// Saves what is remembered; a save that fails is tried again with every heartbeat.
+    fn save_state(&mut self) {
+        let done = self.state.save();
+        if let (Err(error), false) = (&done, self.unsaved) {
+            tracing::error!(%error, "cannot save the state file; it is tried again");
+        }
+        self.unsaved = done.is_err();
+    }
+
     fn relay(&mut self, m: FromShard) {
         let m = match m {
             FromShard::Send(m) => *m,
@@ -243,10 +258,11 @@ impl Control {
             }
             FromShard::Formatted(path) => {
                 self.state.state.blank.remove(&path);
-                if let Err(error) = self.state.save() {
-                    tracing::warn!(%error, "cannot save the state file");
-                }
-                return;
+                return self.save_state();
+            }
+            FromShard::Failed { uuid, device } => {
+                self.state.state.failed.insert(uuid, device);
+                return self.save_state();
             }
         };
         // Full or no session: everything is reported again with the next heartbeat or registration.

@@ -72,6 +72,8 @@ pub struct Device {
     pub phase: Phase,
     /// Formatting it failed.
     pub unformatted: bool,
+    /// A write or sync failed that the page cache hides from the next start; it has been told.
+    pub lost: bool,
     /// Bytes a second that its scrub reads where its pool says nothing of it.
     pub scrub_rate: u64,
     /// Memory for checksums of its pages.
@@ -334,6 +336,7 @@ fn examine(
         id: None,
         phase: Phase::Blank,
         unformatted: false,
+        lost: false,
         scrub_rate: 0,
         checksum_cache: 0,
         capacity_bytes: opened.size,
@@ -353,7 +356,13 @@ fn examine(
             device.uuid = info.ident.device_uuid;
             device.id = Some(info.ident.device);
             device.bytes = info.device_bytes;
-            device.recover(Some(info.ident.cluster));
+            match state.failed(&device.uuid).map(|f| f.message(path)) {
+                None => device.recover(Some(info.ident.cluster)),
+                Some(why) => {
+                    tracing::error!(device = %path.display(), "{why}");
+                    device.phase = Phase::Failed(why);
+                }
+            }
             // The first device decides for a node that does not know its cluster any more.
             if state.state.cluster.is_none() {
                 state.state.cluster = Some(to_hex(&info.ident.cluster));

@@ -40,6 +40,8 @@ pub struct Done {
     pub device: usize,
     pub owner: Owner,
     pub result: DiskResult,
+    /// A write or a sync that failed, with this errno: what the device holds is not known any more.
+    pub lost: Option<i32>,
 }
 
 /// Operations under way on all devices.
@@ -155,7 +157,13 @@ impl Disks {
                 _ => {}
             }
         }
-        Some(Done { device: p.device, owner: p.owner, result })
+        let lost = match (&result, p.kind) {
+            (DiskResult::Done(Err(errno)), Kind::Write | Kind::WriteSync | Kind::Sync) => {
+                Some(*errno)
+            }
+            _ => None,
+        };
+        Some(Done { device: p.device, owner: p.owner, result, lost })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the control thread and the shard say to each other. Both ways bounded; the shard never waits.
 
 use crate::error::SdsError;
+use crate::state::FailedDevice;
 use quarry_base::{ConfigIndex, SdsId, StartNo};
 use quarry_control::{Change, ClusterView, DeviceReport, FromNode, Proposal, RegisteredDevice};
 use quarry_ring::Waker;
@@ -51,6 +52,12 @@ pub enum FromShard {
     },
     /// A blank device is formatted: its identity is on it now.
     Formatted(PathBuf),
+    /// A write or sync has failed where O_DIRECT is refused: the device must not be opened again.
+    Failed {
+        /// As [`to_hex`](crate::state::to_hex) writes it.
+        uuid: String,
+        device: FailedDevice,
+    },
 }
 
 /// A started shard.

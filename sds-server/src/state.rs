@@ -1,5 +1,12 @@
-//! The little the daemon remembers in its data directory: its cluster, and the identities it gave to
-//! devices that are not formatted yet (so that a crash in between does not register them twice).
+//! The little the daemon remembers in its data directory: its cluster, the identities it gave to
+//! devices that are not formatted yet (so that a crash in between does not register them twice), and
+//! which devices failed behind the page cache.
+//!
+//! Why the last: a failed write or sync is final for a device. Where it is opened with O_DIRECT a restart of the
+//! server is another try, for recovery reads what the medium holds and syncs it. Where O_DIRECT is refused it reads the page
+//! cache, and after a failed sync the kernel takes the pages that it could not write for clean: recovery would find batches
+//! that never were on the disk, its own sync would succeed, and they would count as durable. So such a device stays failed,
+//! whoever opens it, until it is formatted anew.
 
 use crate::error::SdsError;
 use serde::{Deserialize, Serialize};
@@ -18,6 +25,34 @@ pub struct State {
     pub cluster: Option<String>,
     /// Identity of each blank device, by path.
     pub blank: BTreeMap<PathBuf, String>,
+    /// Devices whose write or sync failed where O_DIRECT is refused, by identity.
+    #[serde(default)]
+    pub failed: BTreeMap<String, FailedDevice>,
+}
+
+/// A device that is not opened again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FailedDevice {
+    /// Where it was.
+    pub path: PathBuf,
+    /// What failed.
+    pub why: String,
+    /// When, seconds since 1970.
+    pub at: u64,
+}
+
+impl FailedDevice {
+    /// What is said of it where it lies at `path` now.
+    pub fn message(&self, path: &Path) -> String {
+        let ago = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.at))
+            .map_or(0, |d| d.as_secs());
+        format!(
+            "{path} failed {ago} s before this server started ({}), and O_DIRECT is refused there: what reads back may never have been on the disk, so it is not opened again; its data is restored from other copies: replace the device, or wipe it with `sds-server format --force {path}`",
+            self.why,
+            path = path.display()
+        )
+    }
 }
 
 /// The state and where it lies.
@@ -57,9 +92,18 @@ impl StateFile {
         quarry_control::replace_file(&self.path, &text, 0o644).map_err(fail)
     }
 
-    /// The identity of a blank device: the one given before, or a new one.
+    /// A device that failed before and may not be opened again.
+    pub fn failed(&self, uuid: &[u8; 16]) -> Option<&FailedDevice> {
+        self.state.failed.get(&to_hex(uuid))
+    }
+
+    /// The identity of a blank device: the one given before, or a new one. That it has failed before is forgotten: all of it
+    /// is written anew.
     pub fn uuid_of_blank(&mut self, path: &Path) -> Result<[u8; 16], SdsError> {
         if let Some(known) = self.state.blank.get(path).and_then(|t| from_hex(t)) {
+            if self.state.failed.remove(&to_hex(&known)).is_some() {
+                self.save()?;
+            }
             return Ok(known);
         }
         let uuid = *uuid::Uuid::new_v4().as_bytes();
@@ -104,6 +148,31 @@ mod tests {
         assert_eq!(again.uuid_of_blank(Path::new("/dev/x")).unwrap(), id);
         std::fs::write(dir.join(FILE), "nonsense").unwrap();
         assert!(StateFile::load(&dir).unwrap_err().to_string().contains("is damaged"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_failed_device_is_remembered_until_it_is_blank_again() {
+        let dir = std::env::temp_dir().join(format!("quarry-sds-failed-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        // Written by a release that did not know of it.
+        std::fs::write(dir.join(FILE), r#"{"version":1,"cluster":null,"blank":{}}"#).unwrap();
+        let mut s = StateFile::load(&dir).unwrap();
+        let id = s.uuid_of_blank(Path::new("/x")).unwrap();
+        assert_eq!(s.failed(&id), None);
+        let f = FailedDevice { path: "/x".into(), why: "Input/output error".into(), at: 1 };
+        s.state.failed.insert(to_hex(&id), f.clone());
+        s.save().unwrap();
+        let mut s = StateFile::load(&dir).unwrap();
+        assert_eq!(s.failed(&id), Some(&f));
+        assert_eq!(s.failed(&[9; 16]), None);
+        let says = f.message(Path::new("/y"));
+        assert!(
+            says.contains("(Input/output error)") && says.contains("format --force /y"),
+            "{says}"
+        );
+        assert_eq!(s.uuid_of_blank(Path::new("/x")).unwrap(), id);
+        assert_eq!(StateFile::load(&dir).unwrap().failed(&id), None);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

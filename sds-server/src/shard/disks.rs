@@ -5,6 +5,7 @@ use crate::device::Phase;
 use crate::disk::{Owner, Target};
 use crate::format;
 use crate::mail::FromShard;
+use crate::state::{to_hex, FailedDevice};
 use quarry_base::{DeviceId, Nanos};
 use quarry_control::RegisteredDevice;
 use quarry_replica::Event as In;
@@ -31,6 +32,9 @@ impl Shard {
             tracing::error!(token, "a completion that belongs to nothing");
             return;
         };
+        if let Some(errno) = done.lost {
+            self.remember_failure(done.device, errno);
+        }
         let Some(d) = self.devices.get_mut(done.device) else { return };
         match (done.owner, &mut d.phase) {
             (Owner::Store(id), Phase::Opening(s) | Phase::Recovered(s)) => {
@@ -45,6 +49,30 @@ impl Shard {
             (Owner::Format, Phase::Formatting(_)) => self.format_done(done.device, done.result),
             // The store is gone with its failure; what it had under way interests nobody.
             _ => {}
+        }
+    }
+
+    /// A write or sync of a device has failed. Behind the page cache that outlasts this process: see `state.rs`.
+    fn remember_failure(&mut self, device: usize, errno: i32) {
+        let Some(d) = self.devices.get_mut(device).filter(|d| !d.direct && !d.lost) else { return };
+        d.lost = true;
+        let why = format!("a write or sync: {}", std::io::Error::from_raw_os_error(errno));
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = at.map_or(0, |d| d.as_secs());
+        let failed = FailedDevice { path: d.path.clone(), why, at };
+        self.failures.push((to_hex(&d.uuid), failed));
+        self.tell_failures();
+    }
+
+    /// Has failures kept by the control thread; those it has no room for now, at the next call.
+    pub(super) fn tell_failures(&mut self) {
+        while let Some((uuid, device)) = self.failures.pop() {
+            if let Err(e) = self.tx.try_send(FromShard::Failed { uuid, device }) {
+                if let FromShard::Failed { uuid, device } = e.into_inner() {
+                    self.failures.push((uuid, device));
+                }
+                return;
+            }
         }
     }
 
@@ -161,7 +189,7 @@ impl Shard {
     ) {
         for index in 0..self.devices.len() {
             let Some(d) = self.devices.get_mut(index) else { continue };
-            let uuid = crate::state::to_hex(&d.uuid);
+            let uuid = to_hex(&d.uuid);
             let Some(known) = ids.iter().find(|r| r.uuid == uuid) else {
                 tracing::warn!(device = %d.path.display(), "the MDM does not know this device yet");
                 continue;

@@ -17,7 +17,7 @@ use crate::mail::{FromShard, Started, ToShard};
 use crate::metrics::{DeviceMetrics, SdsMetrics};
 use crate::patience::patiently;
 use crate::settings::Config;
-use crate::state::StateFile;
+use crate::state::{FailedDevice, StateFile};
 use quarry_base::{DeviceId, Nanos, SdsId, StartNo};
 use quarry_control::Proposal;
 use quarry_replica::{Action, Engine, EngineConfig, Event};
@@ -77,6 +77,8 @@ pub struct Shard {
     rx: mpsc::Receiver<ToShard>,
     tx: mpsc::Sender<FromShard>,
     proposals: VecDeque<(u64, Proposal)>,
+    /// Devices, by identity, whose failure the control thread has still to keep.
+    failures: Vec<(String, FailedDevice)>,
     timers: TimerHeap<Timer>,
     /// Events for the engine that arose here; told in the next turn.
     inbox: VecDeque<Event>,
@@ -173,6 +175,7 @@ impl Shard {
             rx,
             tx,
             proposals: VecDeque::new(),
+            failures: Vec::new(),
             timers: TimerHeap::new(),
             inbox: VecDeque::new(),
             actions: Vec::new(),

@@ -139,6 +139,7 @@ impl Shard {
     pub(super) fn publish_if_due(&mut self, now: Nanos) {
         if now >= self.publish_at {
             self.publish_at = now + PUBLISH;
+            self.tell_failures();
             self.publish(now);
         }
     }

@@ -57,12 +57,19 @@ pub struct Server {
 impl Server {
     /// Starts server `name` with one device; it registers with `mdm`.
     pub fn start(dir: &Dir, name: &str, mdm: &Mdm) -> Server {
+        Server::start_in(&[], dir, name, mdm)
+    }
+
+    /// The same behind a program that runs it.
+    pub fn start_in(before: &[&str], dir: &Dir, name: &str, mdm: &Mdm) -> Server {
         let at = |s: &str| dir.0.join(format!("{name}{s}"));
         let node = format!("name='{name}'\ncapabilities=['SDS']\nmdm=['{}']\n", mdm.address);
         std::fs::write(at(".toml"), node).unwrap();
         let log = at(".log");
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_sds-server"))
+        let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_sds-server")]);
+        let child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--node-config")
             .arg(at(".toml"))
             .arg("--data-dir")
