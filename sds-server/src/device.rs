@@ -78,6 +78,12 @@ pub struct Device {
     pub scrub_rate: u64,
     /// Memory for checksums of its pages.
     pub checksum_cache: u64,
+    /// When its opening began, and what it took, seconds.
+    pub opening_since: Nanos,
+    pub open_seconds: f64,
+    /// Memory of its block table, bytes, and when it is measured next.
+    pub table_memory: u64,
+    pub measure_at: Nanos,
     /// As the store said last, for reports.
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -157,6 +163,7 @@ impl Device {
         let mut store = Store::open(self.store_config(), cluster);
         // Its pool may want no scrub: it begins when the engine knows what the pool says.
         store.set_scrub_policy(Some(0));
+        self.opening_since = quarry_ring::now_boottime();
         self.phase = Phase::Opening(Box::new(store));
     }
 }
@@ -339,6 +346,10 @@ fn examine(
         lost: false,
         scrub_rate: 0,
         checksum_cache: 0,
+        opening_since: Nanos::ZERO,
+        open_seconds: 0.0,
+        table_memory: 0,
+        measure_at: Nanos::ZERO,
         capacity_bytes: opened.size,
         used_bytes: 0,
         recovered: Vec::new(),

@@ -3,7 +3,7 @@
 
 use quarry_metrics::{Counter, Family, Histo, Metrics};
 use quarry_ring::RingStats;
-use quarry_store::ScrubStats;
+use quarry_store::{Headroom, ScrubStats, StoreStats};
 use std::sync::{Arc, Mutex};
 
 /// Handles for one device's operations.
@@ -36,6 +36,15 @@ pub struct DeviceLevels {
     pub scrub: ScrubStats,
     /// Of the cache of checksums: bytes, limit, hits, misses, evictions.
     pub check_cache: [u64; 5],
+    /// What its store says of itself.
+    pub store: StoreStats,
+    pub headroom: Headroom,
+    /// Memory of the block table and of what finds a block in it, bytes; up to a minute old.
+    pub table_memory: u64,
+    /// What its last opening took.
+    pub open_seconds: f64,
+    /// What may be in flight at a time, by kind.
+    pub in_flight_limits: [(&'static str, usize); 4],
 }
 
 /// What the shard published last.
@@ -47,6 +56,8 @@ pub struct Published {
     pub ring: RingStats,
     pub connections: usize,
     pub disk_in_flight: usize,
+    /// What of it may be in the kernel at a time.
+    pub disk_in_flight_limit: usize,
     /// Why `/healthz` is not 200.
     pub unhealthy: Option<String>,
 }
@@ -104,6 +115,8 @@ impl SdsMetrics {
         m.levels();
         m.counts();
         m.checksum_cache();
+        m.store_levels();
+        m.store_counts();
         m
     }
 
@@ -156,6 +169,93 @@ impl SdsMetrics {
             let p = Arc::clone(&self.published);
             self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
         }
+        for (name, help, value) in counters {
+            let p = Arc::clone(&self.published);
+            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
+        }
+    }
+
+    /// How close a store is to its bounds (docs/DISK-FORMAT.md).
+    fn store_levels(&self) {
+        type Level = fn(&DeviceLevels) -> f64;
+        let gauges: [(&'static str, &'static str, Level); 6] = [
+            (
+                "quarry_device_dirty_pages",
+                "Pages of 4 KiB that are only in the log and in memory",
+                |d| d.store.dirty_pages as f64,
+            ),
+            (
+                "quarry_device_tombstones",
+                "Deleted blocks that are remembered for copies that were away",
+                |d| d.store.tombstones as f64,
+            ),
+            (
+                "quarry_device_headroom_blocks",
+                "Blocks of 64 KiB that can still be allocated, the reserve not counted",
+                |d| d.headroom.blocks as f64,
+            ),
+            (
+                "quarry_device_log_headroom_bytes",
+                "Bytes of writes that the log takes before they have to wait",
+                |d| d.headroom.log_bytes as f64,
+            ),
+            (
+                "quarry_device_table_memory_bytes",
+                "Memory of the block table and of its index, measured once a minute",
+                |d| d.table_memory as f64,
+            ),
+            ("quarry_device_open_seconds", "What the last opening of the device took", |d| {
+                d.open_seconds
+            }),
+        ];
+        for (name, help, value) in gauges {
+            let p = Arc::clone(&self.published);
+            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
+        }
+        let p = Arc::clone(&self.published);
+        self.registry.gauge_fn(
+            "quarry_device_in_flight_limit",
+            "What a device may have in flight at a time, by kind",
+            &["device", "kind"],
+            move || with(&p, |p| p.devices.iter().flat_map(in_flight_limits).collect()),
+        );
+    }
+
+    /// What a store has done since it was opened.
+    fn store_counts(&self) {
+        type Level = fn(&DeviceLevels) -> f64;
+        let counters: [(&'static str, &'static str, Level); 8] = [
+            ("quarry_device_log_full_total", "Records that the log had no room for at once", |d| {
+                d.store.log_full as f64
+            }),
+            ("quarry_device_log_batches_total", "Batches of records written to the log", |d| {
+                d.store.batches as f64
+            }),
+            ("quarry_device_log_records_total", "Records written to the log", |d| {
+                d.store.batch_records as f64
+            }),
+            (
+                "quarry_device_relogged_records_total",
+                "Records written to the log again because its tail came to them",
+                |d| d.store.relogged as f64,
+            ),
+            ("quarry_device_checkpoints_total", "Checkpoints of the block table", |d| {
+                d.store.checkpoints as f64
+            }),
+            ("quarry_device_syncs_total", "Syncs that the store asked its device for", |d| {
+                d.store.syncs as f64
+            }),
+            (
+                "quarry_device_destaged_pages_total",
+                "Pages of 4 KiB written from the log to their blocks",
+                |d| d.store.destaged_pages as f64,
+            ),
+            (
+                "quarry_device_direct_writes_total",
+                "Whole blocks written straight to their places",
+                |d| d.store.direct_writes as f64,
+            ),
+        ];
         for (name, help, value) in counters {
             let p = Arc::clone(&self.published);
             self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
@@ -249,6 +349,11 @@ impl SdsMetrics {
         one("quarry_sds_disk_in_flight", "Disk operations not completed", |p| {
             p.disk_in_flight as f64
         });
+        one(
+            "quarry_sds_disk_in_flight_limit",
+            "Disk operations in the kernel at most; more wait",
+            |p| p.disk_in_flight_limit as f64,
+        );
     }
 
     fn counts(&self) {
@@ -330,6 +435,11 @@ fn with<T>(p: &Mutex<Published>, f: impl FnOnce(&Published) -> T) -> T {
 
 fn per_device(p: &Mutex<Published>, value: fn(&DeviceLevels) -> f64) -> Vec<(Vec<String>, f64)> {
     with(p, |p| p.devices.iter().map(|d| (vec![d.label.clone()], value(d))).collect())
+}
+
+fn in_flight_limits(d: &DeviceLevels) -> impl Iterator<Item = (Vec<String>, f64)> + '_ {
+    let of = |(kind, n): &(&str, usize)| (vec![d.label.clone(), kind.to_string()], *n as f64);
+    d.in_flight_limits.iter().map(of)
 }
 
 fn ring_counts(r: &RingStats) -> [(&'static str, u64); 18] {

@@ -212,3 +212,62 @@ fn a_cluster_id_written_as_a_uuid_is_the_same_cluster_after_a_restart() {
     s.register_in(text, 1, 2);
     s.until_open();
 }
+
+#[test]
+fn the_bounds_of_a_device_and_how_close_it_is_to_them_are_exported() {
+    let (d, mdm) = (Dir::new("bounds"), Mdm::new());
+    let mut server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    d.until_formatted("a");
+    server.kill();
+    drop(s);
+    let _server = Server::start(&d, "a", &mdm);
+    let s = mdm.accept();
+    s.register(1, 2);
+    s.until_open();
+    let label = format!("device=\"{}\"", d.0.join("a.img").display());
+    let value = |page: &str, name: &str, more: &str| {
+        let line = page.lines().find(|l| {
+            l.starts_with(&format!("{name}{{")) && l.contains(&label) && l.contains(more)
+        });
+        let line = line.unwrap_or_else(|| panic!("no {name} {more} in {page}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let limit = Instant::now() + Duration::from_secs(10);
+    let page = loop {
+        let page = metrics(&s);
+        if value(&page, "quarry_device_headroom_blocks", "") > 0.0 {
+            break page;
+        }
+        assert!(Instant::now() < limit, "no levels: {page}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let of = |name: &str| value(&page, name, "");
+    for counter in [
+        "log_full",
+        "log_batches",
+        "log_records",
+        "relogged_records",
+        "checkpoints",
+        "syncs",
+        "destaged_pages",
+        "direct_writes",
+    ] {
+        assert!(of(&format!("quarry_device_{counter}_total")) >= 0.0);
+    }
+    assert_eq!((of("quarry_device_dirty_pages"), of("quarry_device_tombstones")), (0.0, 0.0));
+    // 160 MiB less its log, its table and the reserve.
+    let blocks = of("quarry_device_headroom_blocks");
+    assert!((1500.0..2048.0).contains(&blocks), "{blocks}");
+    assert!(of("quarry_device_log_headroom_bytes") > f64::from(16 << 20));
+    assert!(of("quarry_device_table_memory_bytes") > 0.0, "measured at once");
+    let open = of("quarry_device_open_seconds");
+    assert!(open > 0.0 && open < 20.0, "{open}");
+    for (kind, n) in [("log_batches", 8.0), ("reads", 256.0), ("destages", 16.0)] {
+        let kind = format!("kind=\"{kind}\"");
+        assert_eq!(value(&page, "quarry_device_in_flight_limit", &kind), n);
+    }
+    assert!(page.contains("quarry_sds_disk_in_flight_limit 8192"), "{page}");
+}

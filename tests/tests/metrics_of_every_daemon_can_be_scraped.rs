@@ -4,6 +4,28 @@ use quarry_tests::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// What every device says of its store.
+const BOUNDS: [&str; 10] = [
+    "quarry_device_syncs_total",
+    "quarry_device_log_full_total",
+    "quarry_device_relogged_records_total",
+    "quarry_device_checkpoints_total",
+    "quarry_device_destaged_pages_total",
+    "quarry_device_direct_writes_total",
+    "quarry_device_dirty_pages",
+    "quarry_device_tombstones",
+    "quarry_device_in_flight_limit",
+    "quarry_device_log_headroom_bytes",
+];
+/// ... and what of it is not zero once it was written to.
+const MOVE: [&str; 5] = [
+    "quarry_device_log_batches_total",
+    "quarry_device_log_records_total",
+    "quarry_device_headroom_blocks",
+    "quarry_device_table_memory_bytes",
+    "quarry_device_open_seconds",
+];
+
 type Samples = BTreeMap<String, f64>;
 
 #[test]
@@ -36,6 +58,25 @@ fn metrics_of_every_daemon_can_be_scraped() -> Res<()> {
                 })
             });
         }
+        cases.case("how close each device is to its bounds", || {
+            for m in cluster.members()?.into_iter().filter(|m| m.role == "sds") {
+                let all = scrape(&m.metrics)?;
+                for name in BOUNDS {
+                    let of =
+                        |k: &&String| k.split('{').next() == Some(name) && k.contains("device=");
+                    let value = all.keys().find(of).and_then(|k| all.get(k));
+                    ensure!(value.is_some(), "{} exports no {name}", m.name);
+                }
+                for name in MOVE {
+                    let sum: f64 = all
+                        .iter()
+                        .filter_map(|(k, v)| (k.split('{').next() == Some(name)).then_some(*v))
+                        .sum();
+                    ensure!(sum > 0.0, "{name} of {} is 0 after I/O", m.name);
+                }
+            }
+            Ok(())
+        });
         cases.case("the MDM knows the cluster's health and space", || {
             let mdm = cluster.member("mdm1")?;
             let all = scrape(&mdm.metrics)?;

@@ -146,6 +146,7 @@ impl Shard {
             d.phase = phase;
             return;
         };
+        d.open_seconds = now.since(d.opening_since).as_secs_f64();
         let stats = store.stats();
         d.capacity_bytes = stats.capacity_bytes;
         d.used_bytes = stats.used_bytes;

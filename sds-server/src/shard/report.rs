@@ -6,9 +6,12 @@ use crate::mail::FromShard;
 use crate::metrics::{DeviceLevels, Published};
 use quarry_base::{DeviceId, Nanos, PgId, Version};
 use quarry_control::{promised, scrub_ended, DeviceReport, FromNode, PgReport, SCRUB_ENDED};
+use quarry_ring::RingConfig;
 use std::collections::HashMap;
 use std::time::Duration;
 
+/// How often the memory of a block table is measured.
+const MEASURE: Duration = Duration::from_secs(60);
 /// How often a group's report is repeated although nothing but its size changed.
 const REPEAT: Duration = Duration::from_secs(1);
 
@@ -144,9 +147,21 @@ impl Shard {
         }
     }
 
+    /// Measures the memory of the block tables when it is time: that goes through all of one.
+    fn measure_tables(&mut self, now: Nanos) {
+        for d in &mut self.devices {
+            let store = d.phase.recovered().or_else(|| self.engine.store(d.id?));
+            if let Some(s) = store.filter(|_| now >= d.measure_at) {
+                d.measure_at = now + MEASURE;
+                d.table_memory = s.table_memory();
+            }
+        }
+    }
+
     /// Publishes levels for the metrics page.
-    pub(super) fn publish(&mut self, _now: Nanos) {
+    pub(super) fn publish(&mut self, now: Nanos) {
         self.refresh_devices();
+        self.measure_tables(now);
         let devices = self
             .devices
             .iter()
@@ -154,6 +169,7 @@ impl Shard {
                 // Without one counters that are kept on the device would go to 0 and come back.
                 let store = d.phase.recovered().or_else(|| self.engine.store(d.id?));
                 let stats = store.map(|s| s.stats()).unwrap_or_default();
+                let limits = d.store_config();
                 DeviceLevels {
                     label: d.path.to_string_lossy().into_owned(),
                     capacity_bytes: d.capacity_bytes,
@@ -170,6 +186,16 @@ impl Shard {
                         stats.check_hits,
                         stats.check_misses,
                         stats.check_evictions,
+                    ],
+                    store: stats,
+                    headroom: store.map(|s| s.headroom()).unwrap_or_default(),
+                    table_memory: d.table_memory,
+                    open_seconds: d.open_seconds,
+                    in_flight_limits: [
+                        ("log_batches", limits.max_batches_in_flight),
+                        ("reads", limits.max_reads_in_flight),
+                        ("destages", limits.destage_depth),
+                        ("destages_of_a_full_log", limits.destage_depth_full),
                     ],
                     scrub: store.map(|s| s.scrub_stats()).unwrap_or_default(),
                     failed: d.failure().is_some() || store.is_some_and(|s| s.unfit().is_some()),
@@ -191,6 +217,7 @@ impl Shard {
             ring: *self.reactor.stats(),
             connections: self.links.len(),
             disk_in_flight: self.disks.in_flight(),
+            disk_in_flight_limit: RingConfig::default().max_inflight,
             unhealthy,
         };
         // A scrape holds the lock for microseconds; then the next time will do.
