@@ -6,17 +6,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "common/golden.rs"]
+mod golden;
 
 use common::rig::*;
-use quarry_base::*;
+use golden::{history, intent_pages, rest, LOG, TABLE};
 use quarry_store::*;
-use std::path::PathBuf;
 
-const LOG: usize = 128 << 10;
-const TABLE: usize = LOG + (1 << 20);
-
-fn golden(name: &str, now: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+fn as_before(name: &str, now: &[u8]) {
+    let path = golden::path(name);
     // Trailing zeroes of the area are not kept.
     let now = &now[..now.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1)];
     if std::env::var("STORE_GOLDEN").is_ok_and(|v| v == "write") {
@@ -27,33 +25,17 @@ fn golden(name: &str, now: &[u8]) {
     assert!(now == want, "{name} differs at byte {at:?}, lengths {} {}", now.len(), want.len());
 }
 
-fn history(r: &mut Rig) {
-    r.store.put_meta(PG, b"meta".to_vec().into()).unwrap();
-    r.append(PG, write(0, 4096, &[1])).unwrap();
-    r.append(PG, write(0, 65536, &whole(2))).unwrap();
-    r.append(PG, zero(0, 4096, 8192)).unwrap();
-    r.append(PG, RecordKind::EpochStart { base: Seq(3) }).unwrap();
-    r.append(PG, RecordKind::DropVtree { vtree: VtreeId(9) }).unwrap();
-    r.store.append_copy(PG, copy_of(key(1, 2), v(1, 2), 0b101, &[30, 31])).unwrap();
-    r.run_all();
-}
-
-fn rest(r: &mut Rig) {
-    r.commit_all(PG);
-    r.flush();
-}
-
 #[test]
 fn superblock_log_batch_and_table_group_are_byte_for_byte_as_before() {
     let mut r = Rig::new(small_config());
-    golden("superblock-opened", &r.disk.durable[..4096]);
+    as_before("superblock-opened", &r.disk.durable[..4096]);
     history(&mut r);
-    golden("log-batch", &r.disk.durable[LOG..LOG + 4 * 4096]);
+    as_before("log-batch", &r.disk.durable[LOG..LOG + 4 * 4096]);
     rest(&mut r);
-    golden("superblock-checkpointed", &r.disk.durable[65536..65536 + 4096]);
+    as_before("superblock-checkpointed", &r.disk.durable[65536..65536 + 4096]);
     let group = &r.disk.durable[TABLE..TABLE + 4 * 4096];
-    golden("table-group", group);
-    golden("log-intent", &intent_pages(&mut r));
+    as_before("table-group", group);
+    as_before("log-intent", &intent_pages(&mut r));
     let magic = |at: usize| r.disk.durable[at..at + 8].to_vec();
     assert_eq!((magic(0), magic(LOG)), (b"QRYSTORE".to_vec(), b"QRYLOG01".to_vec()));
 }
@@ -99,17 +81,6 @@ fn the_digest_of_the_table_is_the_one_described() {
         .collect();
     assert!(groups.len() >= 2 && groups[0].1 != groups[1].1, "{groups:?}");
     assert_eq!(digest(&groups), u64_at(Rig::newest_super(disk) as usize + 136));
-}
-
-/// The pages of the log that an intent and what says that it is in its place take.
-fn intent_pages(r: &mut Rig) -> Vec<u8> {
-    let before = r.disk.durable[LOG..TABLE].to_vec();
-    let mut copy = copy_of(key(0, 1), v(1, 2), 0b1010, &[40, 41]);
-    (copy.part, copy.dirty) = (0b1110, 0b1110);
-    assert!(matches!(r.store.place_copy(PG, copy), Ok(Appended::Intent(_))));
-    r.run_all();
-    let pages = r.disk.durable[LOG..TABLE].chunks(4096).zip(before.chunks(4096));
-    pages.filter(|(now, then)| now != then).flat_map(|(now, _)| now.to_vec()).collect()
 }
 
 #[test]
