@@ -24,7 +24,7 @@ pub mod tool;
 
 use control::{Control, Parts};
 use error::SdsError;
-use mail::ShardHandle;
+use mail::{ShardHandle, Started};
 use metrics::SdsMetrics;
 use quarry_metrics::systemd::{notify, State};
 use quarry_metrics::version::Info;

@@ -65,7 +65,8 @@ impl Ages {
         if let Some(w) = i.and_then(|i| self.waves.get_mut(i)) {
             w.left = w.left.saturating_sub(1);
         }
-        while self.waves.pop_front_if(|w| w.left == 0).is_some() {
+        while self.waves.front().is_some_and(|w| w.left == 0) {
+            self.waves.pop_front();
             self.first += 1;
         }
     }

@@ -11,6 +11,7 @@ mod golden;
 
 use common::rig::*;
 use golden::{history, intent_pages, rest, LOG, TABLE};
+use quarry_base::BLOCK;
 use quarry_store::*;
 
 fn as_before(name: &str, now: &[u8]) {
