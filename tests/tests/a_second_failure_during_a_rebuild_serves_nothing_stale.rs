@@ -39,8 +39,8 @@ fn left_to_sync(cluster: &Cluster, sds: &str) -> Res<u64> {
     Ok(rows.filter_map(|row| row["bytes_degraded"].as_u64()).sum())
 }
 
-/// Kills a server, writes much, starts it, and returns as soon as its sync is seen.
-fn syncing(cluster: &Cluster, uri: &Uri, sds: &str, fill: u8) -> Res<()> {
+/// Kills a server and writes much: what it has to learn.
+fn fall_behind(cluster: &Cluster, uri: &Uri, sds: &str, fill: u8) -> Res<()> {
     cluster.kill(sds)?;
     cluster.wait_health("degraded", Duration::from_secs(10))?;
     let mut c = nbd::Connection::open(uri)?;
@@ -48,18 +48,7 @@ fn syncing(cluster: &Cluster, uri: &Uri, sds: &str, fill: u8) -> Res<()> {
     for n in 0..MISSED {
         c.write_at((128 + n) * MIB as u64, &data)?;
     }
-    c.disconnect()?;
-    std::thread::scope(|scope| {
-        // It runs a while before the script has heard so.
-        let started = scope.spawn(|| cluster.start(sds));
-        let began = Instant::now();
-        while left_to_sync(cluster, sds).unwrap_or(0) == 0
-            && began.elapsed() < Duration::from_secs(10)
-        {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        started.join().map_err(|_| Failure::new("the starting thread panicked"))?
-    })
+    c.disconnect()
 }
 
 /// Strikes `wait` after a sync of `sds` began, while there is something left of it: begins anew when it was over.
@@ -71,16 +60,46 @@ fn in_the_middle(
     strike: impl Fn() -> Res<()>,
 ) -> Res<()> {
     for attempt in 1..=TRIES {
-        syncing(cluster, uri, sds, fill.wrapping_mul(attempt as u8))?;
-        std::thread::sleep(wait / attempt);
-        let left = left_to_sync(cluster, sds)?;
-        if left > 0 {
-            eprintln!("  {left} bytes of {sds} are left to sync");
-            return strike();
+        let before = cluster.member(sds)?.pid;
+        fall_behind(cluster, uri, sds, fill.wrapping_mul(attempt as u8))?;
+        let struck = std::thread::scope(|scope| {
+            // It has begun, and may have ended, before the script says that it runs.
+            let started = scope.spawn(|| cluster.start(sds));
+            let struck = strike_syncing(cluster, sds, before, wait / attempt, &strike);
+            let started =
+                started.join().map_err(|_| Failure::new("the starting thread panicked"))?;
+            started.and(struck)
+        })?;
+        if struck {
+            return Ok(());
         }
         cluster.wait_health("ok", fault::HEAL)?;
     }
     fail!("{TRIES} syncs of {sds} were over before anything could be broken")
+}
+
+/// Waits for a sync of a server that is no longer the process `before`, and strikes; whether there was anything left of it.
+fn strike_syncing(
+    cluster: &Cluster,
+    sds: &str,
+    before: i32,
+    wait: Duration,
+    strike: impl Fn() -> Res<()>,
+) -> Res<bool> {
+    let began = Instant::now();
+    while cluster.member(sds)?.pid == before || left_to_sync(cluster, sds)? == 0 {
+        if began.elapsed() > Duration::from_secs(10) {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(wait);
+    let left = left_to_sync(cluster, sds)?;
+    if left > 0 {
+        eprintln!("  {left} bytes of {sds} are left to sync");
+        strike()?;
+    }
+    Ok(left > 0)
 }
 
 fn second_failure(cluster: &Cluster, uri: &Uri) -> Res<()> {
