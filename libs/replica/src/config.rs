@@ -25,6 +25,9 @@ pub struct Limits {
     pub window_records: usize,
     /// Requests of a placement group that wait for a sequence number; more get `TryAgain`.
     pub waiting_requests: usize,
+    /// A group whose commit point has not moved for this long while records wait for it gets no more numbers when such groups
+    /// hold a quarter of the log. Many groups fill a log well within a second.
+    pub stuck_after: Duration,
     /// Log bytes of a device that application writes leave to replicated records of others.
     pub log_reserve_bytes: u64,
     /// A commit point that no record carries is sent at the next multiple of this time, for all groups alike.
@@ -81,6 +84,7 @@ impl Default for Limits {
             window_bytes: 2 << 20,
             window_records: 256,
             waiting_requests: 4096,
+            stuck_after: Duration::from_millis(200),
             log_reserve_bytes: 4 << 20,
             commit_beat: Duration::from_millis(10),
             silent_after: Duration::from_secs(1),

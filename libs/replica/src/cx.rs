@@ -5,6 +5,7 @@ use crate::credit::Ledger;
 use crate::event::{Action, LinkId, Note};
 use crate::links::Links;
 use crate::pg::Purpose;
+use crate::pinned::Pinned;
 use crate::stats::EngineStats;
 use crate::view::View;
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(crate) struct Cx<'a> {
     pub store: &'a mut Store,
     /// What the device has promised (R24).
     pub ledger: &'a mut Ledger,
+    /// What groups hold of the device's log without a commit.
+    pub pinned: &'a mut Pinned,
     pub links: &'a mut Links,
     pub stats: &'a mut EngineStats,
     pub tokens: &'a mut Slab<Waiting>,

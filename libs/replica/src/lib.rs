@@ -22,6 +22,7 @@ mod history;
 mod links;
 mod meta;
 mod pg;
+mod pinned;
 mod planted;
 mod reports;
 mod stats;

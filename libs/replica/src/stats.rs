@@ -31,6 +31,8 @@ pub struct EngineStats {
     pub window_waits: u64,
     /// Times a record waited for log space.
     pub log_waits: u64,
+    /// Times a request of a group that cannot commit waited because such groups hold their part of the log.
+    pub stuck_waits: u64,
     /// Times a request waited for a member's promise (R24).
     pub credit_waits: u64,
     /// Records that took more of a member in sync than it had promised: none, ever.
@@ -76,6 +78,7 @@ impl EngineStats {
             ("lease_waits", self.lease_waits),
             ("window_waits", self.window_waits),
             ("log_waits", self.log_waits),
+            ("stuck_waits", self.stuck_waits),
             ("credit_waits", self.credit_waits),
             ("overdrawn", self.overdrawn),
             ("records_sent", self.records_sent),

@@ -366,3 +366,37 @@ fn blocks_with_other_unreadable_pages_on_each_server_heal_each_other() {
     }
     assert!(refused > 100 && repaired > 20, "{refused} refused, {repaired} repaired");
 }
+
+/// A quarter of a device's log at most is for groups that cannot commit: with the MDM away nobody takes the dead server out
+/// of them, and the others go on all the same.
+#[test]
+fn groups_that_cannot_commit_leave_the_log_to_those_that_can() {
+    for seed in 1..=2 {
+        let mut c = quiet(seed, 3, 2, 1);
+        (c.shape.cached, c.shape.confirm) = (false, false);
+        (c.shape.pgs, c.clients, c.load.think_ms) = (64, 3, 1);
+        (c.load.extents, c.load.blocks, c.load.pages, c.load.depth) = (72, 3, 16, 50_000);
+        // A sixteenth of the log, as in a device of the smallest log.
+        c.limits.window_bytes = 256 << 10;
+        c.load.operations = 1_000_000;
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 4000);
+        w.mdm.down_until = u64::MAX;
+        w.crash(2, true);
+        after(&mut w, 12_000);
+        let before = (stat(&w, "acks"), stat(&w, "log_waits"));
+        after(&mut w, 3000);
+        let acks = stat(&w, "acks") - before.0;
+        for n in w.nodes.iter() {
+            println!("{}", n.describe());
+        }
+        let (stuck, full) = (stat(&w, "stuck_waits"), stat(&w, "log_waits") - before.1);
+        println!("seed {seed}: {acks} writes in 3 s, {stuck} stuck, {full} waited for the log");
+        assert!(acks > 300, "seed {seed}: {acks} writes in 3 s");
+        assert!(stuck > 0, "seed {seed}: nothing was held back");
+        w.mdm.down_until = 0;
+        w.restart(2);
+        after(&mut w, 3000);
+        w.finish().unwrap();
+    }
+}

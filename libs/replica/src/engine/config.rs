@@ -28,6 +28,7 @@ impl Engine {
             id: device,
             store,
             ledger: Default::default(),
+            pinned: Default::default(),
             appends: Default::default(),
             durable: 0,
             synced: 0,

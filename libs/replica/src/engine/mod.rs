@@ -15,6 +15,7 @@ use crate::event::{Action, Event, LinkId, LinkKind, Note};
 use crate::handover::HandOver;
 use crate::links::{refusal, Links, Met, Who};
 use crate::pg::Pg;
+use crate::pinned::Pinned;
 use crate::planted::Bug;
 use crate::reports::Barrier;
 use crate::stats::EngineStats;
@@ -31,6 +32,8 @@ pub(crate) struct Device {
     pub store: Store,
     /// What it has promised (R24).
     pub ledger: Ledger,
+    /// What the groups it leads hold of its log.
+    pub pinned: Pinned,
     /// Not durable yet, in order, with the group each is for.
     pub appends: VecDeque<(AppendId, usize)>,
     pub durable: AppendId,
@@ -160,6 +163,7 @@ impl Engine {
             view: &self.view,
             store: &mut dev.store,
             ledger: &mut dev.ledger,
+            pinned: &mut dev.pinned,
             links: &mut self.links,
             stats: &mut self.stats,
             tokens: &mut self.tokens,

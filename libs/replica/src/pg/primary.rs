@@ -19,7 +19,7 @@ use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use crate::history::Era;
 use crate::planted::Bug;
-use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version, VtreeId};
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, Version, VtreeId, PAGE};
 use quarry_store::{Origin, Record, RecordKind};
 use quarry_wire::{PgConfig, Status};
 use std::collections::{BTreeSet, VecDeque};
@@ -47,6 +47,10 @@ pub(crate) struct Primary {
     pub sequenced: VecDeque<Sequenced>,
     pub window_bytes: usize,
     pub window_records: usize,
+    /// When the window was last empty as a record came.
+    pub window_since: Nanos,
+    /// Bytes of the tail that was here before: not committed before the epoch-start record is.
+    pub inherited_bytes: u64,
     pub merges: Vec<Merge>,
     pub locks: Locks,
     /// Reads that came before the role was active.
@@ -100,6 +104,8 @@ impl Primary {
             sequenced: VecDeque::new(),
             window_bytes: 0,
             window_records: 0,
+            window_since: cx.now,
+            inherited_bytes: tail_bytes(pg.id, state.commit, cx),
             merges: Vec::new(),
             locks: Locks::default(),
             early_reads: VecDeque::new(),
@@ -320,6 +326,15 @@ impl Primary {
 fn inherited(pg: PgId, commit: Seq, cx: &Cx) -> Charges {
     let tail = cx.store.tail(pg, Seq(commit.0 + 1));
     Charges::of_tail(tail.map(|t| (t.version.seq, blocks_of(&t.rec.kind))))
+}
+
+/// What the records of that tail hold of the log at least.
+fn tail_bytes(pg: PgId, commit: Seq, cx: &Cx) -> u64 {
+    let bytes = |rec: &Record| match &rec.kind {
+        RecordKind::Write { data, .. } => data.len() as u64,
+        _ => PAGE as u64,
+    };
+    cx.store.tail(pg, Seq(commit.0 + 1)).map(|t| bytes(&t.rec)).sum()
 }
 
 fn vtree_of(rec: &Record) -> Option<VtreeId> {

@@ -1,6 +1,7 @@
 //! Writes and zeroes: from arrival to a sequence number.
 //!
-//! A write waits, in order of arrival, for overlapping locks (R22, R23), for the window, for log space, for room on
+//! A write waits, in order of arrival, for overlapping locks (R22, R23), for the window, for log space (a group that cannot
+//! commit for its part of it, see [`crate::pinned`]), for room on
 //! every device that counts (R24) and for enough members (R25); never is it refused for these. Where a device says that it is
 //! full, a write that needs a new block is answered `Full`. Rights and repeats are checked when it gets its
 //! number (R19).
@@ -17,6 +18,10 @@ use quarry_base::{crc32c, Seq, Version, PAGE};
 use quarry_store::{Record, RecordKind};
 use quarry_wire::{flags, Op, Status};
 use smallvec::SmallVec;
+use std::time::Duration;
+
+/// How often a group that cannot commit looks whether it may go on.
+const STUCK_LOOK: Duration = Duration::from_millis(500);
 
 /// What became of a request that was tried.
 enum Tried {
@@ -198,6 +203,13 @@ impl Primary {
             RecordKind::Write { data, .. } => data.len(),
             _ => PAGE,
         };
+        if cx.pinned.is_over(bytes as u64, cx.store.log_bytes()) && self.is_stuck(cx) {
+            cx.stats.stuck_waits += 1;
+            self.log_full = true;
+            // Another group may commit or end its role; nobody hurries, as this one cannot commit.
+            self.wake_by(cx.now + STUCK_LOOK);
+            return Tried::Wait;
+        }
         let room = cx.store.headroom().log_bytes;
         let need = bytes as u64 + cx.limits.log_reserve_bytes.min(cx.store.log_bytes() / 8);
         if room < need {
@@ -215,8 +227,12 @@ impl Primary {
             return Tried::Wait;
         }
         self.last = version.seq;
+        if self.window_records == 0 {
+            self.window_since = cx.now;
+        }
         self.window_bytes += bytes;
         self.window_records += 1;
+        cx.pinned.set(cx.group, self.pinned_bytes());
         self.sequenced.push_back(Sequenced {
             seq: version.seq,
             link: r.link,
@@ -228,6 +244,20 @@ impl Primary {
         cx.ledger.set(cx.group, self.charges.sum());
         self.replicate(&rec, blocks, meta, cx);
         Tried::Done
+    }
+
+    /// Bytes of the device's log that it holds without a commit.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        let inherited = if self.commit < self.base { self.inherited_bytes } else { 0 };
+        self.window_bytes as u64 + inherited
+    }
+
+    /// The commit point does not move, or cannot: somebody who counts is not even connected.
+    fn is_stuck(&self, cx: &Cx) -> bool {
+        let waits = self.window_records > 0 || self.commit < self.base;
+        let since = self.commit_moved.max(self.window_since);
+        (waits && cx.now.since(since) >= cx.limits.stuck_after)
+            || self.followers.iter().any(|f| f.counts() && !f.is_running())
     }
 
     /// A merge is complete: its pages get one number. False: no room now, it stays.

@@ -193,6 +193,8 @@ impl Pg {
 
     /// The account of the device follows the role. A member that may be sent things again keeps what it was promised.
     pub(super) fn settle_account(&mut self, cx: &mut Cx) {
+        let pinned = if let Role::Primary(p) = &self.role { p.pinned_bytes() } else { 0 };
+        cx.pinned.set(cx.group, pinned);
         match &self.role {
             Role::Primary(p) => {
                 self.promise.clear();
