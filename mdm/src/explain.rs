@@ -3,7 +3,7 @@
 //! Reads the state and what primaries report, changes nothing. Every reason names the objects involved.
 
 use crate::control::{degraded_bytes, unconfirmed, HubInner};
-use crate::health::{pg_health, pg_row, pool_health, waits, Health};
+use crate::health::{pg_health, pg_row, pool_health, suspended, waits, Health};
 use crate::state::{Device, Level, Pg, Pool, State, TaskKind, TaskState, Volume};
 use quarry_base::units::show_size;
 use quarry_base::{DeviceId, Nanos, NodeId, PgId, PoolId, SdsId, VolumeId};
@@ -267,6 +267,12 @@ impl Cx<'_> {
                 todo,
             );
         }
+        if let (Some(what), true) = (suspended(dev), x.up && !x.fenced) {
+            return w.say(
+                format!("{what}: {n} groups of sds {name} do without it"),
+                format!("look at the disk (SMART, dmesg); if it stays so, scli device drain --id {d} and replace it; mended: scli sds recover --name {name} tries it again at once"),
+            );
+        }
         match (x.fenced, x.up) {
             (true, _) => w.say(
                 format!("sds {name} was taken out by the operator: {n} groups miss its copies"),
@@ -444,7 +450,12 @@ impl Cx<'_> {
                 "scli task list shows how far it is",
             );
         }
-        for d in self.s.devices.values().filter(|d| d.sds == id && d.failed.is_some()) {
+        for d in self
+            .s
+            .devices
+            .values()
+            .filter(|d| d.sds == id && (d.failed.is_some() || d.suspended.is_some()))
+        {
             self.missing(d.id, self.s.copies_on(d.id) as usize, w);
         }
     }

@@ -1,7 +1,7 @@
 //! Health of groups, pools and the cluster, from configurations and what primaries report.
 
 use crate::control::{degraded_bytes, HubInner};
-use crate::state::{Level, Pg, Pool, State};
+use crate::state::{Device, Level, Pg, Pool, State};
 use quarry_base::{Nanos, PgId, PoolId, SdsId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,7 +188,9 @@ fn blame(s: &State, p: &Pg, missing: &mut BTreeMap<SdsId, u32>) {
     for d in &p.config.listed {
         let Some(sds) = s.devices.get(d).map(|d| d.sds) else { continue };
         let there = p.config.in_sync.iter().any(|m| m.device == *d && s.alive(m));
-        if !there {
+        // Said of the device itself.
+        let suspended = s.devices.get(d).is_some_and(|d| d.suspended.is_some() && s.healthy(d));
+        if !there && !suspended {
             *missing.entry(sds).or_default() += 1;
         }
     }
@@ -211,6 +213,7 @@ fn explain(s: &State, pool: &Pool, h: &mut PoolHealth, missing: &BTreeMap<SdsId,
         let why = d.failed.as_deref().unwrap_or_default();
         h.reasons.push(format!("device {} ({}) has failed: {why}", d.id, d.path.display()));
     }
+    h.reasons.extend(s.pool_devices(pool.id).filter_map(suspended));
     if h.pgs_unavailable > 0 {
         h.reasons.push(format!(
             "{} placement groups of pool {} serve no reads and writes",
@@ -241,6 +244,20 @@ fn explain(s: &State, pool: &Pool, h: &mut PoolHealth, missing: &BTreeMap<SdsId,
     if h.health != Health::Ok && h.reasons.is_empty() {
         h.reasons.push(format!("placement groups of pool {} are starting", pool.name));
     }
+}
+
+/// What is said of a device that is suspended (R27).
+pub fn suspended(d: &Device) -> Option<String> {
+    let x = d.suspended.as_ref()?;
+    let again = match x.why.is_stalled() {
+        true => "it comes back when it moves again".to_string(),
+        false => {
+            let after = x.until_ms.saturating_sub(x.since_ms) / 1000;
+            format!("it is tried again {after} s after it was suspended")
+        }
+    };
+    let (id, path) = (d.id, d.path.display());
+    Some(format!("device {id} ({path}) is suspended: {}; {again}", x.why.text()))
 }
 
 /// The whole cluster: `scli status --json`.

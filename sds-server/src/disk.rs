@@ -4,11 +4,13 @@
 
 use crate::format::FormatOp;
 use crate::metrics::DeviceMetrics;
+use crate::times::{Awake, Recent};
 use bytes::Bytes;
 use quarry_base::{Nanos, PageBuf, PAGE};
 use quarry_ring::{FileId, Reactor};
 use quarry_store::{DiskOp, DiskResult, OpId, WriteSync};
 use slab::Slab;
+use std::time::Duration;
 
 /// Whose operation it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,10 @@ struct Pending {
     owner: Owner,
     kind: Kind,
     started: Nanos,
+    /// By the clock that stands still while this thread does not run.
+    awake: Duration,
+    /// Operations of the device under way then, with this one.
+    depth: usize,
     bytes: u64,
 }
 
@@ -48,6 +54,9 @@ pub struct Done {
 #[derive(Default)]
 pub struct Disks {
     pending: Slab<Pending>,
+    awake: Awake,
+    /// By device: operations under way, and the last ones.
+    times: Vec<(usize, Recent)>,
 }
 
 /// Where an operation goes.
@@ -66,6 +75,21 @@ impl Disks {
         self.pending.len()
     }
 
+    /// The thread runs now; to be called in every turn.
+    pub fn look(&mut self, now: Nanos) {
+        self.awake.look(now);
+    }
+
+    /// When the next look is due: while something is under way.
+    pub fn next_look(&self) -> Option<Nanos> {
+        (!self.pending.is_empty()).then(|| self.awake.next())
+    }
+
+    /// Median time of a device's last writes and syncs in microseconds, and their number.
+    pub fn median(&mut self, now: Nanos, device: usize) -> Option<(u64, u64)> {
+        self.times.get_mut(device)?.1.median(now)
+    }
+
     fn token(
         &mut self,
         reactor: &Reactor,
@@ -74,8 +98,16 @@ impl Disks {
         kind: Kind,
         bytes: usize,
     ) -> u64 {
-        let started = reactor.now();
-        self.pending.insert(Pending { device, owner, kind, started, bytes: bytes as u64 }) as u64
+        let (started, bytes) = (reactor.now(), bytes as u64);
+        if self.times.len() <= device {
+            self.times.resize_with(device + 1, Default::default);
+        }
+        let depth = self.times.get_mut(device).map_or(1, |t| {
+            t.0 += 1;
+            t.0
+        });
+        let awake = self.awake.time();
+        self.pending.insert(Pending { device, owner, kind, started, awake, depth, bytes }) as u64
     }
 
     /// Starts an operation of a store.
@@ -137,6 +169,12 @@ impl Disks {
         metrics: &[DeviceMetrics],
     ) -> Option<Done> {
         let p = self.pending.try_remove(usize::try_from(token).ok()?)?;
+        if let Some((under_way, recent)) = self.times.get_mut(p.device) {
+            *under_way = under_way.saturating_sub(1);
+            if matches!(p.kind, Kind::Write | Kind::WriteSync | Kind::Sync) {
+                recent.note(now, self.awake.time().saturating_sub(p.awake), p.depth);
+            }
+        }
         if let Some(m) = metrics.get(p.device) {
             let nanos = u64::try_from(now.since(p.started).as_nanos()).unwrap_or(u64::MAX);
             let (histo, moved) = match p.kind {

@@ -20,6 +20,7 @@ pub mod patience;
 pub mod settings;
 pub mod shard;
 pub mod state;
+pub mod times;
 pub mod tool;
 
 use control::{Control, Parts};

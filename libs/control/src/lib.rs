@@ -15,7 +15,7 @@ mod standing;
 mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
-pub use counters::{promised, scrub_ended, SCRUB_ENDED};
+pub use counters::{disk_times, promised, scrub_ended, stalled, SCRUB_ENDED};
 pub use file::replace_file;
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};

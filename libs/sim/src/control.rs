@@ -33,6 +33,8 @@ impl World {
                 if self.mdm.has_session(id, start) {
                     self.mdm.heard(id, self.now);
                     self.mdm.heartbeat(id, confirmed, failed, self.now);
+                    let (device, ms) = self.nodes[node].stalled();
+                    self.mdm.stalled(id, device, ms, self.now);
                     self.spread_news();
                 }
             }

@@ -3,7 +3,7 @@
 //! Here is only what the MDM's daemon does around them: when to submit which command, what the sessions
 //! reported, who is told what. Nothing about membership is decided in this file.
 
-use mdm::control::Detector;
+use mdm::control::{Detector, Figures, Looks};
 use mdm::state::{
     Ack, AddPool, Answer, Command, ElectPg, Op, Position, Provisioning, Reads, RegDevice, Register,
     Reject, State,
@@ -34,6 +34,8 @@ struct Live {
     positions: HashMap<(DeviceId, PgId), (Version, Seq)>,
     confirmed: ConfigIndex,
     failed: BTreeSet<DeviceId>,
+    /// How long its device has stalled, as heard last, and when.
+    stalled: Option<(DeviceId, u64, u64)>,
 }
 
 /// The shape of the cluster at its beginning.
@@ -56,6 +58,7 @@ pub struct Shape {
 pub struct Mdm {
     pub state: State,
     detector: Detector,
+    looks: Looks,
     live: BTreeMap<SdsId, Live>,
     first_present: BTreeMap<PgId, u64>,
     ticks: u64,
@@ -82,6 +85,7 @@ impl Mdm {
         let mut m = Mdm {
             state: State::default(),
             detector: Detector::new(Nanos(now), []),
+            looks: Looks::default(),
             live: BTreeMap::new(),
             first_present: BTreeMap::new(),
             ticks: 0,
@@ -215,6 +219,7 @@ impl Mdm {
                 .collect(),
             confirmed: old.map(|o| o.confirmed).unwrap_or_default(),
             failed: BTreeSet::new(),
+            stalled: None,
         };
         self.live.insert(id, live);
         self.detector.joined(id, start, Nanos(now));
@@ -258,6 +263,26 @@ impl Mdm {
         }
     }
 
+    /// A server says for how long its device has had operations under way without one ending, milliseconds.
+    pub fn stalled(&mut self, id: SdsId, device: DeviceId, ms: u64, now: u64) {
+        if let Some(l) = self.live.get_mut(&id) {
+            l.stalled = Some((device, ms, now));
+        }
+    }
+
+    /// As the daemon: devices that stall are suspended, and come back when they move (R27).
+    fn look(&mut self, now: u64) {
+        let fresh = self.live.values().filter(|l| l.session).filter_map(|l| l.stalled);
+        let fresh = fresh.filter(|(_, _, at)| now - at <= 1000 * MS);
+        let figures = fresh
+            .map(|(d, stalled_ms, _)| (d, Figures { stalled_ms, ..Figures::default() }))
+            .collect();
+        let (answered, ms) = (self.detector.recent(Nanos(now)), self.unix_ms(now));
+        for op in self.looks.due(&self.state, &figures, Nanos(now), ms, &answered) {
+            self.submit(op, now).ok();
+        }
+    }
+
     /// A server's proposal, and why it was refused.
     pub fn propose(
         &mut self,
@@ -283,6 +308,7 @@ impl Mdm {
         let up: Vec<_> =
             self.state.sds.values().filter(|s| s.up).map(|s| (s.id, s.start)).collect();
         self.detector = Detector::new(Nanos(now), up);
+        self.looks = Looks::default();
         self.live.clear();
         self.first_present.clear();
         self.closing.clear();
@@ -307,6 +333,7 @@ impl Mdm {
                 self.detector.forget(f.sds, f.start);
             }
         }
+        self.look(now);
         let pgs = self.ready(now);
         if !pgs.is_empty() {
             self.submit(Op::Elect { pgs }, now).ok();

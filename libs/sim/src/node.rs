@@ -113,6 +113,13 @@ impl Node {
         d
     }
 
+    /// How long its device has had operations under way without one ending, milliseconds.
+    pub fn stalled(&self) -> (DeviceId, u64) {
+        let store = self.engine.as_ref().and_then(|e| e.store(self.device));
+        let idle = store.map_or(0, |s| s.stalled_for().as_millis() as u64);
+        (self.device, idle)
+    }
+
     /// For the trace of a failure.
     pub fn describe(&self) -> String {
         let store = self.engine.as_ref().and_then(|e| e.store(self.device));

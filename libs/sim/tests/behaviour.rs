@@ -387,9 +387,6 @@ fn groups_that_cannot_commit_leave_the_log_to_those_that_can() {
         let before = (stat(&w, "acks"), stat(&w, "log_waits"));
         after(&mut w, 3000);
         let acks = stat(&w, "acks") - before.0;
-        for n in w.nodes.iter() {
-            println!("{}", n.describe());
-        }
         let (stuck, full) = (stat(&w, "stuck_waits"), stat(&w, "log_waits") - before.1);
         println!("seed {seed}: {acks} writes in 3 s, {stuck} stuck, {full} waited for the log");
         assert!(acks > 300, "seed {seed}: {acks} writes in 3 s");
@@ -397,6 +394,35 @@ fn groups_that_cannot_commit_leave_the_log_to_those_that_can() {
         w.mdm.down_until = 0;
         w.restart(2);
         after(&mut w, 3000);
+        w.finish().unwrap();
+    }
+}
+
+/// R27: nobody waits for a disk that does nothing until it has failed.
+#[test]
+fn a_disk_that_hangs_holds_requests_back_for_a_moment_only() {
+    for seed in 1..=4 {
+        let mut c = quiet(seed, 4, 2, 1);
+        (c.shape.cached, c.shape.confirm) = (false, false);
+        let mut w = World::new(seed, c).unwrap();
+        after(&mut w, 4000);
+        w.clients.iter_mut().for_each(|c| c.longest = 0);
+        let led = |w: &World| {
+            let all = w.mdm.state.pgs.values();
+            all.filter(|p| p.config.primary == Some(w.nodes[0].device)).count()
+        };
+        assert!(led(&w) > 0, "seed {seed}: it leads nothing");
+        w.nodes[0].hung_until = w.now + 8000 * MS;
+        after(&mut w, 4000);
+        assert_eq!(led(&w), 0, "seed {seed}");
+        after(&mut w, 14_000);
+        let longest = w.clients.iter().map(|c| c.longest).max().unwrap() / MS;
+        println!("seed {seed}: longest request {longest} ms");
+        assert!(longest < 2500, "seed {seed}: {longest} ms");
+        // It moves again: it comes back as after any absence.
+        let d = &w.mdm.state.devices[&w.nodes[0].device];
+        assert_eq!((d.suspended.is_none(), d.lapses.map(|l| l.times)), (true, Some(1)));
+        assert!(w.mdm.is_whole(), "seed {seed}: not whole again");
         w.finish().unwrap();
     }
 }

@@ -161,6 +161,7 @@ pub fn device(s: &State, hub: &HubInner, d: &Device) -> Value {
         (None, Some(x)) if x.up && !x.fenced => {
             match hub.sds.get(&x.id).map(|l| l.devices.get(&d.id)) {
                 Some(None | Some(DeviceLive { open: false, .. })) => "opening",
+                _ if d.suspended.is_some() => "suspended",
                 _ if s.draining(d.id) => "draining",
                 _ => "ok",
             }
@@ -171,6 +172,8 @@ pub fn device(s: &State, hub: &HubInner, d: &Device) -> Value {
         "id": d.id, "uuid": d.uuid, "sds_id": d.sds, "sds": s.sds.get(&d.sds).map(|x| &x.name),
         "pool_id": d.pool, "pool": d.pool.and_then(|p| s.pools.get(&p)).map(|p| &p.name), "copies": s.copies_on(d.id), "path": d.path, "capacity_bytes": d.capacity_bytes,
         "used_bytes": device_used(hub, d), "state": state, "error": d.failed,
+        "suspended": d.suspended.as_ref().map(|x| x.why.text()),
+        "tried_again_ms": d.suspended.as_ref().map(|x| x.until_ms),
     })
 }
 

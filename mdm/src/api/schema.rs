@@ -212,8 +212,10 @@ pub const OBJECTS: &[Object] = &[
             ("capacity_bytes", "integer"),
             ("used_bytes", "integer"),
             ("copies", "integer"),
-            ("state", "ok|opening|failed|down|draining|removed"),
+            ("state", "ok|opening|failed|down|draining|removed|suspended"),
             ("error", "string?"),
+            ("suspended", "string?"),
+            ("tried_again_ms", "integer?"),
         ],
     ),
     (

@@ -3,7 +3,7 @@
 //! All decisions are in the state machine or in the detector; here is only when to ask for them.
 
 use super::hub::Hub;
-use super::{attachment, damage, now, scrubs, unconfirmed, watch};
+use super::{attachment, damage, now, scrubs, sluggish, unconfirmed, watch, Looks};
 use crate::engine::{unix_ms, Engine, SharedState};
 use crate::stale;
 use crate::state::{Answered, ElectPg, Op, Position, State, TaskKind, TaskState};
@@ -18,13 +18,15 @@ const DETECTION: Duration = Duration::from_millis(800);
 
 /// Runs for ever.
 pub async fn run(hub: Arc<Hub>, engine: Engine, state: SharedState) {
-    let mut d = Driver { hub, engine, state, first_present: HashMap::new(), electing: true };
+    let (first_present, looks) = (HashMap::new(), Looks::default());
+    let mut d = Driver { hub, engine, state, first_present, electing: true, looks };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     for n in 0u64.. {
         tick.tick().await;
         d.fail().await;
         d.elect().await;
+        d.sluggish().await;
         if n % 5 == 0 {
             d.sweep().await;
             d.tasks().await;
@@ -46,6 +48,7 @@ struct Driver {
     /// When the first in-sync member of a group without any was back.
     first_present: HashMap<PgId, Nanos>,
     electing: bool,
+    looks: Looks,
 }
 
 impl Driver {
@@ -150,6 +153,20 @@ impl Driver {
         if due && !answered.is_empty() {
             self.submit(Op::Sweep { answered: answered.iter().copied().collect::<Answered>() })
                 .await;
+        }
+    }
+
+    /// Devices that stall or are slow, and those that are tried again.
+    async fn sluggish(&mut self) {
+        let due = {
+            let (hub, at) = (self.hub.lock(), now());
+            let figures = sluggish::figures(&hub, at);
+            let answered = hub.detector.recent(at);
+            self.looks.due(&self.state.read(), &figures, at, unix_ms(), &answered)
+        };
+        for op in due {
+            tracing::warn!(?op, "a device is suspended or tried again");
+            self.submit(op).await;
         }
     }
 

@@ -104,6 +104,10 @@ impl State {
             Op::AcceptStale { pool, choices, server_off } => {
                 self.accept_stale(ctx, *pool, choices, *server_off)
             }
+            Op::SuspendDevice { device, start, why, answered } => {
+                self.suspend_device(ctx, *device, *start, why, answered)
+            }
+            Op::ResumeDevice { device } => self.resume_device(ctx, *device),
             Op::BalancePrimaries => self.balance_primaries(ctx),
             Op::CompleteStale { task } => self.complete_stale(ctx, *task),
             Op::CancelTask { id } => self.cancel_task(ctx, *id),

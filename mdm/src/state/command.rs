@@ -1,6 +1,6 @@
 //! Commands of the log, and what applying one answers.
 
-use super::objects::{Ack, Level, Pacing, Provisioning, Reads, TaskKind};
+use super::objects::{Ack, Level, Pacing, Provisioning, Reads, Sluggish, TaskKind};
 use super::stale::StaleChoice;
 use quarry_base::{
     ConfigIndex, DeviceId, DomainId, Epoch, Generation, Instance, NodeId, PgId, PoolId, SdcId,
@@ -118,6 +118,17 @@ pub enum Op {
         start: StartNo,
         reason: String,
         answered: Answered,
+    },
+    /// A device does nothing, or is much slower than the others of its pool (R27).
+    SuspendDevice {
+        device: DeviceId,
+        start: StartNo,
+        why: Sluggish,
+        answered: Answered,
+    },
+    /// A suspended device is tried again.
+    ResumeDevice {
+        device: DeviceId,
     },
     /// A client cannot reach the primary of a group, but another member (R27).
     Unreachable {
@@ -324,6 +335,8 @@ impl Op {
             Op::Elect { .. } => "elect",
             Op::Propose { .. } => "propose",
             Op::DeviceFailed { .. } => "device_failed",
+            Op::SuspendDevice { .. } => "device_suspend",
+            Op::ResumeDevice { .. } => "device_resume",
             Op::Unreachable { .. } => "pg_move",
             Op::BalancePrimaries => "balance_primaries",
             Op::AcceptStale { .. } => "accept_stale",

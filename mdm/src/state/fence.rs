@@ -135,6 +135,7 @@ impl State {
             self.rebuild(ctx)?;
         }
         self.undrain_sds(ctx, id);
+        self.forgive(id);
         Ok(Answer::Sds(id))
     }
 }

@@ -23,9 +23,10 @@ mod primaries;
 mod reach;
 mod rebuild;
 mod stale;
+mod suspend;
 mod tasks;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod tests_cached;
 #[cfg(test)]
@@ -36,6 +37,8 @@ mod tests_ops;
 mod tests_prop;
 #[cfg(test)]
 mod tests_stale;
+#[cfg(test)]
+mod tests_suspend;
 mod volumes;
 
 pub use capacity::Capacity;

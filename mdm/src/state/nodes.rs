@@ -267,6 +267,8 @@ impl State {
                 missing: false,
                 draining: false,
                 removed: false,
+                suspended: None,
+                lapses: None,
             });
             k.sds = sds;
             k.path = d.path.clone();
@@ -281,6 +283,9 @@ impl State {
             if k.failed.is_none() {
                 // Its next loss begins then.
                 k.failed_since_ms = None;
+            }
+            if k.failed.is_some() {
+                k.suspended = None;
             }
             k.missing = d.unread;
             k.pool = k.pool.or(only.filter(|_| !k.removed));
@@ -302,6 +307,7 @@ impl State {
         let gone = self.devices.values_mut().filter(|d| d.sds == sds && !here.contains(&d.id));
         for d in gone.filter(|d| !d.missing) {
             d.missing = true;
+            d.suspended = None;
             d.failed.get_or_insert_with(|| "its server registered without it".into());
             d.failed_since_ms.get_or_insert(ctx.at_ms);
             let (object, why) = (format!("device {}", d.id), d.failed.clone().unwrap_or_default());
@@ -447,6 +453,7 @@ impl State {
         d.pool = pool;
         // What was asked for where it was before does not count where it comes.
         (d.draining, d.removed) = (false, d.removed && pool.is_none());
+        (d.suspended, d.lapses) = (None, None);
         match d.info() {
             Some(info) => ctx.change(Change::Device(info)),
             None if was.is_some() => ctx.change(Change::DeviceGone(device)),
@@ -511,6 +518,7 @@ impl State {
         }
         d.failed = Some(reason.into());
         d.failed_since_ms = Some(ctx.at_ms);
+        d.suspended = None;
         let sds = d.sds;
         ctx.event("device_failed", format!("device {device}"), reason);
         let pgs = self.groups_of(sds);

@@ -257,6 +257,39 @@ pub struct Device {
     /// Taken out of its pool by the operator: joins none until it is added again.
     #[serde(default)]
     pub removed: bool,
+    /// Too slow to take part for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Suspension>,
+    /// That it was suspended before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lapses: Option<Lapses>,
+}
+
+/// What is wrong with a device that has not failed (R27).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sluggish {
+    /// Operations are under way and none has ended for so long.
+    Stalled { idle_ms: u64 },
+    /// Median time of its last `ops` writes and syncs, and median of that of the pool's other devices, microseconds.
+    Slow { median_us: u64, others_us: u64, ops: u64 },
+}
+
+/// A device that is not in sync for a while because it was slow or stalled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Suspension {
+    pub why: Sluggish,
+    /// Unix milliseconds.
+    pub since_ms: u64,
+    /// It is tried again from then on, Unix milliseconds; one that stalled not before it moves.
+    pub until_ms: u64,
+}
+
+/// How often a device was suspended in a row, and when it came back last, Unix milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lapses {
+    pub times: u32,
+    pub returned_ms: u64,
 }
 
 impl Device {

@@ -64,6 +64,7 @@ impl State {
             let Some(p) = self.pgs.get(pg) else { continue };
             let mut c = p.config.clone();
             self.remove_lost(&mut c, answered);
+            self.remove_suspended(&mut c, answered);
             self.finish(ctx, c, &mut n);
         }
     }
@@ -124,19 +125,25 @@ impl State {
         }
     }
 
-    /// The good in-sync member with the fewest primaries; on a tie the first in order of placement.
+    /// The in-sync member that is good and not suspended, with the fewest primaries; on a tie the first in order of placement.
     fn choose_primary(&self, c: &PgConfig, n: &HashMap<DeviceId, u32>) -> Option<DeviceId> {
         let rank = |m: &&Member| {
             let place = c.listed.iter().position(|d| *d == m.device).unwrap_or(usize::MAX);
-            (!self.good(m), !self.alive(m), n.get(&m.device).copied().unwrap_or(0), place)
+            (
+                !self.fit(m),
+                !self.good(m),
+                !self.alive(m),
+                n.get(&m.device).copied().unwrap_or(0),
+                place,
+            )
         };
         c.in_sync.iter().min_by_key(rank).map(|m| m.device)
     }
 
-    /// Syncing members are the listed devices that are good but not in sync, while someone leads.
+    /// Syncing members are the listed devices that are good and not suspended but not in sync, while someone leads.
     fn fill_syncing(&self, ctx: &Ctx, c: &mut PgConfig) {
         let listed = c.listed.clone();
-        c.syncing.retain(|m| self.good(m) && listed.contains(&m.device));
+        c.syncing.retain(|m| self.fit(m) && listed.contains(&m.device));
         if !c.primary_member().is_some_and(|m| self.alive(m)) {
             return;
         }
@@ -146,7 +153,7 @@ impl State {
             if c.member(d).is_some() || waits {
                 continue;
             }
-            if let Some(m) = self.present(d).filter(|m| self.good(m)) {
+            if let Some(m) = self.present(d).filter(|m| self.fit(m)) {
                 c.syncing.push(m);
             }
         }
@@ -157,12 +164,13 @@ impl State {
         let Some(p) = self.pgs.get(&pg) else { return false };
         let mut c = p.config.clone();
         self.remove_lost(&mut c, answered);
+        self.remove_suspended(&mut c, answered);
         if c.in_sync.len() != p.config.in_sync.len() {
             return true;
         }
         let leads = c.primary_member().is_some_and(|m| self.alive(m));
         let free = |d: &DeviceId| !p.held.iter().any(|h| h.0 == *d && is_held(h, now_ms));
-        let waits = |d: &DeviceId| self.present(*d).is_some_and(|m| self.good(&m)) && free(d);
+        let waits = |d: &DeviceId| self.present(*d).is_some_and(|m| self.fit(&m)) && free(d);
         leads && c.listed.iter().any(|d| c.member(*d).is_none() && waits(d))
     }
 
@@ -377,7 +385,7 @@ impl State {
     /// With `device` in sync. With all copies there, only these stay listed; a retiring device does not count.
     fn added(&self, mut c: PgConfig, device: DeviceId) -> Result<PgConfig, Reject> {
         let at = c.syncing.iter().position(|m| m.device == device);
-        let Some(m) = at.map(|i| c.syncing.remove(i)).filter(|m| self.good(m)) else {
+        let Some(m) = at.map(|i| c.syncing.remove(i)).filter(|m| self.fit(m)) else {
             return Err(Reject::stale(format!(
                 "{}: device {device} is not syncing with its present start",
                 c.pg
@@ -385,7 +393,7 @@ impl State {
         };
         c.in_sync.push(m);
         let retiring = self.pgs.get(&c.pg).map(|p| p.retiring.as_slice()).unwrap_or_default();
-        let stays = |m: &&Member| self.good(m) && !retiring.contains(&m.device);
+        let stays = |m: &&Member| self.fit(m) && !retiring.contains(&m.device);
         let keep: Vec<DeviceId> = c.in_sync.iter().filter(stays).map(|m| m.device).collect();
         if keep.len() >= c.copies as usize {
             c.in_sync.retain(|m| keep.contains(&m.device));

@@ -40,7 +40,7 @@ impl State {
             let c = &g.config;
             c.syncing.is_empty()
                 && c.in_sync.len() >= p.copies as usize
-                && c.in_sync.iter().all(|m| self.good(m))
+                && c.in_sync.iter().all(|m| self.fit(m))
         })
     }
 

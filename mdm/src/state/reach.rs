@@ -41,7 +41,7 @@ impl State {
         }
         let begun = self.check_reporter(sdc, ctx.at_ms)?;
         let n = self.primaries();
-        let others = c.in_sync.iter().filter(|m| m.device != device && self.good(m));
+        let others = c.in_sync.iter().filter(|m| m.device != device && self.fit(m));
         let Some(to) = others.min_by_key(|m| n.get(&m.device).copied().unwrap_or(0)) else {
             return Err(Reject::stale(format!("{pg} has no other member that could lead")));
         };

@@ -21,6 +21,7 @@ impl State {
     pub(crate) fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
         let ok = |d: &&Device| {
             self.healthy(d)
+                && d.suspended.is_none()
                 && !self.draining(d.id)
                 && self.sds.get(&d.sds).is_some_and(|s| !s.leaving)
         };
@@ -96,10 +97,8 @@ impl State {
         }
         let down = if s.up { None } else { Some(s.down_since_ms.unwrap_or(0)) };
         let failed = d.failed.as_ref().map(|_| d.failed_since_ms.unwrap_or(0));
-        match (down, failed) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let suspended = d.suspended.as_ref().map(|s| s.since_ms);
+        [down, failed, suspended].into_iter().flatten().min()
     }
 
     /// Devices of a pool that are to be replaced now.

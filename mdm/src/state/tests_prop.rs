@@ -36,6 +36,8 @@ enum Step {
     FaultSet(u32, u8),
     DeleteDevice(u32),
     AddDevice(u32),
+    Suspend(u32, bool, u8),
+    Resume(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -65,6 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (s.clone(), any::<u8>()).prop_map(|(i, f)| Step::FaultSet(i, f)),
         1 => s.clone().prop_map(Step::DeleteDevice),
         1 => s.clone().prop_map(Step::AddDevice),
+        2 => (s.clone(), any::<bool>(), any::<u8>()).prop_map(|(i, w, a)| Step::Suspend(i, w, a)),
+        2 => s.clone().prop_map(Step::Resume),
     ]
 }
 
@@ -169,6 +173,16 @@ fn op(l: &mut Lab, s: &Step) -> Option<Op> {
         }
         Step::DeleteDevice(i) => Op::DeleteDevice { id: DeviceId(i) },
         Step::AddDevice(i) => Op::AddDevice { id: DeviceId(i), pool: PoolId(1) },
+        Step::Suspend(i, stalled, a) => Op::SuspendDevice {
+            device: DeviceId(i),
+            start: l.start(i),
+            why: match stalled {
+                true => Sluggish::Stalled { idle_ms: 1000 },
+                false => Sluggish::Slow { median_us: 200_000, others_us: 100, ops: 9 },
+            },
+            answered: set(a),
+        },
+        Step::Resume(i) => Op::ResumeDevice { device: DeviceId(i) },
         Step::Later(ms) => {
             l.at_ms += ms;
             return None;
@@ -294,6 +308,8 @@ fn heals(l: &mut Lab) -> Result<(), TestCaseError> {
         l.register(i, None, &[]);
     }
     for d in l.s.devices.keys().copied().collect::<Vec<_>>() {
+        // Only those that are suspended.
+        l.run(Op::ResumeDevice { device: d }).ok();
         // Only those that were taken out of the pool.
         l.run(Op::AddDevice { id: d, pool: PoolId(1) }).ok();
     }

@@ -46,7 +46,13 @@ impl Shard {
                     self.begin_flush(self.reactor.now());
                 }
             }
-            Action::Note(note) => log_note(&note),
+            Action::Note(note) => {
+                log_note(&note);
+                if matches!(note, Note::DeviceStalled { .. } | Note::DeviceMoves { .. }) {
+                    // The MDM hears of it at once.
+                    self.heartbeat();
+                }
+            }
         }
     }
 

@@ -214,6 +214,7 @@ impl Shard {
             self.reactor.turn(Some(self.deadline()), &mut events)?;
             // Read after the completions were taken: a lease is never counted from before its question came.
             let now = quarry_ring::now_boottime();
+            self.disks.look(now);
             self.mail(now);
             while let Some(e) = self.inbox.pop_front() {
                 self.engine.step(now, e, &mut self.actions);
@@ -270,7 +271,8 @@ impl Shard {
             Stage::Running => None,
             Stage::HandingOver { until } | Stage::Flushing { until } => Some(until),
         };
-        [engine, self.timers.next_deadline(), device::next_deadline(&self.devices), stage]
+        let (timer, disks) = (self.timers.next_deadline(), self.disks.next_look());
+        [engine, timer, device::next_deadline(&self.devices), disks, stage]
             .into_iter()
             .flatten()
             .fold(self.publish_at, Nanos::min)

@@ -5,7 +5,9 @@ use crate::device::Phase;
 use crate::mail::FromShard;
 use crate::metrics::{DeviceLevels, Published};
 use quarry_base::{DeviceId, Nanos, PgId, Version};
-use quarry_control::{promised, scrub_ended, DeviceReport, FromNode, PgReport, SCRUB_ENDED};
+use quarry_control::{
+    disk_times, promised, scrub_ended, stalled, DeviceReport, FromNode, PgReport, SCRUB_ENDED,
+};
 use quarry_ring::RingConfig;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,6 +16,9 @@ use std::time::Duration;
 const MEASURE: Duration = Duration::from_secs(60);
 /// How often a group's report is repeated although nothing but its size changed.
 const REPEAT: Duration = Duration::from_secs(1);
+
+/// A device without progress for this long is told of.
+const STALLED: Duration = Duration::from_millis(500);
 
 /// What the MDM was told of each group, so that a heartbeat carries news only.
 #[derive(Default)]
@@ -104,8 +109,14 @@ impl Shard {
         }
         let mut counters: Vec<(String, u64)> =
             self.counters().into_iter().map(|(n, v)| (format!("sds.{n}"), v)).collect();
-        for d in self.devices.iter().filter_map(|d| d.id) {
+        for (index, d) in self.devices.iter().enumerate().filter_map(|(i, d)| Some((i, d.id?))) {
             let Some(store) = self.engine.store(d) else { continue };
+            let idle = store.stalled_for();
+            let ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+            counters.extend((idle >= STALLED).then(|| (stalled(d), ms)));
+            if let Some((median_us, ops)) = self.disks.median(now, index) {
+                counters.extend(disk_times(d).into_iter().zip([median_us, ops]));
+            }
             let kept = store.stats().promised_bytes;
             counters.extend((kept > 0).then(|| (promised(d), kept)));
             let e = store.scrub_stats().ended;
