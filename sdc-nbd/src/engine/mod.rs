@@ -44,7 +44,7 @@ use quarry_base::{Instance, Nanos, SdcId, VolumeId};
 use quarry_ring::TimerHeap;
 use quarry_wire::ClusterView;
 use slab::Slab;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use volume::{Part, Request, Volume};
 
 /// What a deadline is for. Whoever is woken checks whether it still matters.
@@ -72,7 +72,8 @@ pub struct Engine {
     me: Option<(SdcId, Instance)>,
     fenced: bool,
     view: ClusterView,
-    volumes: HashMap<VolumeId, Volume>,
+    /// In order: the same events give the same actions, in the same order.
+    volumes: BTreeMap<VolumeId, Volume>,
     requests: Slab<Request>,
     parts: Slab<Part>,
     pgs: Pgs,
@@ -97,7 +98,7 @@ impl Engine {
             me: None,
             fenced: false,
             view: ClusterView::default(),
-            volumes: HashMap::new(),
+            volumes: BTreeMap::new(),
             requests: Slab::new(),
             parts: Slab::new(),
             pgs: Pgs::default(),

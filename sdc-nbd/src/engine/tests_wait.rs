@@ -195,3 +195,23 @@ fn a_flush_of_a_volume_that_others_write_to_asks_every_group() {
     }
     assert_eq!(w.oks(), [1, 2, 3]);
 }
+
+#[test]
+fn what_is_out_when_a_volume_is_taken_away_is_not_sent_under_the_next_mapping() {
+    let mut w = World::ready();
+    w.write(1, 0, 4096, 1);
+    let (l, f) = w.requests().pop().unwrap();
+    tell(&mut w, 7, volume(2, false));
+    assert!(w.done.is_empty(), "it may be answered still");
+    let mut v = volume(3, true);
+    v.mappings[0].since = Generation(3);
+    tell(&mut w, 8, v);
+    assert_eq!(w.done.drain(..).collect::<Vec<_>>(), [(1, Err(IoError::Shutdown))]);
+    // Others may have written there meanwhile (R21).
+    w.reply(l, &f.header, Status::StaleMapping, Bytes::new());
+    w.tick(1500);
+    assert!(w.requests().is_empty());
+    w.write(2, 0, 4096, 2);
+    w.settle();
+    assert_eq!(w.oks(), [2]);
+}

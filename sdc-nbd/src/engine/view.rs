@@ -137,6 +137,10 @@ impl Engine {
 
     fn refresh_volume(&mut self, sdc: SdcId, info: &VolumeInfo) {
         let map = info.mappings.iter().find(|m| m.sdc == sdc);
+        if map.is_some() && self.volumes.get(&info.id).is_some_and(|v| !v.mapped) {
+            // Given again while what was out under the mapping before is not answered: that may not go out under this one.
+            self.fail_waiting(info.id, true);
+        }
         let was = self.volumes.get(&info.id).filter(|v| v.mapped).map_or(UNKNOWN, |v| v.since);
         let is = map.map_or(UNKNOWN, |m| m.since);
         if was != UNKNOWN && is != UNKNOWN && was != is {
