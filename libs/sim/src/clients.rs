@@ -1,21 +1,30 @@
 //! What the world does for its clients.
 
 use crate::client::{Unknown, Want};
+use crate::coverage::note_name;
 use crate::mdm::Mdm;
 use crate::net::Addr;
-use crate::node::CLUSTER;
 use crate::world::{Ev, World, MS};
 use mdm::state::{Answer, Op};
 use quarry_base::*;
+use quarry_sdc::engine::{Event, LinkId, Note, Target};
+use quarry_wire::{Change, ClusterView, Frame};
+
+/// From the MDM to a client, in order.
+pub(crate) enum News {
+    Changes(ConfigIndex, Vec<Change>),
+    /// Of a session made anew.
+    View(Box<ClusterView>),
+}
 
 /// An unmap that was ordered: once it is confirmed, nothing of the old mapping may take effect (R21).
 pub(crate) struct Unmap {
-    client: usize,
-    volume: VolumeId,
+    pub client: usize,
+    pub volume: VolumeId,
     index: ConfigIndex,
-    generation: Generation,
-    confirmed: Option<u64>,
-    unknown: Vec<Unknown>,
+    pub generation: Generation,
+    pub confirmed: Option<u64>,
+    pub unknown: Vec<Unknown>,
 }
 
 impl World {
@@ -23,17 +32,20 @@ impl World {
         if self.net.is_cut(Addr::Mdm, Addr::Sdc(c)) {
             return self.at(self.now + 5 * MS, Ev::ClientNews { client: c });
         }
-        let Some((index, changes)) = self.client_news[c].pop_front() else { return };
-        let given_up = self.clients[c].on_news(index, &changes, &mut self.history);
-        for (volume, u) in given_up {
-            let of = |x: &&mut Unmap| x.client == c && x.volume == volume;
-            let Some(unmap) = self.unmaps.iter_mut().rev().find(of) else { continue };
-            match unmap.confirmed {
-                Some(at) => self.history.shut_out(u.1, u.2, at),
-                None => unmap.unknown.push(u),
+        match self.client_news[c].pop_front() {
+            None => return,
+            Some(News::Changes(index, changes)) => {
+                self.clients[c].on_news(index, changes, self.now);
             }
+            Some(News::View(view)) => self.clients[c].register(&view, self.now),
         }
         self.pump(c);
+    }
+
+    pub(crate) fn inform_client(&mut self, c: usize, news: News) {
+        self.client_news[c].push_back(news);
+        let at = self.now + self.rng.within(100, 20_000) * 1000;
+        self.at(at, Ev::ClientNews { client: c });
     }
 
     /// Maps a volume to a client, or takes it away. False: nothing changed.
@@ -88,24 +100,6 @@ impl World {
         }
     }
 
-    /// A write that began when its mapping was gone for good may not be answered (R21).
-    pub(crate) fn check_acks(&mut self, c: usize) {
-        for (volume, generation, begin) in std::mem::take(&mut self.clients[c].acks) {
-            let gone = self.unmaps.iter().any(|u| {
-                u.client == c
-                    && u.volume == volume
-                    && generation < u.generation
-                    && u.confirmed.is_some_and(|at| at < begin)
-            });
-            if gone {
-                let n = c + 1;
-                self.fail(format!(
-                    "client {n} wrote to volume {volume} after its unmap was confirmed"
-                ));
-            }
-        }
-    }
-
     pub fn pump(&mut self, c: usize) {
         let mut out = Vec::new();
         let mut load = self.cfg.load.clone();
@@ -117,14 +111,18 @@ impl World {
     }
 
     pub(crate) fn serve(&mut self, c: usize, wants: Vec<Want>) {
+        let gen = self.clients[c].gen;
         for w in wants {
             match w {
-                Want::Dial(sds) => {
-                    let gen = self.clients[c].gen;
+                Want::Dial(target) => {
                     let at = self.now + self.rng.within(50, 2000) * 1000;
-                    self.at(at, Ev::ClientDialled { client: c, gen, sds });
+                    self.at(at, Ev::ClientDialled { client: c, gen, target });
                 }
-                Want::Send(link, frame) => self.send(link, frame),
+                Want::Send(link, frame) => {
+                    self.trace(|| sent(c, link, &frame));
+                    self.send(link, frame);
+                }
+                Want::Close(link) => self.close(link),
                 Want::WakeAt(at) => {
                     let client = &mut self.clients[c];
                     if at < client.wake_at {
@@ -132,27 +130,67 @@ impl World {
                         self.at(at, Ev::ClientWake { client: c });
                     }
                 }
+                Want::Unreachable(pg, device) => {
+                    self.count("unreachable reported");
+                    self.trace(|| {
+                        format!("client {} cannot reach device {device} for {pg}", c + 1)
+                    });
+                }
+                Want::Done(r, result) => self.answered(c, r, result),
+                Want::Note(n) => self.client_note(c, &n),
             }
-        }
-        if let Some(e) = self.clients[c].errors.pop() {
-            self.fail(format!("client {}: {e}", c + 1));
         }
     }
 
-    pub(crate) fn client_dialled(&mut self, c: usize, gen: u64, sds: SdsId) {
+    fn client_note(&mut self, c: usize, n: &Note) {
+        self.trace(|| format!("client {} {n:?}", c + 1));
+        let text = format!("{n:?}");
+        self.count(&format!("sdc {}", note_name(&text)));
+        match n {
+            Note::LinkReady { .. } | Note::LinkLost { .. } | Note::HelloRefused { .. } => {}
+            // Here nobody runs a second process under a client's name, and nothing is damaged on the way.
+            Note::Fenced { .. }
+            | Note::StaleRequest { .. }
+            | Note::Refused { .. }
+            | Note::BadData { .. } => self.complain(c, &text),
+        }
+    }
+
+    pub(crate) fn client_dialled(&mut self, c: usize, gen: u64, target: Target) {
         if self.clients[c].gen != gen {
             return;
         }
-        let to = sds.0 as usize - 1;
+        let to = target.sds.0 as usize - 1;
         let (a, b) = (Addr::Sdc(c), Addr::Sds(to));
         if self.nodes[to].engine.is_none() || self.net.is_apart(a, b) {
-            self.clients[c].dial_failed(sds, self.now, &mut self.rng);
-            return self.pump(c);
+            return self.tell_client(c, Event::DialFailed { target });
         }
-        let (x, y) = self.net.connect((a, gen), (b, self.nodes[to].gen));
-        self.accept(to, y);
-        let mut out = Vec::new();
-        self.clients[c].dialled(sds, x, CLUSTER, &mut out);
-        self.serve(c, out);
+        let (link, far) = self.net.connect((a, gen), (b, self.nodes[to].gen));
+        self.accept(to, far);
+        self.tell_client(c, Event::LinkUp { link, target });
     }
+
+    /// An event for the client's engine, and its turn.
+    pub(crate) fn tell_client(&mut self, c: usize, e: Event) {
+        self.clients[c].event(e, self.now);
+        self.pump(c);
+    }
+}
+
+fn sent(c: usize, link: LinkId, f: &Frame) -> String {
+    let h = &f.header;
+    format!(
+        "    client {} {:?} link {link} {} epoch {} id {}.{} low {} generation {} at {}+{}k len {}",
+        c + 1,
+        h.op,
+        h.pg,
+        h.epoch,
+        h.instance,
+        h.request_id,
+        h.lowest_unanswered,
+        h.generation,
+        h.extent,
+        h.offset / 1024,
+        h.length
+    )
 }

@@ -41,6 +41,8 @@ pub struct Config {
     /// So many of a hundred reads of a disk take long.
     pub slow_reads: u64,
     pub limits: Limits,
+    /// Of the clients.
+    pub sdc: quarry_sdc::engine::Limits,
     pub lie: Lie,
     pub wrong: Wrong,
     /// Prints what happens.
@@ -87,6 +89,8 @@ impl Config {
                 blocks: r.within(1, 3) as u32,
                 pages: [2, 4, 16, 16][r.below(4) as usize],
                 depth: r.within(2, 8) as usize,
+                overlaps: false,
+                crossing: 0,
                 trims: if r.chance(10) { 20 } else { 1 },
                 think_ms: faults_ms / operations,
                 operations,
@@ -98,6 +102,7 @@ impl Config {
             strike: r.within(0, 20),
             slow_reads: 1,
             limits: Limits::default(),
+            sdc: Default::default(),
             lie: Lie::None,
             wrong: Wrong::None,
             trace: false,

@@ -1,5 +1,6 @@
 //! The sessions between servers and the MDM: ordered, delayed, held back by a partition, broken and made anew.
 
+use crate::clients::News;
 use crate::mdm::Joining;
 use crate::net::Addr;
 use crate::world::{Ev, Up, World, MS};
@@ -196,9 +197,7 @@ impl World {
                 }
             }
             for c in 0..self.clients.len() {
-                self.client_news[c].push_back((index, changes.clone()));
-                let at = self.now + self.rng.within(100, 20_000) * 1000;
-                self.at(at, Ev::ClientNews { client: c });
+                self.inform_client(c, News::Changes(index, changes.clone()));
             }
         }
         for sds in std::mem::take(&mut self.mdm.closing) {

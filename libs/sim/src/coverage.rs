@@ -42,6 +42,26 @@ impl Seen {
         }
     }
 
+    /// A client's engine ended: what it counted.
+    pub fn client(&mut self, s: &quarry_sdc::engine::EngineStats) {
+        let counted = [
+            ("resent", s.resent),
+            ("stale_epoch", s.stale_epoch),
+            ("try_again", s.try_again),
+            ("stale_mapping", s.stale_mapping),
+            ("bad_checksum", s.bad_checksum),
+            ("late_answers", s.late_answers),
+            ("limit_pg_in_flight", s.limit_pg_in_flight),
+            ("limit_id_window", s.limit_id_window),
+            ("limit_volume", s.limit_volume),
+            ("overlap_waits", s.overlap_waits),
+            ("dials_failed", s.dials_failed),
+        ];
+        for (name, n) in counted.into_iter().filter(|(_, n)| *n > 0) {
+            *self.names.entry(format!("sdc {name}")).or_default() += n;
+        }
+    }
+
     /// Adds another run's.
     pub fn add(&mut self, other: &Seen) {
         for (k, n) in &other.names {

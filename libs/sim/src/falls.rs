@@ -8,7 +8,7 @@
 //! effect on either side of it.
 
 use crate::history::{Op, Register, NEVER};
-use quarry_base::PgId;
+use quarry_base::{PgId, VtreeId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Cuts and flushes of every group, and where sectors are.
@@ -17,6 +17,8 @@ pub struct Falls {
     groups: BTreeMap<PgId, Group>,
     /// Extent (sectors of it) -> its group.
     places: HashMap<u64, PgId>,
+    /// Flushes of a whole volume.
+    volumes: BTreeMap<VtreeId, Vec<(u64, u64)>>,
 }
 
 /// Sectors of an extent.
@@ -30,7 +32,7 @@ struct Cut {
 }
 
 #[derive(Default)]
-pub(crate) struct Group {
+struct Group {
     cuts: Vec<Cut>,
     /// Begin and end of each flush that was answered.
     flushes: Vec<(u64, u64)>,
@@ -43,6 +45,10 @@ impl Falls {
     pub fn flush(&mut self, pg: PgId, begin: u64, end: u64) {
         self.groups.entry(pg).or_default().flushes.push((begin, end));
     }
+    /// Everything that was answered to this volume before `begin` is there for good.
+    pub fn flush_volume(&mut self, vtree: VtreeId, begin: u64, end: u64) {
+        self.volumes.entry(vtree).or_default().push((begin, end));
+    }
     /// All copies have lost what was in their caches; nobody serves now.
     pub fn cut(&mut self, pg: PgId, at: u64) {
         self.groups.entry(pg).or_default().cuts.push(Cut { at, since: None });
@@ -51,13 +57,22 @@ impl Falls {
     pub fn give_up(&mut self, pg: PgId, at: u64, since: u64) {
         self.groups.entry(pg).or_default().cuts.push(Cut { at, since: Some(since) });
     }
-    pub(crate) fn of(&self, sector: u64) -> Option<&Group> {
+    /// What is known of a sector whose group fell back.
+    pub(crate) fn of(&self, sector: u64) -> Option<Past<'_>> {
         let g = self.groups.get(self.places.get(&(sector / SECTORS))?)?;
-        (!g.cuts.is_empty()).then_some(g)
+        let volume = self.volumes.get(&VtreeId(sector >> 40)).map_or(&[][..], |v| v);
+        let past = Past { cuts: &g.cuts, flushes: [&g.flushes, volume] };
+        (!g.cuts.is_empty()).then_some(past)
     }
 }
 
-impl Group {
+/// The cuts of a sector's group, and the flushes that concern the sector.
+pub(crate) struct Past<'a> {
+    cuts: &'a [Cut],
+    flushes: [&'a [(u64, u64)]; 2],
+}
+
+impl Past<'_> {
     pub(crate) fn check(&self, r: &Register) -> Result<(), String> {
         let mut from = 0;
         for to in self.cuts.iter().map(|c| c.at).chain([NEVER]) {
@@ -115,7 +130,10 @@ impl Group {
         x.end != NEVER
             && met.all(|c| match c.since {
                 Some(since) => x.end <= since,
-                None => x.solid || self.flushes.iter().any(|f| f.0 > x.end && f.1 < c.at),
+                None => {
+                    x.solid
+                        || self.flushes.iter().copied().flatten().any(|f| f.0 > x.end && f.1 < c.at)
+                }
             })
     }
 }

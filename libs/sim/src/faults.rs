@@ -1,6 +1,7 @@
 //! What goes wrong, chosen by the seed from the run's mix.
 
 use crate::disk::Failing;
+use crate::history::NEVER;
 use crate::net::Addr;
 use crate::world::{Ev, World, MS};
 use mdm::state::Op;
@@ -344,8 +345,13 @@ impl World {
         let instance = self.mdm.register_sdc(id, self.now);
         self.spread_news();
         let view = self.mdm.state.view();
-        self.clients[c].crash(instance, &view, &mut self.history);
         let back = self.now + self.rng.within(1, 100) * MS;
+        self.seen.client(self.clients[c].engine.stats());
+        let open = self.clients[c].crash(instance, &view, self.now, back);
+        for r in open {
+            let unknown = self.record(&r, NEVER);
+            self.clients[c].orphans.extend(unknown);
+        }
         self.at(back, Ev::ClientWake { client: c });
         true
     }

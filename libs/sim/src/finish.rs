@@ -173,9 +173,9 @@ impl World {
         });
         let all = self.clients[0].volumes();
         for (v, extents) in all {
-            for (e, b) in (0..extents).flat_map(|e| (0..BLOCKS_PER_EXTENT).map(move |b| (e, b))) {
-                let now = self.now;
-                self.clients[0].read_all(v, e, b * BLOCK, BLOCK, now);
+            for block in 0..u64::from(extents * BLOCKS_PER_EXTENT) {
+                let at = block * u64::from(BLOCK);
+                self.clients[0].read_all(v, at, BLOCK, self.now);
             }
         }
         self.pump(0);
@@ -195,6 +195,9 @@ impl World {
                     s.check_invariants().map_err(|e| format!("sds{}: {e}", n + 1))?;
                 }
             }
+        }
+        for c in &self.clients {
+            self.seen.client(c.engine.stats());
         }
         let mut stores = Vec::new();
         for n in &mut self.nodes {

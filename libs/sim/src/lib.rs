@@ -23,6 +23,7 @@ pub mod load;
 pub mod mdm;
 mod net;
 mod node;
+mod outcomes;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod rng;

@@ -18,6 +18,10 @@ pub struct Load {
     pub blocks: u32,
     pub pages: u32,
     pub depth: usize,
+    /// Writes may be asked for while others of the same client to the same place are open.
+    pub overlaps: bool,
+    /// Of a hundred operations, those that begin in one extent and end in the next.
+    pub crossing: u64,
     /// Trims of whole blocks, of a hundred operations.
     pub trims: u64,
     /// Time between two operations of a client, milliseconds at most.
@@ -27,8 +31,39 @@ pub struct Load {
     pub reads_only: bool,
 }
 
-/// An operation inside an extent: kind, offset, length.
-pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
+/// An operation on a volume of so many extents: kind, offset, length.
+pub(crate) fn choose(load: &Load, extents: u32, rng: &mut Rng) -> (Kind, (u64, u32)) {
+    let start = |extent: u64| extent * u64::from(EXTENT);
+    if extents > 1 && rng.chance(load.crossing) {
+        let (kind, before, after) = across(load, rng);
+        let next = rng.within(1, u64::from(extents) - 1);
+        return (kind, (start(next) - u64::from(before), before + after));
+    }
+    let extent = rng.below(u64::from(extents));
+    let (kind, (offset, len)) = inside(load, rng);
+    (kind, (start(extent) + u64::from(offset), len))
+}
+
+/// Kind, and so many bytes before and after the boundary of two extents.
+fn across(load: &Load, rng: &mut Rng) -> (Kind, u32, u32) {
+    let page = PAGE as u32;
+    let (before, after) = (rng.within(1, 4) as u32 * page, rng.within(1, 4) as u32 * page);
+    let sectors = rng.within(1, 20) as u32 * SECTOR;
+    if load.reads_only {
+        return (Kind::Read, before, after);
+    }
+    match rng.below(10) {
+        0..=2 => (Kind::Read, before, after),
+        3 => (Kind::Map, before, after),
+        4..=6 => (Kind::Write, before, after),
+        7 => (Kind::Write, before, sectors),
+        8 => (Kind::Zero { flags: 0 }, before, sectors),
+        _ => (Kind::Zero { flags: flags::TRIM }, BLOCK, BLOCK),
+    }
+}
+
+/// Inside an extent.
+fn inside(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
     // Three hot blocks an extent, the last one at its end.
     let block = [0, 1, 15][rng.below(u64::from(load.blocks.clamp(1, 3))) as usize] * BLOCK;
     let page = PAGE as u32;
@@ -42,7 +77,9 @@ pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
         return (Kind::Zero { flags: flags::TRIM }, (block, BLOCK));
     }
     match rng.below(99) {
-        0..=37 => (Kind::Read, whole),
+        0..=33 => (Kind::Read, whole),
+        34..=35 => (Kind::Read, partial(block, rng)),
+        36..=37 => (Kind::Map, whole),
         38..=73 => (Kind::Write, whole),
         74..=78 => (Kind::Write, (block.min(EXTENT - 2 * BLOCK), BLOCK * rng.within(1, 2) as u32)),
         79..=80 => {
@@ -50,7 +87,8 @@ pub(crate) fn choose(load: &Load, rng: &mut Rng) -> (Kind, (u32, u32)) {
             (Kind::Write, (at, BLOCK * rng.within(1, 3) as u32 + at))
         }
         81..=90 => (Kind::Write, partial(block, rng)),
-        91..=93 => (Kind::Zero { flags: 0 }, whole),
+        91..=92 => (Kind::Zero { flags: 0 }, whole),
+        93 => (Kind::Zero { flags: flags::NO_HOLE }, whole),
         94..=95 => (Kind::Zero { flags: flags::TRIM }, whole),
         96..=97 => (Kind::Zero { flags: 0 }, partial(block, rng)),
         _ => (Kind::Zero { flags: flags::TRIM }, (block, 3 * page / 2)),
@@ -69,20 +107,21 @@ fn partial(block: u32, rng: &mut Rng) -> (u32, u32) {
     (block + first * SECTOR, n * SECTOR)
 }
 
-pub(crate) fn sector(vtree: VtreeId, extent: u32, offset: u32) -> u64 {
-    (vtree.0 << 40) + u64::from(extent) * u64::from(EXTENT / SECTOR) + u64::from(offset / SECTOR)
+/// The number of the sector at this byte of a volume.
+pub(crate) fn sector(vtree: VtreeId, at: u64) -> u64 {
+    (vtree.0 << 40) + at / u64::from(SECTOR)
 }
 
 pub(crate) fn num(b: &[u8], at: usize) -> u64 {
     b.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-pub(crate) fn content(vtree: VtreeId, extent: u32, offset: u32, len: u32, value: u64) -> Bytes {
+pub(crate) fn content(vtree: VtreeId, at: u64, len: u32, value: u64) -> Bytes {
     let mut b = PageBuf::zeroed(len as usize);
-    for (i, s) in b.chunks_mut(SECTOR as usize).enumerate() {
+    for (i, s) in (0..).zip(b.chunks_mut(SECTOR as usize)) {
         s.fill(value as u8);
         s[..8].copy_from_slice(&value.to_le_bytes());
-        s[8..16].copy_from_slice(&sector(vtree, extent, offset + i as u32 * SECTOR).to_le_bytes());
+        s[8..16].copy_from_slice(&(sector(vtree, at) + i).to_le_bytes());
     }
     b.freeze()
 }

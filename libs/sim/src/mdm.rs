@@ -481,7 +481,8 @@ fn register(role: Role, name: String, resume: Option<u64>, devices: Vec<RegDevic
         release: "0".into(),
         metrics: None,
         resume,
-        endpoints: Vec::new(),
+        // One shard a server; where it listens is the world's affair.
+        endpoints: vec![Endpoint::default(); usize::from(role == Role::Sds)],
         devices,
         answered: Default::default(),
     }

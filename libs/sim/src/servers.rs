@@ -7,6 +7,7 @@ use crate::net::Addr;
 use crate::world::{Ev, Up, World, MS};
 use quarry_base::*;
 use quarry_replica::{Action, Event, LinkId, LinkKind};
+use quarry_sdc::engine::Event as SdcEvent;
 use quarry_store::{DeviceIdent, DiskOp};
 
 impl World {
@@ -177,10 +178,7 @@ impl World {
         match owner {
             Addr::Sds(n) if self.nodes[n].gen == gen => self.step(n, Event::Frame { link, frame }),
             Addr::Sdc(c) if self.clients[c].gen == gen => {
-                let (now, rng, h) = (self.now, &mut self.rng, &mut self.history);
-                self.clients[c].frame(link, &frame, now, rng, h);
-                self.check_acks(c);
-                self.pump(c);
+                self.tell_client(c, SdcEvent::Frame { link, frame });
             }
             _ => {}
         }
@@ -196,8 +194,7 @@ impl World {
         match owner {
             Addr::Sds(n) if self.nodes[n].gen == gen => self.step(n, Event::Closed { link }),
             Addr::Sdc(c) if self.clients[c].gen == gen => {
-                self.clients[c].closed(link, self.now, &mut self.rng);
-                self.pump(c);
+                self.tell_client(c, SdcEvent::LinkDown { link });
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! The event heap and what happens at each event. No wall clock, no threads: one seed, one run.
 
 use crate::client::Client;
-use crate::clients::Unmap;
+use crate::clients::{News, Unmap};
 use crate::config::Config;
 use crate::coverage::Seen;
 use crate::faults::Fault;
@@ -13,8 +13,9 @@ use crate::rng::Rng;
 use crate::servers::fresh_disk;
 use quarry_base::*;
 use quarry_replica::{Event, LinkId, LinkKind};
+use quarry_sdc::engine::Target;
 use quarry_store::OpId;
-use quarry_wire::{Change, PgConfig, Proposal};
+use quarry_wire::{PgConfig, Proposal};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -55,7 +56,7 @@ pub enum Ev {
     ClientDialled {
         client: usize,
         gen: u64,
-        sds: SdsId,
+        target: Target,
     },
     ClientWake {
         client: usize,
@@ -134,7 +135,7 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub(crate) outboxes: Vec<VecDeque<Up>>,
     pub clients: Vec<Client>,
-    pub(crate) client_news: Vec<VecDeque<(ConfigIndex, Vec<Change>)>>,
+    pub(crate) client_news: Vec<VecDeque<News>>,
     pub(crate) unmaps: Vec<Unmap>,
     /// Newest configuration published of each group.
     pub(crate) configs: BTreeMap<PgId, PgConfig>,
@@ -241,7 +242,7 @@ impl World {
         for c in 0..self.cfg.clients as usize {
             let id = SdcId(c as u32 + 1);
             let instance = self.mdm.state.sdcs.get(&id).map_or(Instance::ZERO, |s| s.instance);
-            let mut client = Client::new(id, instance, &view, now + 1500 * MS);
+            let mut client = Client::new(id, instance, &self.cfg.sdc, &view, now + 1500 * MS);
             client.disks_fail = self.cfg.mix.iter().any(|m| m.0 == Fault::FailingReads);
             self.clients.push(client);
             self.client_news.push(VecDeque::new());
@@ -321,7 +322,7 @@ impl World {
             Ev::Deliver { link } => self.deliver(link),
             Ev::Closed { link, owner, gen } => self.closed(link, owner, gen),
             Ev::Dialled { node, sds, kind, .. } => self.dialled(node, sds, kind),
-            Ev::ClientDialled { client, gen, sds } => self.client_dialled(client, gen, sds),
+            Ev::ClientDialled { client, gen, target } => self.client_dialled(client, gen, target),
             Ev::ClientWake { client } => {
                 self.clients[client].wake_at = u64::MAX;
                 self.pump(client);
@@ -342,6 +343,10 @@ impl World {
             Ev::MdmBack => {
                 self.trace(|| "--- the mdm is back".into());
                 self.mdm.restart(self.now);
+                let view = self.mdm.state.view();
+                for c in 0..self.clients.len() {
+                    self.inform_client(c, News::View(Box::new(view.clone())));
+                }
             }
             Ev::Broken { link, owner, gen } => self.told_closed(link, owner, gen),
             Ev::Strike { node } => self.kill_shortly(node),

@@ -1,0 +1,183 @@
+//! What came of the clients' requests, for the history: what was seen, what was promised, what may not happen any more.
+
+use crate::client::{Kind, Request, Unknown};
+use crate::history::NEVER;
+use crate::load::{num, sector, whole_only, SECTOR};
+use crate::world::World;
+use bytes::Bytes;
+use quarry_base::*;
+use quarry_sdc::engine::{IoError, ReadData};
+use quarry_wire::flags;
+
+impl World {
+    /// A request of a client ended.
+    pub(crate) fn answered(&mut self, c: usize, r: Request, result: Result<ReadData, IoError>) {
+        match (result, r.kind) {
+            (Ok(data), Kind::Read) => self.data_seen(c, &r, &data),
+            (Ok(bits), Kind::Map) => self.holes_seen(c, &r, &bits),
+            (Ok(_), Kind::Flush) => self.flushed(&r),
+            (Ok(_), Kind::Write | Kind::Zero { .. }) => self.written(c, &r),
+            (Err(e), _) => self.failed(c, &r, e),
+        }
+    }
+
+    fn data_seen(&mut self, c: usize, r: &Request, data: &[Bytes]) {
+        let lengths: Vec<u64> = data.iter().map(|d| d.len() as u64).collect();
+        let expected: Vec<u64> = r.pieces().map(|(_, from, to)| to - from).collect();
+        if lengths != expected {
+            return self.complain(c, "read data is too short or too long");
+        }
+        let page = PAGE as u64;
+        for ((_, from, _), piece) in r.pieces().zip(data) {
+            for (at, s) in (from..).step_by(SECTOR as usize).zip(piece.chunks(SECTOR as usize)) {
+                let place = sector(r.known.vtree, at);
+                let (value, named) = (num(s, 0), num(s, 8));
+                if value != 0 && named != place {
+                    self.complain(c, &format!("sector {place} has the content of {named}"));
+                }
+                self.history.read(place, value, r.begin, self.now);
+            }
+            if from % page != 0 {
+                continue;
+            }
+            for (at, p) in (from..).step_by(PAGE).zip(piece.chunks_exact(PAGE)) {
+                let first = num(p, 0);
+                let torn = p.chunks(SECTOR as usize).any(|s| num(s, 0) != first);
+                let number = at / page;
+                if whole_only((number % (u64::from(EXTENT) / page)) as u32) && torn {
+                    self.complain(c, &format!("page {number} of volume {} is torn", r.volume));
+                }
+            }
+        }
+    }
+
+    /// A page without content reads as zeroes.
+    fn holes_seen(&mut self, c: usize, r: &Request, bits: &[Bytes]) {
+        let page = PAGE as u64;
+        if bits.len() != r.pieces().count() {
+            return self.complain(c, "a map has too few or too many extents");
+        }
+        for ((_, from, to), bits) in r.pieces().zip(bits) {
+            for (i, p) in (from / page..to.div_ceil(page)).enumerate() {
+                let Some(byte) = bits.get(i / 8) else {
+                    return self.complain(c, "a map is too short");
+                };
+                if byte >> (i % 8) & 1 != 0 {
+                    continue;
+                }
+                for at in (p * page..(p + 1) * page).step_by(SECTOR as usize) {
+                    self.history.read(sector(r.known.vtree, at), 0, r.begin, self.now);
+                }
+            }
+        }
+    }
+
+    /// The groups that were asked have what they were told before. The volume has what was written to it before, by others
+    /// too, if the client knew of everyone who has it mapped.
+    fn flushed(&mut self, r: &Request) {
+        for pg in &r.flushing {
+            self.history.falls.flush(*pg, r.begin, self.now);
+        }
+        let is = self.mdm.state.volumes.get(&r.volume);
+        let current = |v: &mdm::state::Volume| {
+            v.generation == r.known.generation && v.size_bytes == r.known.size
+        };
+        if is.is_some_and(current) {
+            self.history.falls.flush_volume(r.known.vtree, r.begin, self.now);
+        }
+    }
+
+    fn written(&mut self, c: usize, r: &Request) {
+        let mut end = self.now;
+        if let Some(at) = self.unmap_of(c, r).and_then(|u| self.unmaps[u].confirmed) {
+            if at < r.begin {
+                let why = format!("wrote to volume {} after its unmap was confirmed", r.volume);
+                return self.complain(c, &why);
+            }
+            // It may be answered later; it has taken effect before, or never may (R21).
+            end = end.min(at);
+        }
+        self.record(r, end);
+        if r.kind != Kind::Write {
+            return;
+        }
+        // R19, R20: everything older in a group's sequence comes before.
+        let groups: Vec<PgId> = r.pieces().map(|p| p.0).collect();
+        let orphans = std::mem::take(&mut self.clients[c].orphans);
+        let (gone, kept): (Vec<Unknown>, _) =
+            orphans.into_iter().partition(|o| groups.contains(&o.0));
+        self.clients[c].orphans = kept;
+        for (_, at, value) in gone {
+            self.history.shut_out(at, value, self.now);
+        }
+    }
+
+    fn failed(&mut self, c: usize, r: &Request, e: IoError) {
+        let writes = r.kind.changes_data();
+        match e {
+            // Refused for good: none of it may ever be seen, if it went to one group. A thick volume has its space always.
+            IoError::NoSpace if writes && !r.known.thick => {
+                if r.pieces().count() > 1 {
+                    self.record(r, NEVER);
+                }
+            }
+            IoError::Corrupt if self.clients[c].disks_fail => drop(self.record(r, NEVER)),
+            IoError::Shutdown => {
+                let Some(u) = self.unmap_of(c, r) else {
+                    return self.complain(c, &format!("{:?} failed: {e}", r.kind));
+                };
+                let unknown = self.record(r, NEVER);
+                match self.unmaps[u].confirmed {
+                    Some(by) => {
+                        unknown.iter().for_each(|(_, at, v)| self.history.shut_out(*at, *v, by))
+                    }
+                    None => self.unmaps[u].unknown.extend(unknown),
+                }
+            }
+            e => self.complain(c, &format!("{:?} {}+{} failed: {e}", r.kind, r.at, r.len)),
+        }
+    }
+
+    /// The first unmap after the mapping under which it was asked for.
+    fn unmap_of(&self, c: usize, r: &Request) -> Option<usize> {
+        let later = self.unmaps.iter().enumerate().filter(|(_, u)| {
+            u.client == c && u.volume == r.volume && u.generation > r.known.generation
+        });
+        later.min_by_key(|(_, u)| u.generation).map(|(i, _)| i)
+    }
+
+    /// Enters a write into the history; returns its sectors if its outcome is not known.
+    pub(crate) fn record(&mut self, r: &Request, end: u64) -> Vec<Unknown> {
+        let mut unknown = Vec::new();
+        if !r.kind.changes_data() {
+            return unknown;
+        }
+        let page = PAGE as u64;
+        let h = &mut self.history;
+        for (pg, from, to) in r.pieces() {
+            h.falls.place(sector(r.known.vtree, from), pg);
+            let (from, to) = match r.kind {
+                // A trim may leave partial pages alone: only whole pages count.
+                Kind::Zero { flags } if flags & flags::TRIM != 0 => {
+                    (from.next_multiple_of(page), to / page * page)
+                }
+                _ => (from, to),
+            };
+            for at in (from..to.max(from)).step_by(SECTOR as usize) {
+                let at = sector(r.known.vtree, at);
+                h.write(at, r.value, r.begin, end);
+                if r.fua && end != NEVER {
+                    h.make_solid(at, r.value);
+                }
+                if end == NEVER && r.value != 0 {
+                    unknown.push((pg, at, r.value));
+                }
+            }
+        }
+        unknown
+    }
+
+    pub(crate) fn complain(&mut self, c: usize, what: &str) {
+        self.fail(format!("client {}: {what}", c + 1));
+    }
+}
