@@ -110,6 +110,8 @@ pub struct Client {
     pub instance: Instance,
     pub gen: u64,
     pub(crate) engine: Engine,
+    /// It has a session with the MDM.
+    pub subscribed: bool,
     config: EngineConfig,
     actions: Vec<Action>,
     /// What the MDM told of volumes; which are served, the engine says.
@@ -119,12 +121,16 @@ pub struct Client {
     cached: bool,
     /// Writes of earlier instances that may not take effect once this one has written to their group.
     pub(crate) orphans: Vec<Unknown>,
+    /// When a write of this client was answered in a group first.
+    pub(crate) wrote: BTreeMap<PgId, u64>,
     /// By the handle that the engine has for them.
     open: BTreeMap<u64, Request>,
     next_handle: u64,
     next_op_at: u64,
     /// The next wake-up that is scheduled.
     pub wake_at: u64,
+    /// Times the engine wanted no more requests.
+    pub no_room: u64,
     pub started: u64,
     pub finished: u64,
     /// Longest time that an answered request took, nanoseconds.
@@ -148,6 +154,7 @@ impl Client {
             instance,
             gen: 0,
             engine: Engine::new(config.clone()),
+            subscribed: true,
             config,
             actions: Vec::new(),
             infos: BTreeMap::new(),
@@ -155,10 +162,12 @@ impl Client {
             pg_count: 1,
             cached: false,
             orphans: Vec::new(),
+            wrote: BTreeMap::new(),
             open: BTreeMap::new(),
             next_handle: 0,
             next_op_at: now,
             wake_at: u64::MAX,
+            no_room: 0,
             started: 0,
             finished: 0,
             longest: 0,
@@ -319,7 +328,11 @@ impl Client {
     fn begin(&mut self, now: u64, load: &Load, rng: &mut Rng) {
         let ids: Vec<VolumeId> = self.vols.keys().copied().collect();
         let Some(&volume) = rng.pick(&ids) else { return };
+        if self.engine.is_fenced() {
+            return;
+        }
         if !self.engine.has_room(volume) {
+            self.no_room += 1;
             return;
         }
         if self.cached && rng.chance(5) {

@@ -24,6 +24,20 @@ fn nothing_moves() -> Mix {
     everything().into_iter().filter(|(f, _)| !moves(f)).collect()
 }
 
+/// A limit of the clients' engines that the load reaches.
+fn tight(r: &mut Rng) -> quarry_sdc::engine::Limits {
+    let mut l = quarry_sdc::engine::Limits::default();
+    match r.below(3) {
+        0 => l.pg_in_flight = r.within(1, 3) as usize,
+        1 => l.pg_id_window = r.within(2, 4),
+        _ => {
+            (l.volume_parts, l.volume_queue) = (r.within(1, 3) as usize, r.within(2, 4) as usize);
+            l.volume_bytes = r.within(1, 128) << 10;
+        }
+    }
+    l
+}
+
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -107,6 +121,12 @@ impl Config {
             wrong: Wrong::None,
             trace: false,
         };
+        let mut r = Rng::new(seed ^ 0x5DC);
+        c.load.overlaps = r.chance(50);
+        c.load.crossing = if r.chance(60) { r.within(2, 10) } else { 0 };
+        if r.chance(30) {
+            c.sdc = tight(&mut r);
+        }
         // Devices that run full: nothing that was acknowledged goes, nothing that was refused comes.
         if Rng::new(seed ^ 0xF011).chance(12) {
             c.run_full();

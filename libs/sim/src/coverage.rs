@@ -1,6 +1,7 @@
 //! What a set of runs exercised, and what it has to: every message between processes, every transition of a
 //! group, every kind of fault. A set over which one of them never happens proves less than it seems to.
 
+use crate::client::Client;
 use quarry_replica::EngineStats;
 use quarry_wire::Op;
 use std::collections::BTreeMap;
@@ -43,7 +44,8 @@ impl Seen {
     }
 
     /// A client's engine ended: what it counted.
-    pub fn client(&mut self, s: &quarry_sdc::engine::EngineStats) {
+    pub fn client(&mut self, c: &Client) {
+        let s = c.engine.stats();
         let counted = [
             ("resent", s.resent),
             ("stale_epoch", s.stale_epoch),
@@ -51,6 +53,7 @@ impl Seen {
             ("stale_mapping", s.stale_mapping),
             ("bad_checksum", s.bad_checksum),
             ("late_answers", s.late_answers),
+            ("no_room", c.no_room),
             ("limit_pg_in_flight", s.limit_pg_in_flight),
             ("limit_id_window", s.limit_id_window),
             ("limit_volume", s.limit_volume),
@@ -80,7 +83,7 @@ impl Seen {
     /// Everything with its name.
     pub fn all(&self) -> BTreeMap<String, u64> {
         let mut all = self.names.clone();
-        for op in MESSAGES {
+        for op in MESSAGES.iter().chain(SOMETIMES) {
             all.insert(format!("message {op:?}"), self.frames[*op as usize]);
         }
         all
@@ -99,13 +102,21 @@ pub fn required() -> Vec<String> {
     messages.chain(REQUIRED.iter().map(|n| n.to_string())).collect()
 }
 
-/// Every message between the processes of the data path. Not ConfigAsk: on ordered streams that begin with the
-/// configuration nobody ever has to ask; not FetchBlock and BlockData, which need rot, in runs of their own.
+/// What may happen in a set of runs, and need not: on ordered streams that begin with the configuration hardly anybody
+/// ever has to ask for it.
+const SOMETIMES: &[Op] = &[Op::ConfigAsk];
+
+/// Every other message between the processes of the data path.
 const MESSAGES: &[Op] = &[
     Op::Hello,
     Op::GrantAsk,
     Op::GrantAnswer,
+    Op::Ping,
+    Op::Pong,
+    Op::FetchBlock,
+    Op::BlockData,
     Op::Read,
+    Op::Map,
     Op::Write,
     Op::Zero,
     Op::Flush,
@@ -163,6 +174,22 @@ const REQUIRED: &[&str] = &[
     "engine sync_copies",
     "engine full",
     "engine credit_waits",
+    "sdc LinkLost",
+    "sdc Fenced",
+    "sdc resent",
+    "sdc stale_epoch",
+    "sdc try_again",
+    "sdc stale_mapping",
+    "sdc late_answers",
+    "sdc overlap_waits",
+    "sdc limit_pg_in_flight",
+    "sdc limit_id_window",
+    "sdc limit_volume",
+    "sdc no_room",
+    "client session",
+    "unreachable reported",
+    "Unreachable accepted",
+    "Unreachable refused",
     "fault Kill",
     "fault PowerLoss",
     "fault CrashMany",
@@ -178,6 +205,7 @@ const REQUIRED: &[&str] = &[
     "fault MdmStall",
     "fault MdmClock",
     "fault ClientCrash",
+    "fault ClientTwice",
     "fault HandOver",
     "fault Wipe",
     "fault SlowDisk",

@@ -1,7 +1,6 @@
 //! What goes wrong, chosen by the seed from the run's mix.
 
 use crate::disk::Failing;
-use crate::history::NEVER;
 use crate::net::Addr;
 use crate::world::{Ev, World, MS};
 use mdm::state::Op;
@@ -25,6 +24,8 @@ pub enum Fault {
     MdmStall,
     MdmClock,
     ClientCrash,
+    /// A client is started once more while its process lives on.
+    ClientTwice,
     HandOver,
     Wipe,
     SlowDisk,
@@ -58,11 +59,12 @@ pub fn everything() -> Mix {
         (OneWay, 8),
         (LinkCut, 8),
         (LinkStall, 6),
-        (SessionCut, 4),
+        (SessionCut, 6),
         (MdmRestart, 3),
         (MdmStall, 2),
         (MdmClock, 1),
         (ClientCrash, 6),
+        (ClientTwice, 3),
         (HandOver, 6),
         (Wipe, 5),
         (SlowDisk, 4),
@@ -72,9 +74,9 @@ pub fn everything() -> Mix {
         (Fence, 2),
         (Rebuild, 2),
         (Remap, 4),
-        (Volume, 6),
+        (Volume, 9),
         (Depose, 5),
-        (Forsake, 4),
+        (Forsake, 6),
     ]
 }
 
@@ -122,6 +124,7 @@ impl World {
             Fault::OneWay => self.partition(node, false),
             Fault::LinkCut => self.cut_link(node),
             Fault::LinkStall => self.stall_link(node),
+            Fault::SessionCut if self.rng.chance(40) => self.cut_client_session(),
             Fault::SessionCut => self.cut_session(node),
             Fault::MdmRestart => self.stop_mdm(true),
             Fault::MdmStall => self.stop_mdm(false),
@@ -136,19 +139,11 @@ impl World {
                 true
             }
             Fault::ClientCrash => self.crash_client(),
+            Fault::ClientTwice => self.start_twice(),
             Fault::HandOver => running && self.hand_over(node),
             Fault::Wipe => self.wipe(node),
-            Fault::SlowDisk => {
-                let until = self.now + self.rng.within(200, 3000) * MS;
-                self.nodes[node].slow = (until, self.rng.within(20, 200) * MS);
-                self.trace(|| format!("--- the disk of sds{} is slow", node + 1));
-                true
-            }
-            Fault::HungDisk => {
-                self.nodes[node].hung_until = self.now + self.rng.within(300, 4000) * MS;
-                self.trace(|| format!("--- the disk of sds{} hangs", node + 1));
-                true
-            }
+            Fault::SlowDisk => running && self.slow_disk(node),
+            Fault::HungDisk => running && self.hang_disk(node),
             Fault::FailingWrites => running && self.fail_disk(node, Failing::Writes),
             Fault::FailingReads => running && self.fail_disk(node, Failing::Reads),
             Fault::Fence => self.fence(node),
@@ -159,6 +154,19 @@ impl World {
             Fault::Rot => self.rot(),
             Fault::Forsake => self.forsake(),
         }
+    }
+
+    fn slow_disk(&mut self, node: usize) -> bool {
+        let until = self.now + self.rng.within(200, 3000) * MS;
+        self.nodes[node].slow = (until, self.rng.within(20, 200) * MS);
+        self.trace(|| format!("--- the disk of sds{} is slow", node + 1));
+        true
+    }
+
+    fn hang_disk(&mut self, node: usize) -> bool {
+        self.nodes[node].hung_until = self.now + self.rng.within(300, 4000) * MS;
+        self.trace(|| format!("--- the disk of sds{} hangs", node + 1));
+        true
     }
 
     /// A bit turns in the data area of the first server's disk.
@@ -193,12 +201,13 @@ impl World {
 
     fn crash_many(&mut self) -> bool {
         let power = self.rng.chance(60);
+        let mut crashed = 0;
         for node in 0..self.nodes.len() {
             if self.rng.chance(80) {
-                self.crash_one(node, power);
+                crashed += usize::from(self.crash_one(node, power));
             }
         }
-        true
+        crashed > 1
     }
 
     fn pause(&mut self, node: usize) -> bool {
@@ -326,36 +335,6 @@ impl World {
         true
     }
 
-    fn crash_client(&mut self) -> bool {
-        let c = self.rng.below(self.clients.len() as u64) as usize;
-        let id = self.clients[c].id;
-        self.trace(|| format!("--- client {id} crashes"));
-        let late = self.rng.chance(50);
-        for l in self.net.of(Addr::Sdc(c)) {
-            if late {
-                // Its host goes down: what was sent arrives, the servers learn the end much later.
-                self.count("late requests");
-                let at = self.now + self.rng.within(20, 1500) * MS;
-                self.net.stall(l, at);
-                self.at(at + 100 * MS, Ev::Sever { link: l });
-            } else {
-                self.close(l);
-            }
-        }
-        let instance = self.mdm.register_sdc(id, self.now);
-        self.spread_news();
-        let view = self.mdm.state.view();
-        let back = self.now + self.rng.within(1, 100) * MS;
-        self.seen.client(self.clients[c].engine.stats());
-        let open = self.clients[c].crash(instance, &view, self.now, back);
-        for r in open {
-            let unknown = self.record(&r, NEVER);
-            self.clients[c].orphans.extend(unknown);
-        }
-        self.at(back, Ev::ClientWake { client: c });
-        true
-    }
-
     /// A server is asked to stop, ends, and comes back.
     pub fn hand_over(&mut self, node: usize) -> bool {
         if self.nodes[node].leaving {
@@ -393,6 +372,9 @@ impl World {
         let all: Vec<_> = self.configs.values().filter(|c| c.in_sync.len() > 1).cloned().collect();
         let Some(c) = self.rng.pick(&all).cloned() else { return false };
         let Some(p) = c.primary_member().map(|m| m.sds.0 as usize - 1) else { return false };
+        if self.nodes[p].engine.is_none() {
+            return false;
+        }
         let old = Addr::Sds(p);
         let apart = self.rng.within(1000, 3500);
         self.trace(|| format!("--- sds{} is cut off for {apart} ms", p + 1));
@@ -489,6 +471,11 @@ impl World {
         self.trace(|| {
             format!("--- client {} {} volume {v}", c + 1, if mapped { "loses" } else { "gets" })
         });
+        if mapped && self.rng.chance(50) {
+            // Given back while the client has not heard of it yet, or has requests on their way.
+            let at = self.now + self.rng.within(1, 800) * MS;
+            self.at(at, Ev::GiveBack { client: c, volume: v });
+        }
         self.map(c, v, !mapped)
     }
 
@@ -500,7 +487,9 @@ impl World {
         }
         let volumes: Vec<VolumeId> = self.mdm.state.volumes.keys().copied().collect();
         let v = self.rng.pick(&volumes).copied();
-        let kind = self.rng.below(3);
+        // Few runs have more than one: there one goes more often than not.
+        let several = volumes.len() > 1;
+        let kind = if several && self.rng.chance(50) { 1 } else { self.rng.below(3) };
         match (kind, v) {
             (0, _) if volumes.len() < 4 => {
                 match self.mdm.create_volume(1, mdm::state::Provisioning::Thin, now) {
@@ -514,12 +503,14 @@ impl World {
                     Err(_) => false,
                 }
             }
-            (1, Some(v)) if volumes.len() > 1 => {
+            (1, Some(v)) if several => {
                 for c in 0..self.clients.len() {
                     self.map(c, v, false);
                 }
                 let done = self.mdm.submit(Op::DeleteVolume { id: v }, now).is_ok();
-                self.count("volume deleted");
+                if done {
+                    self.count("volume deleted");
+                }
                 self.spread_news();
                 done
             }

@@ -169,16 +169,17 @@ impl World {
 
     fn read_everything(&mut self) {
         self.wait_until(HEALED_WITHIN, "a client does not learn of its volumes", |w| {
-            w.clients[0].volumes().len() == w.mdm.state.volumes.len()
+            w.clients[w.newest(0)].volumes().len() == w.mdm.state.volumes.len()
         });
-        let all = self.clients[0].volumes();
+        let c = self.newest(0);
+        let all = self.clients[c].volumes();
         for (v, extents) in all {
             for block in 0..u64::from(extents * BLOCKS_PER_EXTENT) {
                 let at = block * u64::from(BLOCK);
-                self.clients[0].read_all(v, at, BLOCK, self.now);
+                self.clients[c].read_all(v, at, BLOCK, self.now);
             }
         }
-        self.pump(0);
+        self.pump(c);
         self.wait_until(HEALED_WITHIN, "last reads without an answer", |w| {
             w.clients.iter().all(|c| c.is_idle())
         });
@@ -197,7 +198,7 @@ impl World {
             }
         }
         for c in &self.clients {
-            self.seen.client(c.engine.stats());
+            self.seen.client(c);
         }
         let mut stores = Vec::new();
         for n in &mut self.nodes {

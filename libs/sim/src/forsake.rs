@@ -165,7 +165,9 @@ impl World {
         let Some((task, chosen)) = self.forsaking.waiting.clone() else { return };
         let fences = chosen.iter().filter_map(|(pg, _)| self.mdm.state.pgs.get(pg)?.fence);
         let index = fences.map(|f| f.index).max();
-        if index.is_some_and(|i| self.clients.iter().any(|c| c.applied() < i)) {
+        if index
+            .is_some_and(|i| self.clients.iter().any(|c| !c.engine.is_fenced() && c.applied() < i))
+        {
             return;
         }
         self.mdm.submit(Op::CompleteStale { task }, self.now).ok();

@@ -1,5 +1,6 @@
-//! Deterministic simulation of replication: real engines and stores on disks in memory, the real MDM state machine
-//! and failure detector, simulated connections and model clients, faults by seed, and checkers for the promises of `docs/ARCHITECTURE.md`:
+//! Deterministic simulation of whole clusters: the real engines of data servers and clients, real stores on disks in memory,
+//! the real MDM state machine and failure detector, simulated connections, faults by seed, and checkers for the promises of
+//! `docs/ARCHITECTURE.md`:
 //!
 //! - linearizable per sector, no lost and no resurrected write, no torn page ([`history`]);
 //! - everything acknowledged is still there at the end, and replicas are identical ([`finish`]);

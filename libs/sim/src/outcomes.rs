@@ -97,7 +97,13 @@ impl World {
             // It may be answered later; it has taken effect before, or never may (R21).
             end = end.min(at);
         }
-        self.record(r, end);
+        for (pg, _, _) in r.pieces() {
+            if self.shut_out_at(c, pg).is_some_and(|at| at < r.begin) {
+                let why = format!("wrote to {pg} after a newer instance of it had");
+                return self.complain(c, &why);
+            }
+        }
+        self.record(c, r, end);
         if r.kind != Kind::Write {
             return;
         }
@@ -110,6 +116,9 @@ impl World {
         for (_, at, value) in gone {
             self.history.shut_out(at, value, self.now);
         }
+        for pg in groups {
+            self.clients[c].wrote.entry(pg).or_insert(self.now);
+        }
     }
 
     fn failed(&mut self, c: usize, r: &Request, e: IoError) {
@@ -118,15 +127,18 @@ impl World {
             // Refused for good: none of it may ever be seen, if it went to one group. A thick volume has its space always.
             IoError::NoSpace if writes && !r.known.thick => {
                 if r.pieces().count() > 1 {
-                    self.record(r, NEVER);
+                    self.record(c, r, NEVER);
                 }
             }
-            IoError::Corrupt if self.clients[c].disks_fail => drop(self.record(r, NEVER)),
+            IoError::Corrupt if self.clients[c].disks_fail => drop(self.record(c, r, NEVER)),
             IoError::Shutdown => {
                 let Some(u) = self.unmap_of(c, r) else {
+                    if self.clients[c].engine.is_fenced() {
+                        return self.orphan(c, r);
+                    }
                     return self.complain(c, &format!("{:?} failed: {e}", r.kind));
                 };
-                let unknown = self.record(r, NEVER);
+                let unknown = self.record(c, r, NEVER);
                 match self.unmaps[u].confirmed {
                     Some(by) => {
                         unknown.iter().for_each(|(_, at, v)| self.history.shut_out(*at, *v, by))
@@ -138,23 +150,47 @@ impl World {
         }
     }
 
+    /// Its process is gone or may do nothing any more: what it asked for may have happened, or may yet, but not after a
+    /// write of the next one to the same group (R19).
+    pub(crate) fn orphan(&mut self, c: usize, r: &Request) {
+        let unknown = self.record(c, r, NEVER);
+        let next = self.newest(c);
+        for u in unknown {
+            match self.shut_out_at(c, u.0) {
+                Some(by) => self.history.shut_out(u.1, u.2, by),
+                None => self.clients[next].orphans.push(u),
+            }
+        }
+    }
+
+    /// When a newer process under this client's name had a write answered in a group.
+    fn shut_out_at(&self, c: usize, pg: PgId) -> Option<u64> {
+        let id = self.clients[c].id;
+        let newer = self.clients.iter().skip(c + 1).filter(|x| x.id == id);
+        newer.filter_map(|x| x.wrote.get(&pg).copied()).min()
+    }
+
     /// The first unmap after the mapping under which it was asked for.
     fn unmap_of(&self, c: usize, r: &Request) -> Option<usize> {
         let later = self.unmaps.iter().enumerate().filter(|(_, u)| {
-            u.client == c && u.volume == r.volume && u.generation > r.known.generation
+            u.sdc == self.clients[c].id && u.volume == r.volume && u.generation > r.known.generation
         });
         later.min_by_key(|(_, u)| u.generation).map(|(i, _)| i)
     }
 
     /// Enters a write into the history; returns its sectors if its outcome is not known.
-    pub(crate) fn record(&mut self, r: &Request, end: u64) -> Vec<Unknown> {
+    fn record(&mut self, c: usize, r: &Request, end: u64) -> Vec<Unknown> {
         let mut unknown = Vec::new();
         if !r.kind.changes_data() {
             return unknown;
         }
         let page = PAGE as u64;
-        let h = &mut self.history;
         for (pg, from, to) in r.pieces() {
+            let end = match self.shut_out_at(c, pg) {
+                Some(at) if end != NEVER => end.min(at),
+                _ => end,
+            };
+            let h = &mut self.history;
             h.falls.place(sector(r.known.vtree, from), pg);
             let (from, to) = match r.kind {
                 // A trim may leave partial pages alone: only whole pages count.

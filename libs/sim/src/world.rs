@@ -4,7 +4,6 @@ use crate::client::Client;
 use crate::clients::{News, Unmap};
 use crate::config::Config;
 use crate::coverage::Seen;
-use crate::faults::Fault;
 use crate::history::History;
 use crate::mdm::{Joining, Mdm};
 use crate::net::{Addr, Net};
@@ -58,7 +57,18 @@ pub enum Ev {
         gen: u64,
         target: Target,
     },
+    /// A client's report that it cannot reach a primary.
+    ClientReport {
+        client: usize,
+        gen: u64,
+        pg: PgId,
+        device: DeviceId,
+    },
     ClientWake {
+        client: usize,
+    },
+    /// A client gets a new session with the MDM.
+    ClientSession {
         client: usize,
     },
     ClientNews {
@@ -105,6 +115,11 @@ pub enum Ev {
     /// A connection of a host that is gone ends at last.
     Sever {
         link: LinkId,
+    },
+    /// A volume is mapped to a client again.
+    GiveBack {
+        client: usize,
+        volume: VolumeId,
     },
     /// The operator takes a fenced server back.
     Recover {
@@ -239,14 +254,10 @@ impl World {
             self.tell_node(i, Event::View(view.clone()));
             self.nodes[i].subscribed = true;
         }
-        for c in 0..self.cfg.clients as usize {
-            let id = SdcId(c as u32 + 1);
+        for c in 0..self.cfg.clients {
+            let id = SdcId(c + 1);
             let instance = self.mdm.state.sdcs.get(&id).map_or(Instance::ZERO, |s| s.instance);
-            let mut client = Client::new(id, instance, &self.cfg.sdc, &view, now + 1500 * MS);
-            client.disks_fail = self.cfg.mix.iter().any(|m| m.0 == Fault::FailingReads);
-            self.clients.push(client);
-            self.client_news.push(VecDeque::new());
-            self.at(now + 1500 * MS, Ev::ClientWake { client: c });
+            self.add_client(id, instance, now + 1500 * MS);
         }
         Ok(())
     }
@@ -323,10 +334,14 @@ impl World {
             Ev::Closed { link, owner, gen } => self.closed(link, owner, gen),
             Ev::Dialled { node, sds, kind, .. } => self.dialled(node, sds, kind),
             Ev::ClientDialled { client, gen, target } => self.client_dialled(client, gen, target),
+            Ev::ClientReport { client, gen, pg, device } => {
+                self.client_report(client, gen, pg, device)
+            }
             Ev::ClientWake { client } => {
                 self.clients[client].wake_at = u64::MAX;
                 self.pump(client);
             }
+            Ev::ClientSession { client } => self.client_session(client),
             Ev::ClientNews { client } => self.client_news(client),
             Ev::Inbox { node, gen } => self.inbox(node, gen),
             Ev::Outbox { node, gen } => self.outbox(node, gen),
@@ -351,6 +366,7 @@ impl World {
             Ev::Broken { link, owner, gen } => self.told_closed(link, owner, gen),
             Ev::Strike { node } => self.kill_shortly(node),
             Ev::Sever { link } => self.close(link),
+            Ev::GiveBack { client, volume } => self.give_back(client, volume),
             Ev::Recover { node } => self.recover_sds(node),
             Ev::Fault => self.fault(),
             Ev::Restart { node } => self.restart(node),

@@ -9,6 +9,7 @@ use quarry_sim::{run, Config, World};
 fn quiet(seed: u64, servers: u32, copies: u8, min_copies: u8) -> Config {
     let mut c = Config::of_seed(seed);
     c.with_room();
+    c.sdc = Default::default();
     c.shape.servers = servers;
     c.shape.copies = copies;
     c.shape.min_copies = min_copies;

@@ -26,8 +26,9 @@ const FAILED_ONCE: &[(u64, &str)] = &[
     (642, "a tombstone of a deleted volume hid its blocks: a member that had them kept them"),
     (20539, "the simulator formatted the disk of a server that was given up and had come back meanwhile, under the running process"),
     (100097, "a destage that brought a block its first slot counted it twice: a device with room told thick volumes that it was full"),
-    (100159, "a client took the late refusal of an attempt that it had made again meanwhile for that of the new one"),
-    (802716, "the simulator: the answer to an attempt of an older epoch sent a request out twice in the present one"),
+    (20680, "the same: it was formatted under the running process"),
+    (100159, "the simulator's own client of then took the late refusal of an attempt that it had made again meanwhile for that of the new one"),
+    (802716, "the simulator's own client of then: the answer to an attempt of an older epoch sent a request out twice in the present one"),
     (1218355, "a copy that had just left the set was cut where its new primary knew nothing to be committed yet: an acknowledged write less"),
     (200155, "a group that lacks copies for want of room, and has fewer than min_copies, answers no writes: not what full devices are to show"),
     (2039, "the checker took a copy that had to go to a taken fault set, after its server was fenced, for misplaced"),
@@ -73,12 +74,15 @@ fn rotten_pages_are_never_served_and_are_repaired_from_a_good_copy() {
     assert!(rotten > 0 && repaired > 0, "{rotten} rotten, {repaired} repaired");
 }
 
+/// A run shows what `change` breaks, and the same run without it is clean.
 fn noticed(change: impl Fn(&mut Config)) -> bool {
-    (100..130).any(|seed| {
-        let mut cfg = Config::of_seed(seed);
+    let seed = (100..130).find(|seed| {
+        let mut cfg = Config::of_seed(*seed);
         change(&mut cfg);
-        std::panic::catch_unwind(|| run(seed, cfg)).map_or(true, |r| r.is_err())
-    })
+        std::panic::catch_unwind(|| run(*seed, cfg)).map_or(true, |r| r.is_err())
+    });
+    good(seed);
+    seed.is_some()
 }
 
 #[test]
