@@ -4,6 +4,7 @@
 use crate::config::{Config, OPERATIONS};
 use crate::faults::{Fault, Mix};
 use quarry_replica::Bug;
+use std::time::Duration;
 
 /// Seeds within which every broken rule has to be noticed.
 pub const SEEDS: u64 = 100;
@@ -40,7 +41,10 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         }
         Bug::AddBeforeCounting | Bug::CompleteMovesInSync => c.strike = 40,
         Bug::SeqReused => (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4),
-        Bug::AddBeforeSync => (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40),
+        Bug::AddBeforeSync => {
+            (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40);
+            c.sdc.redial = (Duration::from_millis(5), Duration::from_millis(20));
+        }
         // A block has to stay trimmed until the member is back.
         Bug::TrimMissing => (c.load.blocks, c.load.extents, c.load.trims) = (3, 4, 40),
         Bug::MaskIgnored => (c.load.blocks, c.load.pages) = (3, 16),
@@ -50,9 +54,10 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         }
         Bug::ServeOldTail => {
             // The commit point reaches members late, with many groups also on no later record.
-            c.limits.commit_beat = std::time::Duration::from_secs(2);
+            c.limits.commit_beat = Duration::from_secs(2);
             (c.shape.pgs, c.load.extents) = (8, 8);
             (c.load.depth, c.load.think_ms) = (16, 4);
+            c.sdc.redial = (Duration::from_millis(5), Duration::from_millis(20));
         }
         Bug::OldEpochAfterRestart => c.shape.copies = 3,
         Bug::HeadroomIgnored => c.run_full(),

@@ -84,6 +84,10 @@ impl World {
                 Action::HandedOver => {
                     self.count("handed over");
                     self.trace(|| format!("sds{} has handed over", node + 1));
+                    // It ends by itself: what it has sent arrives.
+                    for l in self.net.of(Addr::Sds(node)) {
+                        self.end_link(l, true);
+                    }
                     self.crash(node, false);
                     let back = self.now + self.rng.within(50, 2000) * MS;
                     self.at(back, Ev::Restart { node });
@@ -155,6 +159,10 @@ impl World {
 
     pub fn close(&mut self, link: LinkId) {
         let late = self.rng.chance(50);
+        self.end_link(link, late);
+    }
+
+    fn end_link(&mut self, link: LinkId, late: bool) {
         if let Some(e) = self.net.close(link, late, self.now, &mut self.rng) {
             self.at(e.at, Ev::Closed { link: e.link, owner: e.owner, gen: e.gen });
         }

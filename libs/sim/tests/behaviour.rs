@@ -165,7 +165,8 @@ fn a_clock_that_stands_still_breaks_leases_and_not_confirmed_reads() {
         (c.mix, c.fault_every_ms, c.strike) = (vec![(Fault::Freeze, 1)], 300, 0);
         run(seed, c)
     };
-    let stale = (1..=20).find(|seed| frozen(*seed, false).is_err());
+    // A client that hears nothing from a server for a second leaves it: few runs are left in which one is still asked.
+    let stale = (1..=60).find(|seed| frozen(*seed, false).is_err());
     assert!(stale.is_some(), "the fault has to break leases");
     for seed in 1..=6 {
         frozen(seed, true).unwrap();
@@ -293,7 +294,7 @@ fn a_rebuild_is_never_faster_than_its_limit() {
 
 #[test]
 fn a_damaged_page_whose_other_copy_is_away_is_waited_for() {
-    let mut rotten = 0;
+    let (mut rotten, mut repaired) = (0, 0);
     for seed in 1..=6 {
         let mut c = quiet(seed, 2, 2, 1);
         // What nobody reads stays damaged to the end.
@@ -315,10 +316,13 @@ fn a_damaged_page_whose_other_copy_is_away_is_waited_for() {
         rotten += stat(&w, "no_good_copy") - before;
         w.restart(1);
         after(&mut w, 5000);
-        assert!(stat(&w, "repairs") > 0, "seed {seed}: nothing was repaired");
+        // In a run that goes on writing all of it may be written over before.
+        let repairs = stat(&w, "repairs");
+        assert!(repairs > 0 || seed % 2 == 1, "seed {seed}: nothing was repaired");
+        repaired += repairs;
         w.finish().unwrap();
     }
-    assert!(rotten > 0, "no damaged page was read");
+    assert!(rotten > 0 && repaired > 10, "{rotten} damaged pages read, {repaired} repaired");
 }
 
 #[test]
@@ -351,7 +355,7 @@ fn blocks_with_other_unreadable_pages_on_each_server_heal_each_other() {
         w.cfg.load.reads_only = true;
         after(&mut w, 8000);
         // Most lie in slots that are free by now; fewer are read than make a device unfit.
-        for _ in 0..120 {
+        for _ in 0..240 {
             refused += w.refuse_pages();
         }
         w.cfg.load.reads_only = seed % 2 == 0;
