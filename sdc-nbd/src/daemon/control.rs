@@ -7,6 +7,7 @@ use super::devices::Devices;
 use super::error::SdcError;
 use super::mail::{FromShard, ShardHandle, ToShard};
 use super::meters::Meters;
+use super::owner::Owner;
 use super::settings::Config;
 use super::start::Start;
 use super::usage::Usage;
@@ -106,7 +107,7 @@ impl Control {
         };
         let session = Session::start(place, greet);
         Ok(Control {
-            devices: Devices::new(shard.tx.clone(), shard.waker.clone()),
+            devices: Devices::new(shard.tx.clone(), shard.waker.clone(), &config.data_dir),
             usage: Usage::new(meters.clone()),
             start: Start::new(config.sdctab.clone(), Instant::now()),
             to_mdm: session.sender(),
@@ -184,6 +185,7 @@ impl Control {
                 self.to_mdm(FromNode::Unreachable { pg, device });
             }
             FromShard::Device(wish) => self.devices.wish(wish),
+            FromShard::DevicesKnown => self.devices.sweep(),
             FromShard::DeviceLost(volume) => {
                 tracing::warn!(%volume, "the connection of a kernel device broke; connecting it again");
                 self.devices.lost(volume);
@@ -238,8 +240,9 @@ impl Control {
             ToNode::Registered { cluster, sdc, start, heartbeat_ms, .. } => {
                 let sdc = sdc.ok_or(SdcError::NoId)?;
                 self.keep_cluster(&cluster)?;
-                self.devices.set_cluster(&cluster);
-                self.usage.set_cluster(&cluster);
+                let owner = Owner { cluster: cluster.clone(), sdc };
+                self.devices.set_owner(owner.clone());
+                self.usage.set_owner(owner);
                 self.known.instance.compare_exchange(0, start, Relaxed, Relaxed).ok();
                 tracing::info!(%sdc, instance = start, cluster, "registered");
                 self.tell(ToShard::Registered { cluster, sdc, instance: Instance(start) }).await;

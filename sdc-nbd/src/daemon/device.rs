@@ -11,8 +11,9 @@
 
 use super::devices::Newest;
 use super::mail::{DeviceState, ToShard, WantedDevice};
-use crate::kernel::{probe_or_load, socket_pair, Connect, KernelError, KernelNbd};
-use quarry_base::{VolumeId, PAGE};
+use super::owner::{release, Left, Notes, Owner, PATIENCE};
+use crate::kernel::{probe_or_load, socket_pair, Connect, KernelError, KernelNbd, Roots};
+use quarry_base::{Generation, VolumeId, PAGE};
 use quarry_nbd_proto::Export;
 use quarry_ring::Waker;
 use std::os::fd::OwnedFd;
@@ -25,8 +26,8 @@ const DEAD_CONN: Duration = Duration::from_secs(600);
 /// How often the kernel looks whether the connection of an unanswered request was replaced: that long
 /// may what was in flight when a daemon died wait after its return.
 const REQUEST_TIMER: Duration = Duration::from_secs(3);
-/// How long taking a device over may take, and letting one go.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a volume's new device waits for the end of one of an earlier mapping, which somebody may still hold.
+const BRIEFLY: Duration = Duration::from_secs(1);
 /// Wait before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// Wait before it is looked again whether a device can be resized now.
@@ -78,6 +79,8 @@ struct Attached {
     index: u32,
     name: String,
     size: u64,
+    /// Its identifier, which one that was taken over keeps.
+    backend: String,
 }
 
 /// What bringing a device to its wish came to.
@@ -87,15 +90,11 @@ struct Brought {
     again: Option<Duration>,
 }
 
-/// The identifier of a volume's device; with an empty name how those of the volume begin.
-pub(super) fn backend(cluster: &str, volume: VolumeId, name: &str) -> String {
-    format!("quarry:{cluster}:{volume}:{name}")
-}
-
 /// One volume's device, in its worker.
 pub(super) struct Device {
     link: Link,
-    backend: String,
+    owner: Owner,
+    notes: Notes,
     attached: Option<Attached>,
     told: DeviceState,
     /// A new size waits, and that has been said.
@@ -103,10 +102,9 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// The identifier is what the udev rule in deploy/ takes the volume's name from.
-    pub fn new(link: Link, cluster: &str, name: &str) -> Device {
-        let backend = backend(cluster, link.volume, name);
-        Device { link, backend, attached: None, told: DeviceState::Pending, held_up: false }
+    pub fn new(link: Link, owner: Owner, notes: Notes) -> Device {
+        let told = DeviceState::Pending;
+        Device { link, owner, notes, attached: None, told, held_up: false }
     }
 
     /// Works until the volume is let go or the daemon ends.
@@ -164,9 +162,13 @@ impl Device {
             self.connect_again(&kernel)?;
         }
         let Some(a) = &self.attached else { return Err(self.vanished()) };
+        if !kernel.is_connected_as(a.index, &a.backend) {
+            // Detached by somebody else; its number may be another's by now.
+            self.attached = None;
+            return Err(self.vanished());
+        }
         let node = kernel.publish(a.index, &w.name)?;
-        let (index, size) = (a.index, a.size);
-        let again = if size == w.size_bytes { None } else { self.resize(&kernel, index, w) };
+        let again = if a.size == w.size_bytes { None } else { self.resize(&kernel, w) };
         Ok(Brought { state: DeviceState::Attached(node.display().to_string()), again })
     }
 
@@ -175,7 +177,7 @@ impl Device {
     /// Linux 6.9 and later let nothing more in until all that is in flight is answered, and hold the device's
     /// configuration meanwhile. If this process ended then, the next could not take the device over: so it is not begun while
     /// anything stands still.
-    fn resize(&mut self, kernel: &KernelNbd, index: u32, w: &WantedDevice) -> Option<Duration> {
+    fn resize(&mut self, kernel: &KernelNbd, w: &WantedDevice) -> Option<Duration> {
         let volume = self.link.volume;
         if !self.link.is_calm() {
             if !self.held_up {
@@ -185,10 +187,11 @@ impl Device {
             return Some(NOT_NOW);
         }
         self.held_up = false;
-        match kernel.resize(index, &self.backend, w.size_bytes) {
+        let a = self.attached.as_mut()?;
+        match kernel.resize(a.index, &a.backend, w.size_bytes) {
             Ok(()) => {
                 tracing::info!(%volume, bytes = w.size_bytes, "kernel device resized");
-                self.attached.iter_mut().for_each(|a| a.size = w.size_bytes);
+                a.size = w.size_bytes;
                 None
             }
             Err(error) => {
@@ -202,43 +205,65 @@ impl Device {
         KernelError::Invalid(format!("the device of volume {} is gone", self.link.volume))
     }
 
-    /// Takes over what is connected already, or connects anew.
+    /// Takes over what is connected for this very mapping, or connects anew. What is connected for an earlier one goes: the
+    /// kernel would send what it held of then again, over what others wrote since.
     fn attach(&self, kernel: &KernelNbd, w: &WantedDevice) -> Result<Attached, KernelError> {
+        let volume = self.link.volume;
+        let (same, earlier) = self.left(kernel.roots(), w.since);
+        for left in earlier {
+            tracing::warn!(%volume, index = left.index, "a kernel device of an earlier mapping is detached");
+            release(kernel, &left, BRIEFLY);
+        }
         let mut found = None;
-        for left in kernel.find(&self.backend) {
-            match self.take_over(kernel, left.index) {
+        for left in same {
+            if left.since == Generation::ZERO {
+                self.notes.keep(volume, w.since);
+            }
+            match self.take_over(kernel, left.index, &left.backend) {
                 Ok(()) => {
-                    found = Some((left.index, left.size));
+                    found = Some(left);
                     break;
                 }
                 // Detached earlier and still held open by somebody: it answers nothing any more.
                 Err(KernelError::Invalid(why)) => {
-                    tracing::warn!(volume = %self.link.volume, why, "an earlier kernel device is not taken over");
+                    tracing::warn!(%volume, why, "an earlier kernel device is not taken over");
                 }
                 Err(e) => return Err(e),
             }
         }
-        let (index, size) = match found {
-            Some(f) => f,
-            None => (self.connect(kernel, w)?, w.size_bytes),
+        let (index, size, backend) = match found {
+            Some(f) => (f.index, f.size, f.backend),
+            None => {
+                self.forget_note(kernel.roots());
+                let backend = self.owner.backend(volume, w.since, &w.name);
+                (self.connect(kernel, w, &backend)?, w.size_bytes, backend)
+            }
         };
         if let Err(error) = kernel.set_request_timer(index, REQUEST_TIMER) {
-            tracing::warn!(volume = %self.link.volume, %error, "requests in flight will wait 30 s after a crash of this daemon");
+            tracing::warn!(%volume, %error, "requests in flight will wait 30 s after a crash of this daemon");
         }
-        Ok(Attached { index, name: w.name.clone(), size })
+        Ok(Attached { index, name: w.name.clone(), size, backend })
     }
 
-    fn take_over(&self, kernel: &KernelNbd, index: u32) -> Result<(), KernelError> {
+    /// What is connected of the volume: devices that can be of the mapping since then, and those of earlier ones.
+    fn left(&self, roots: &Roots, since: Generation) -> (Vec<Left>, Vec<Left>) {
+        let volume = self.link.volume;
+        let note = self.notes.get(volume);
+        let all = self.owner.left_of(roots, volume);
+        all.into_iter().partition(|l| l.may_be_of(since, note))
+    }
+
+    fn take_over(&self, kernel: &KernelNbd, index: u32, backend: &str) -> Result<(), KernelError> {
         let link = self.link.clone();
-        kernel.reconnect(index, &self.backend, 1, PATIENCE, &mut |fd| link.adopt(fd))?;
+        kernel.reconnect(index, backend, 1, PATIENCE, &mut |fd| link.adopt(fd))?;
         tracing::info!(volume = %self.link.volume, index, "kernel device taken over");
         Ok(())
     }
 
     /// The connection broke while the daemon runs.
     fn connect_again(&mut self, kernel: &KernelNbd) -> Result<(), KernelError> {
-        let Some(index) = self.attached.as_ref().map(|a| a.index) else { return Ok(()) };
-        match self.take_over(kernel, index) {
+        let Some(a) = &self.attached else { return Ok(()) };
+        match self.take_over(kernel, a.index, &a.backend) {
             // Detached by somebody else: it is attached anew.
             Err(e @ KernelError::Invalid(_)) => {
                 self.attached = None;
@@ -248,7 +273,12 @@ impl Device {
         }
     }
 
-    fn connect(&self, kernel: &KernelNbd, w: &WantedDevice) -> Result<u32, KernelError> {
+    fn connect(
+        &self,
+        kernel: &KernelNbd,
+        w: &WantedDevice,
+        backend: &str,
+    ) -> Result<u32, KernelError> {
         let (ours, kernels) = socket_pair()?;
         self.link.adopt(ours);
         let export = Export {
@@ -267,7 +297,7 @@ impl Device {
             size: w.size_bytes,
             block_size,
             flags: export.transmission_flags(false),
-            backend: &self.backend,
+            backend,
             dead_conn_timeout: DEAD_CONN,
             io_timeout: Duration::ZERO,
             sockets: &[kernels],
@@ -277,13 +307,116 @@ impl Device {
     /// The volume is not mapped any more: its device goes, also when something still holds it, for
     /// its requests fail already.
     fn let_go(&mut self) {
-        let Some(Attached { index, name, .. }) = self.attached.take() else { return };
-        let gone = probe_or_load().and_then(|k| k.detach(index, &name, true, PATIENCE));
-        match gone {
-            Ok(()) => tracing::info!(volume = %self.link.volume, index, "kernel device detached"),
-            Err(error) => {
-                tracing::warn!(volume = %self.link.volume, index, %error, "a detached kernel device is still held");
+        let roots = Roots::default();
+        let going = self.going(&roots);
+        self.attached = None;
+        if !going.is_empty() {
+            match probe_or_load() {
+                Ok(kernel) => going.iter().for_each(|l| {
+                    release(&kernel, l, PATIENCE);
+                }),
+                Err(error) => {
+                    tracing::warn!(volume = %self.link.volume, %error, "a kernel device stays");
+                }
             }
         }
+        self.forget_note(&roots);
+    }
+
+    /// The devices to let go of: the attached one, and what is connected of the volume besides, as when it could not be taken
+    /// over.
+    fn going(&self, roots: &Roots) -> Vec<Left> {
+        let volume = self.link.volume;
+        let attached = self.attached.iter().map(|a| Left {
+            index: a.index,
+            size: a.size,
+            backend: a.backend.clone(),
+            volume,
+            since: Generation::ZERO,
+            ours: true,
+            name: a.name.clone(),
+        });
+        let mut going: Vec<Left> = attached.collect();
+        let noted = self.notes.get(volume).is_some();
+        for l in self.owner.left_of(roots, volume) {
+            if (l.ours || noted) && going.iter().all(|g| g.index != l.index) {
+                going.push(l);
+            }
+        }
+        going
+    }
+
+    /// Nothing needs to be remembered of the volume's devices, unless one that does not say its mapping is still there.
+    fn forget_note(&self, roots: &Roots) {
+        let left = self.owner.left_of(roots, self.link.volume);
+        if left.iter().all(|l| l.since != Generation::ZERO) {
+            self.notes.forget(self.link.volume);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::device::tests::{scratch, show};
+    use quarry_base::SdcId;
+    use quarry_ring::{Reactor, RingConfig};
+
+    const VOLUME: VolumeId = VolumeId(7);
+
+    fn device(dir: &std::path::Path) -> Device {
+        let reactor = Reactor::new(RingConfig::default()).unwrap();
+        let link = Link { shard: mpsc::channel(1).0, waker: reactor.waker(), volume: VOLUME };
+        let owner = Owner { cluster: "c".into(), sdc: SdcId(9) };
+        Device::new(link, owner, Notes::new(dir.to_path_buf()))
+    }
+
+    fn connected(roots: &Roots, index: u32, backend: &str) {
+        show(roots, index, "size", "8\n");
+        show(roots, index, "pid", "1\n");
+        show(roots, index, "backend", backend);
+    }
+
+    fn indices(left: &[Left]) -> Vec<u32> {
+        left.iter().map(|l| l.index).collect()
+    }
+
+    #[test]
+    fn a_restarted_client_takes_nothing_over_of_an_earlier_mapping() {
+        let dir = scratch("earlier");
+        let (roots, d) = (Roots::under(&dir), device(&dir));
+        connected(&roots, 0, "quarry:c:7.3.9:db");
+        connected(&roots, 1, "quarry:c:7.5.9:db");
+        connected(&roots, 2, "quarry:c:7.5.8:db");
+        connected(&roots, 3, "quarry:c:7:db");
+        let (same, earlier) = d.left(&roots, Generation(5));
+        assert_eq!((indices(&same), indices(&earlier)), (vec![1, 3], vec![0]));
+        // Once taken over under a mapping, one without its own word is of that one alone.
+        d.notes.keep(VOLUME, Generation(5));
+        let (same, earlier) = d.left(&roots, Generation(8));
+        assert_eq!((indices(&same), indices(&earlier)), (vec![], vec![0, 1, 3]));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_taken_over_is_let_go_with_the_volume() {
+        let dir = scratch("going");
+        let (roots, mut d) = (Roots::under(&dir), device(&dir));
+        connected(&roots, 0, "quarry:c:7.3.9:db");
+        connected(&roots, 1, "quarry:c:7.3.8:db");
+        connected(&roots, 2, "quarry:c:7:db");
+        let going = |d: &Device| indices(&d.going(&roots));
+        assert_eq!(going(&d), [0], "nothing is attached");
+        d.notes.keep(VOLUME, Generation(3));
+        assert_eq!(going(&d), [0, 2], "it was tried");
+        let backend = "quarry:c:7.3.9:db".to_string();
+        d.attached = Some(Attached { index: 4, name: "db".into(), size: 8, backend });
+        assert_eq!(going(&d), [4, 0, 2]);
+        d.forget_note(&roots);
+        assert!(d.notes.get(VOLUME).is_some(), "one that does not say its mapping is held still");
+        std::fs::remove_file(dir.join("sys/block/nbd2/pid")).unwrap();
+        d.forget_note(&roots);
+        assert_eq!(d.notes.get(VOLUME), None);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -4,9 +4,12 @@
 
 use super::device::{Device, Link};
 use super::mail::{DeviceState, DeviceWish, ToShard, WantedDevice};
+use super::owner::{release, unwanted, Notes, Owner, PATIENCE};
+use crate::kernel::{probe_or_load, Roots};
 use quarry_base::VolumeId;
 use quarry_ring::Waker;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -65,7 +68,8 @@ impl Worker {
 pub struct Devices {
     shard: mpsc::Sender<ToShard>,
     waker: Waker,
-    cluster: String,
+    owner: Owner,
+    notes: Notes,
     workers: HashMap<VolumeId, Worker>,
     /// Wanted, and refused for now: offered again.
     refused: HashMap<VolumeId, WantedDevice>,
@@ -75,11 +79,12 @@ pub struct Devices {
 }
 
 impl Devices {
-    pub fn new(shard: mpsc::Sender<ToShard>, waker: Waker) -> Devices {
+    pub fn new(shard: mpsc::Sender<ToShard>, waker: Waker, data_dir: &Path) -> Devices {
         Devices {
             shard,
             waker,
-            cluster: String::new(),
+            owner: Owner::default(),
+            notes: Notes::new(data_dir.to_path_buf()),
             workers: HashMap::new(),
             refused: HashMap::new(),
             retried: None,
@@ -87,9 +92,33 @@ impl Devices {
         }
     }
 
-    /// The cluster's id, part of every device's identifier.
-    pub fn set_cluster(&mut self, cluster: &str) {
-        self.cluster = cluster.to_string();
+    /// Whose devices these are: part of every identifier.
+    pub fn set_owner(&mut self, owner: Owner) {
+        self.owner = owner;
+    }
+
+    /// Detaches what an earlier process of this client left connected and no mapping wants: nobody would ever serve it. Once,
+    /// when all that is wanted at the start has been asked for.
+    pub fn sweep(&self) {
+        let wanted = self.workers.keys().chain(self.refused.keys()).copied().collect();
+        let (owner, notes) = (self.owner.clone(), self.notes.clone());
+        let body = move || {
+            let gone = unwanted(owner.left(&Roots::default()), &wanted, &notes);
+            if gone.is_empty() {
+                return;
+            }
+            match probe_or_load() {
+                Ok(kernel) => gone.iter().for_each(|l| {
+                    if release(&kernel, l, PATIENCE) && !l.ours {
+                        notes.forget(l.volume);
+                    }
+                }),
+                Err(error) => tracing::warn!(%error, "kernel devices of earlier mappings stay"),
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("sdc-dev-sweep".into()).spawn(body) {
+            tracing::warn!(%error, "kernel devices of earlier mappings stay");
+        }
     }
 
     /// A device is wanted, changed, or not wanted any more.
@@ -153,7 +182,7 @@ impl Devices {
     fn spawn(&mut self, link: Link, wanted: WantedDevice, leaving: Option<JoinHandle<()>>) {
         let volume = link.volume;
         let newest = Newest::default();
-        let device = Device::new(link.clone(), &self.cluster, &wanted.name);
+        let device = Device::new(link.clone(), self.owner.clone(), self.notes.clone());
         newest.with(|n| n.wanted = Some(wanted.clone()));
         let (bell, rings) = sync_channel(1);
         let (seen, told) = (newest.clone(), link);
@@ -175,17 +204,22 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quarry_base::Generation;
     use quarry_ring::{Reactor, RingConfig};
+
+    fn wanted() -> WantedDevice {
+        let since = Generation(2);
+        WantedDevice { name: "v".into(), since, size_bytes: 1 << 20, read_only: false }
+    }
 
     #[tokio::test]
     async fn a_device_that_was_refused_is_tried_again() {
         let (tx, mut rx) = mpsc::channel(16);
         let reactor = Reactor::new(RingConfig::default()).unwrap();
-        let mut d = Devices::new(tx, reactor.waker());
+        let mut d = Devices::new(tx, reactor.waker(), Path::new("/nonexistent"));
         d.limit = 0;
         let volume = VolumeId(7);
-        let wanted = WantedDevice { name: "v".into(), size_bytes: 1 << 20, read_only: false };
-        d.wish(DeviceWish { volume, wanted: Some(wanted) });
+        d.wish(DeviceWish { volume, wanted: Some(wanted()) });
         let mut told = async || match rx.recv().await {
             Some(ToShard::Device { state, .. }) => state,
             _ => panic!("something else is told"),
@@ -204,8 +238,7 @@ mod tests {
         // It is not wanted any more: nor is it tried.
         d.wish(DeviceWish { volume, wanted: None });
         d.limit = 0;
-        let wanted = WantedDevice { name: "v".into(), size_bytes: 1 << 20, read_only: false };
-        d.wish(DeviceWish { volume, wanted: Some(wanted) });
+        d.wish(DeviceWish { volume, wanted: Some(wanted()) });
         d.wish(DeviceWish { volume, wanted: None });
         d.limit = 1;
         d.retry(now + 3 * RETRY);

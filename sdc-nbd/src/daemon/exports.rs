@@ -370,6 +370,7 @@ mod tests {
             name: "vol1".into(),
             size_bytes: 1 << 20,
             generation: Generation(generation),
+            since: Generation(generation),
             read_only: false,
             device: true,
         })

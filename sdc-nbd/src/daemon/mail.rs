@@ -2,7 +2,7 @@
 //! never waits.
 
 use super::error::SdcError;
-use quarry_base::{ConfigIndex, DeviceId, Instance, PgId, SdcId, VolumeId};
+use quarry_base::{ConfigIndex, DeviceId, Generation, Instance, PgId, SdcId, VolumeId};
 use quarry_control::{Attachment, Change, ClusterView};
 use quarry_ring::Waker;
 use std::os::fd::OwnedFd;
@@ -70,6 +70,8 @@ pub struct DeviceWish {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WantedDevice {
     pub name: String,
+    /// The volume's generation when its mapping was made; zero: not known.
+    pub since: Generation,
     pub size_bytes: u64,
     pub read_only: bool,
 }
@@ -83,6 +85,8 @@ pub enum FromShard {
         device: DeviceId,
     },
     Device(DeviceWish),
+    /// The first view is applied: whatever device is wanted has been asked for.
+    DevicesKnown,
     /// The connection of a volume's kernel device broke while it is still wanted.
     DeviceLost(VolumeId),
     /// A newer instance exists; the data thread ends.

@@ -10,11 +10,14 @@ mod extents;
 mod links;
 mod mail;
 mod meters;
+mod owner;
 pub mod sdctab;
 mod sessions;
 pub mod settings;
 mod shard;
 mod start;
+#[cfg(test)]
+mod tests_sessions;
 mod usage;
 
 pub use error::SdcError;

@@ -259,11 +259,11 @@ impl Shard {
         self.output = bytes;
         self.submit(now, id, &mut events);
         self.session_events = events;
-        self.settle_session(id);
+        self.settle_session(now, id);
     }
 
     /// Receives on, waits, or ends.
-    fn settle_session(&mut self, id: u64) {
+    fn settle_session(&mut self, now: Nanos, id: u64) {
         let Some(c) = self.sessions.get_mut(&id) else { return };
         if c.session.output_pending() > 0
             && self.reactor.queued_bytes(c.conn) <= SEND_HIGH_WATER_BYTES
@@ -272,6 +272,10 @@ impl Shard {
             return;
         }
         if c.session.closing() {
+            if c.kernel && self.stopping.is_none() {
+                // Its answers have no reader: the kernel sends again what was not answered, on another connection.
+                return self.end_session(now, id);
+            }
             if c.session.in_flight().0 == 0 && c.session.output_pending() == 0 {
                 self.reactor.close_after_flush(c.conn);
                 self.forget_session(id);

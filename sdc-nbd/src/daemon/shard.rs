@@ -88,6 +88,8 @@ pub struct Shard {
     reported: Option<Vec<Attachment>>,
     /// A view was taken: the MDM is to hear what is open here, changed or not.
     report_anyway: bool,
+    /// A first view was taken, and the control thread knows what devices are wanted under it.
+    devices_told: bool,
     /// Kernel devices asked for.
     wishes: HashMap<VolumeId, WantedDevice>,
     applied: Arc<AtomicU64>,
@@ -134,7 +136,7 @@ pub fn start(config: &Config, host: String, meters: Meters) -> Result<ShardHandl
 }
 
 impl Shard {
-    fn new(
+    pub(super) fn new(
         reactor: Reactor,
         config: &Config,
         host: String,
@@ -168,6 +170,7 @@ impl Shard {
             outbox: VecDeque::new(),
             reported: None,
             report_anyway: false,
+            devices_told: false,
             wishes: HashMap::new(),
             applied,
             fenced: None,
@@ -180,16 +183,7 @@ impl Shard {
         let mut events = Vec::new();
         loop {
             let until = self.deadline();
-            self.reactor.turn(until, &mut events)?;
-            let now = self.reactor.now();
-            for e in events.drain(..) {
-                self.event(now, e);
-            }
-            for target in self.links.overdue(&mut self.reactor, now) {
-                self.tell(now, Event::DialFailed { target });
-            }
-            self.work(now);
-            self.housekeeping(now);
+            let now = self.turn(until, &mut events)?;
             if self.finished(now) {
                 return match self.fenced {
                     Some(why) => Err(SdcError::Fenced(why)),
@@ -197,6 +191,25 @@ impl Shard {
                 };
             }
         }
+    }
+
+    /// One turn, which waits for something to do until then; when it ended.
+    pub(super) fn turn(
+        &mut self,
+        until: Option<Nanos>,
+        events: &mut Vec<RingEvent>,
+    ) -> Result<Nanos, SdcError> {
+        self.reactor.turn(until, events)?;
+        let now = self.reactor.now();
+        for e in events.drain(..) {
+            self.event(now, e);
+        }
+        for target in self.links.overdue(&mut self.reactor, now) {
+            self.tell(now, Event::DialFailed { target });
+        }
+        self.work(now);
+        self.housekeeping(now);
+        Ok(now)
     }
 
     fn deadline(&self) -> Option<Nanos> {
@@ -372,6 +385,7 @@ impl Shard {
     fn wish(&mut self, volume: VolumeId, state: Option<&MappedVolume>) {
         let wanted = state.filter(|v| v.device).map(|v| WantedDevice {
             name: v.name.clone(),
+            since: v.since,
             size_bytes: v.size_bytes,
             read_only: v.read_only,
         });
@@ -473,6 +487,10 @@ impl Shard {
             self.outbox.retain(|m| !matches!(m, FromShard::Attachments(_)));
             self.outbox.push_back(FromShard::Attachments(list.clone()));
             self.reported = Some(list);
+        }
+        if self.report_anyway && !std::mem::replace(&mut self.devices_told, true) {
+            // Behind the wishes that came of the view.
+            self.outbox.push_back(FromShard::DevicesKnown);
         }
         self.exports.changed = false;
         self.report_anyway = false;

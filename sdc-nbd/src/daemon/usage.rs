@@ -6,6 +6,7 @@
 //! at new block devices open them briefly, and a client's end takes a moment to be noticed.
 
 use super::meters::{Meters, Traffic};
+use super::owner::Owner;
 use crate::kernel::holders::held;
 use crate::kernel::Roots;
 use quarry_base::VolumeId;
@@ -32,18 +33,18 @@ struct Seen {
 /// Follows what is written, answers who uses a volume.
 pub struct Usage {
     meters: Meters,
-    cluster: String,
+    owner: Owner,
     seen: Arc<Mutex<HashMap<VolumeId, Seen>>>,
 }
 
 impl Usage {
     pub fn new(meters: Meters) -> Usage {
-        Usage { meters, cluster: String::new(), seen: Arc::default() }
+        Usage { meters, owner: Owner::default(), seen: Arc::default() }
     }
 
-    /// The cluster's id, part of every kernel device's identifier.
-    pub fn set_cluster(&mut self, cluster: &str) {
-        self.cluster = cluster.to_string();
+    /// Whose kernel devices are looked at.
+    pub fn set_owner(&mut self, owner: Owner) {
+        self.owner = owner;
     }
 
     /// With every heartbeat.
@@ -66,7 +67,7 @@ impl Usage {
         let look = Look {
             meters: self.meters.clone(),
             seen: Arc::clone(&self.seen),
-            device: super::device::backend(&self.cluster, volume, ""),
+            owner: self.owner.clone(),
             volume,
         };
         tokio::spawn(async move {
@@ -85,15 +86,18 @@ impl Usage {
 struct Look {
     meters: Meters,
     seen: Arc<Mutex<HashMap<VolumeId, Seen>>>,
-    /// How the identifiers of the volume's kernel devices begin.
-    device: String,
+    owner: Owner,
     volume: VolumeId,
 }
 
 impl Look {
     async fn once(&self) -> Vec<String> {
-        let device = self.device.clone();
-        let of_kernel = tokio::task::spawn_blocking(move || held(&Roots::default(), &device));
+        let (owner, volume) = (self.owner.clone(), self.volume);
+        let of_kernel = tokio::task::spawn_blocking(move || {
+            let roots = Roots::default();
+            let devices: Vec<u32> = owner.left_of(&roots, volume).iter().map(|l| l.index).collect();
+            held(&roots, &devices)
+        });
         // It ends by a panic only, and then nothing is known.
         let mut users = of_kernel.await.unwrap_or_default();
         users.extend(self.clients());

@@ -120,6 +120,8 @@ pub struct MappedVolume {
     pub name: String,
     pub size_bytes: u64,
     pub generation: Generation,
+    /// The volume's generation when the mapping was made; zero: an MDM of an older release does not say.
+    pub since: Generation,
     pub read_only: bool,
     /// A kernel device is wanted.
     pub device: bool,

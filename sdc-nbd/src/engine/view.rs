@@ -176,6 +176,7 @@ impl Engine {
             name: info.name.clone(),
             size_bytes: info.size_bytes,
             generation: info.generation,
+            since: v.since,
             read_only: map.read_only,
             device: map.device,
         };

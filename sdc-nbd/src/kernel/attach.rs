@@ -1,7 +1,7 @@
 //! Attach, take over, resize and detach by generic netlink.
 
 use super::device::{
-    all_attached, attached, ensure_node, set_request_timer, wait_gone, Attached, Roots, POLL,
+    attached, ensure_node, set_request_timer, shows_backends, Attached, Roots, POLL,
 };
 use super::genl::{self, Config};
 use super::holders::{describe, holders};
@@ -243,14 +243,25 @@ impl KernelNbd {
         }
     }
 
+    /// Is the device connected under that identifier? Where the kernel shows none at all: connected.
+    pub fn is_connected_as(&self, index: u32, backend: &str) -> bool {
+        match self.state(index) {
+            Some(Attached { pid: Some(_), backend: Some(b), .. }) => b == backend,
+            Some(Attached { pid: Some(_), backend: None, .. }) => !shows_backends(&self.roots),
+            _ => false,
+        }
+    }
+
     /// Detaches a device for good: refuses while something uses it (unless `force`), removes the
-    /// volume's link, disconnects, and waits until the kernel has let go, at most `wait`.
+    /// volume's link, disconnects, and waits until the kernel has let go, at most `wait`. A device that is not
+    /// connected as `backend` any more is gone already; whoever has its number now is left alone.
     ///
     /// # Errors
     /// [`KernelError::InUse`] names who holds it, before or after.
     pub fn detach(
         &self,
         index: u32,
+        backend: &str,
         volume: &str,
         force: bool,
         wait: Duration,
@@ -258,16 +269,26 @@ impl KernelNbd {
         if !force && !holders(&self.roots, index).is_empty() {
             return Err(self.in_use(index));
         }
-        links::remove(&self.roots, volume, index)?;
         let deadline = Instant::now() + wait;
+        // The kernel disconnects by number alone: so it is looked at last thing before.
+        if !self.is_connected_as(index, backend) {
+            let now = self.state(index).and_then(|a| a.backend).unwrap_or_default();
+            // Another client's of a volume of this name: the link is its.
+            let theirs = now != backend && now.ends_with(&format!(":{volume}"));
+            return if theirs { Ok(()) } else { links::remove(&self.roots, volume, index) };
+        }
+        links::remove(&self.roots, volume, index)?;
         match self.disconnect_within(index, wait) {
             Err(KernelError::NoAnswer { .. }) => return Err(self.in_use(index)),
             r => r?,
         }
-        if wait_gone(&self.roots, index, deadline) {
-            return Ok(());
+        while self.is_connected_as(index, backend) {
+            if Instant::now() >= deadline {
+                return Err(self.in_use(index));
+            }
+            std::thread::sleep(POLL);
         }
-        Err(self.in_use(index))
+        Ok(())
     }
 
     /// Index and connectedness of every device the driver has. A device stays connected here until
@@ -281,14 +302,6 @@ impl KernelNbd {
             Ok(())
         })?;
         Ok(list)
-    }
-
-    /// The connected devices with that backend identifier, to be taken over after a restart. More
-    /// than one only while an earlier one that was detached is still held open.
-    pub fn find(&self, backend: &str) -> Vec<Attached> {
-        let mut all = all_attached(&self.roots);
-        all.retain(|a| a.backend.as_deref() == Some(backend));
-        all
     }
 
     /// How often the kernel looks at unanswered requests: see [`set_request_timer`].
@@ -428,22 +441,33 @@ mod tests {
         std::fs::create_dir_all(dir.join("proc/self")).unwrap();
         let mount = "30 1 43:224 / /mnt/a rw - ext4 /dev/nbd7 rw\n";
         std::fs::write(dir.join("proc/self/mountinfo"), mount).unwrap();
-        let e = k.detach(7, "vol", false, Duration::ZERO).unwrap_err().to_string();
+        let e = k.detach(7, "quarry:vol", "vol", false, Duration::ZERO).unwrap_err().to_string();
         assert_eq!(e, "/dev/nbd7 is in use: mounted at /mnt/a");
         std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
-    fn a_device_is_found_by_its_backend() {
-        let dir = scratch("find");
+    fn a_number_that_another_program_has_now_is_left_alone() {
+        let dir = scratch("foreign");
         let k = KernelNbd::new(0, Roots::under(&dir));
-        for (i, b) in [(0, "quarry:a"), (1, "quarry:b")] {
-            show(k.roots(), i, "size", "8");
-            show(k.roots(), i, "pid", "1");
-            show(k.roots(), i, "backend", b);
-        }
-        assert_eq!(k.find("quarry:b").iter().map(|a| a.index).collect::<Vec<_>>(), [1]);
-        assert_eq!(k.find("quarry:c"), []);
+        show(k.roots(), 1, "size", "8");
+        show(k.roots(), 1, "pid", "1");
+        show(k.roots(), 1, "backend", "another's");
+        let link = links::set(k.roots(), "vol", 1).unwrap();
+        let detach = || k.detach(1, "quarry:vol", "vol", true, Duration::ZERO);
+        // Were the kernel asked, the device would still be connected afterwards, which is an error.
+        detach().unwrap();
+        assert!(std::fs::read_link(link).is_err(), "it does not name the volume any more");
+        // Without identifier it is another's too, if the kernel shows any.
+        show(k.roots(), 1, "backend", "");
+        show(k.roots(), 2, "pid", "1");
+        show(k.roots(), 2, "size", "8");
+        show(k.roots(), 2, "backend", "quarry:vol");
+        detach().unwrap();
+        assert!(!k.is_connected_as(1, "quarry:vol") && k.is_connected_as(2, "quarry:vol"));
+        // One that shows none (before Linux 5.14) says nothing of whose it is.
+        std::fs::remove_file(dir.join("sys/block/nbd2/backend")).unwrap();
+        assert!(k.is_connected_as(1, "quarry:vol"));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -83,6 +83,15 @@ pub fn attached(roots: &Roots, index: u32) -> Option<Attached> {
     })
 }
 
+/// Does this kernel show the identifiers of devices? Where one is shown, or the release says so.
+pub fn shows_backends(roots: &Roots) -> bool {
+    let text = read(roots.proc.join("sys/kernel/osrelease")).unwrap_or_default();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().ok());
+    let release = (numbers.next().flatten(), numbers.next().flatten());
+    matches!(release, (Some(major), Some(minor)) if (major, minor) >= (5, 14))
+        || all_attached(roots).iter().any(|a| a.backend.is_some())
+}
+
 /// Every connected device, by index.
 pub fn all_attached(roots: &Roots) -> Vec<Attached> {
     let Ok(entries) = fs::read_dir(roots.sys.join("block")) else { return Vec::new() };
@@ -157,19 +166,6 @@ fn check_node(
     Err(KernelError::Invalid(format!("{} is not the device nbd{index}", path.display())))
 }
 
-/// Waits until the device is no longer connected, at most until `deadline`; says whether it is so.
-pub(super) fn wait_gone(roots: &Roots, index: u32, deadline: Instant) -> bool {
-    loop {
-        if attached(roots, index).is_none_or(|a| a.pid.is_none()) {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -239,14 +235,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn waiting_for_a_device_ends_at_the_deadline() {
-        let dir = scratch("gone");
+    fn a_kernel_of_release_5_14_shows_identifiers() {
+        let dir = scratch("shows");
         let roots = Roots::under(&dir);
-        show(&roots, 1, "size", "8");
-        show(&roots, 1, "pid", "1");
-        assert!(!wait_gone(&roots, 1, Instant::now()));
-        fs::remove_file(roots.block(1).join("pid")).unwrap();
-        assert!(wait_gone(&roots, 1, Instant::now()));
+        fs::create_dir_all(dir.join("proc/sys/kernel")).unwrap();
+        for (text, shows) in
+            [("5.13.0-rc1\n", false), ("5.14.0\n", true), ("6.1.0-9-amd64\n", true), ("x\n", false)]
+        {
+            fs::write(dir.join("proc/sys/kernel/osrelease"), text).unwrap();
+            assert_eq!(shows_backends(&roots), shows, "{text}");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }
