@@ -129,6 +129,32 @@ fn a_volume_taken_away_and_given_again_unheard_is_cut_first_and_nothing_of_then_
 }
 
 #[test]
+fn what_is_out_when_a_volume_is_taken_away_is_not_sent_again_when_it_is_given_back() {
+    // An MDM of an older release does not say since when a mapping stands.
+    for since in [3, 0] {
+        let mut w = World::ready();
+        w.write(1, 0, 4096, 1);
+        let (link, _) = w.requests().pop().unwrap();
+        tell(&mut w, 7, volume(2, false));
+        assert!(w.done.is_empty(), "it may be answered still");
+        let mut v = volume(3, true);
+        v.mappings[0].since = Generation(since);
+        tell(&mut w, 8, v);
+        assert_eq!(w.done.drain(..).collect::<Vec<_>>(), [(1, Err(IoError::Shutdown))]);
+        w.break_link(link);
+        w.tick(100);
+        for link in w.links.keys().copied().collect::<Vec<_>>() {
+            if !w.links[&link].hello {
+                w.greet(link);
+            }
+        }
+        assert!(w.requests().iter().all(|(_, f)| f.header.generation != Generation(3)));
+        w.tick(2000);
+        assert!(w.done.is_empty() && w.e.requests.is_empty() && w.e.parts.is_empty());
+    }
+}
+
+#[test]
 fn a_timeout_that_is_made_shorter_counts_for_what_waits_already() {
     let mut w = with_timeout(3_600_000);
     w.write(1, 0, 4096, 1);
