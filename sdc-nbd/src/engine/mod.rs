@@ -5,8 +5,8 @@
 //! again under the same id until a primary answers it: no single failure becomes an I/O error.
 //!
 //! Invariants (rules of the design in brackets):
-//! - A part keeps its id for ever; within one epoch and one link it is sent once, unless the server
-//!   itself said "again" (R19, R20).
+//! - A part that changes data keeps its id for ever; within one epoch and one link it is sent once, unless
+//!   the server itself said "again" (R19, R20). One that does not takes a new id after a refusal.
 //! - Writes of a volume that share a 4 KiB page are on the wire one at a time, in order of arrival (R20);
 //!   one that `io_timeout` gave up holds no other back.
 //! - At most `pg_in_flight` parts of a PG, and ids within `pg_id_window` of the lowest unanswered one.
@@ -52,6 +52,8 @@ use volume::{Part, Request, Volume};
 enum Timer {
     /// Refused parts of a PG (its number) may be sent again.
     Hold(usize),
+    /// Some that were put off may be.
+    PutOff(usize),
     /// A server may be dialled again.
     Dial(Target),
     /// The handshake must be over.
@@ -202,6 +204,7 @@ impl Engine {
     fn timer(&mut self, t: Timer) {
         match t {
             Timer::Hold(pg) => self.end_hold(pg),
+            Timer::PutOff(pg) => self.end_put_off(pg),
             Timer::Dial(target) => self.redial(target),
             Timer::Hello(link) => self.hello_due(link),
             Timer::Silence(link) => self.check_silence(link),

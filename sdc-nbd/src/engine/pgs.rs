@@ -1,11 +1,11 @@
 //! Placement groups as a client sees them: ids, the window, what waits to be sent.
 //!
 //! Invariants: ids of a group grow by one and are given when a part is first sent; an id belongs to
-//! its part until that is answered, whatever server it is sent to; `low` is the lowest id not
-//! answered, or the next one to give.
+//! its part until that is answered, whatever server it is sent to, or, of a part that changes nothing,
+//! refused; `low` is the lowest id not answered, or the next one to give.
 
 use super::types::Target;
-use quarry_base::{DeviceId, Epoch, PgId, RequestId, VolumeId};
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, RequestId, VolumeId};
 use std::collections::{HashMap, VecDeque};
 
 /// One placement group.
@@ -23,6 +23,10 @@ pub(super) struct Pg {
     pub resend: VecDeque<u64>,
     /// Ids refused for the moment, sent again when the hold ends.
     pub held: Vec<u64>,
+    /// Parts refused for the moment that have given their id back, with when they are queued anew.
+    pub put_off: Vec<(Nanos, VolumeId, usize)>,
+    /// How often one was put off since the last request that the group did not refuse.
+    pub refusing: usize,
     /// Refusals in a row.
     pub refusals: u32,
     pub hold_armed: bool,
@@ -43,6 +47,8 @@ impl Pg {
             in_flight: 0,
             resend: VecDeque::new(),
             held: Vec::new(),
+            put_off: Vec::new(),
+            refusing: 0,
             refusals: 0,
             hold_armed: false,
             ready: VecDeque::new(),
@@ -110,13 +116,30 @@ impl Pg {
         key
     }
 
-    /// Forgets the parts of a volume that were never sent.
-    pub(super) fn drop_ready(&mut self, volume: VolumeId) {
-        self.ready.retain(|(v, _)| *v != volume);
+    /// Parts that count against the limit of those in flight. Where nothing but refusals comes those put off do too: else a
+    /// group that refuses everything would be asked for one part after another without end.
+    pub(super) fn busy(&self) -> usize {
+        self.in_flight + if self.refusing > 0 { self.put_off.len() } else { 0 }
     }
 
-    /// Forgets one part that was never sent.
+    /// Queues the parts that were put off until `now`, or all of them, as if they had never been sent.
+    pub(super) fn queue_put_off(&mut self, now: Option<Nanos>) {
+        let due = |at: Nanos| now.is_none_or(|now| at <= now);
+        let (go, stay) = std::mem::take(&mut self.put_off).into_iter().partition(|p| due(p.0));
+        self.put_off = stay;
+        let go: Vec<(Nanos, VolumeId, usize)> = go;
+        go.into_iter().for_each(|(_, volume, key)| self.push_ready(volume, key));
+    }
+
+    /// Forgets the parts of a volume that have no id.
+    pub(super) fn drop_ready(&mut self, volume: VolumeId) {
+        self.ready.retain(|(v, _)| *v != volume);
+        self.put_off.retain(|(_, v, _)| *v != volume);
+    }
+
+    /// Forgets one part that has no id.
     pub(super) fn unready(&mut self, volume: VolumeId, key: usize) {
+        self.put_off.retain(|(_, _, k)| *k != key);
         if let Some(i) = self.ready.iter().position(|(v, _)| *v == volume) {
             self.ready[i].1.retain(|k| *k != key);
             if self.ready[i].1.is_empty() {

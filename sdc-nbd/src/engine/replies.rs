@@ -54,7 +54,7 @@ impl Engine {
         }
         if h.status == Status::Ok {
             if let Some(pg) = self.pgs.list.get_mut(part.pg) {
-                pg.refusals = 0;
+                (pg.refusals, pg.refusing) = (0, 0);
             }
             return match self.read_data(key, &frame) {
                 Some(data) => self.complete(key, Ok(data)),

@@ -112,6 +112,7 @@ impl Engine {
                 len: 0,
                 kind: PartKind::Flush { mark },
                 id: 0,
+                refusals: 0,
                 state: PartState::Ready,
             });
             self.make_ready(key);
@@ -201,8 +202,9 @@ impl Engine {
         r.cursor += u64::from(len);
         let pg = self.pg_number(pg);
         let state = PartState::Blocked;
+        let (volume, offset, refusals) = (id, at, 0);
         let part =
-            Part { request, volume: id, pg, index, extent, offset: at, len, kind, id: 0, state };
+            Part { request, volume, pg, index, extent, offset, len, kind, id: 0, refusals, state };
         let (cost, changes) = (part.cost(), part.changes_data());
         let key = self.parts.insert(part);
         let mut free = true;
@@ -259,7 +261,7 @@ impl Engine {
             if !pg.has_ready() {
                 return;
             }
-            if pg.in_flight >= limits.0 {
+            if pg.busy() >= limits.0 {
                 self.stats.limit_pg_in_flight += 1;
                 return;
             }
@@ -461,12 +463,35 @@ impl Engine {
         self.mark_pg(n);
     }
 
+    /// Parts of a group that were put off take their place among those never sent.
+    pub(super) fn end_put_off(&mut self, n: usize) {
+        let Some(pg) = self.pgs.list.get_mut(n) else { return };
+        pg.queue_put_off(Some(self.now));
+        self.mark_pg(n);
+    }
+
     /// Sends a refused part again after a moment; the moments grow while the group refuses.
     pub(super) fn hold(&mut self, key: usize) {
         let Some(id) = self.wait_again(key) else { return };
-        let Some(n) = self.parts.get(key).map(|p| p.pg) else { return };
+        let Some(p) = self.parts.get_mut(key) else { return };
+        let (n, volume) = (p.pg, p.volume);
         let (first, longest) = self.cfg.limits.retry;
         let Some(pg) = self.pgs.list.get_mut(n) else { return };
+        if !p.changes_data() {
+            // Nobody would notice if it were carried out twice. Kept, its id would hold the window, and in the end every
+            // other request of the group, for as long as it is refused.
+            pg.answered(id);
+            // A group that refuses one part after another is asked ever more slowly too.
+            let rounds = u32::try_from(pg.refusing / self.cfg.limits.pg_in_flight.max(1));
+            let refusals = p.refusals.max(rounds.unwrap_or(u32::MAX));
+            let at = self.now + super::links::backoff(first, longest, refusals);
+            (p.id, p.state) = (0, PartState::Ready);
+            p.refusals = p.refusals.saturating_add(1);
+            pg.put_off.push((at, volume, key));
+            pg.refusing = pg.refusing.saturating_add(1);
+            self.timers.arm(at, Timer::PutOff(n));
+            return self.mark_pg(n);
+        }
         pg.held.push(id);
         if !pg.hold_armed {
             pg.hold_armed = true;

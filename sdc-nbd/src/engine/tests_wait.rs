@@ -203,6 +203,87 @@ fn a_stuck_volume_starves_no_other() {
 }
 
 #[test]
+fn a_read_that_is_refused_for_long_holds_up_nothing_else_of_its_group() {
+    let mut w = World::ready();
+    let answer = |w: &mut World| {
+        let out = w.requests();
+        for (l, f) in &out {
+            let read = f.header.op == quarry_wire::Op::Read;
+            let status = if read { Status::TryAgain } else { Status::Ok };
+            w.reply(*l, &f.header, status, Bytes::new());
+        }
+        out.iter().filter(|(_, f)| f.header.op == quarry_wire::Op::Read).count()
+    };
+    w.read(1, 0, 4096);
+    let mut reads = 0;
+    for i in 0..1100u64 {
+        w.write(10 + i, 4096 + i % 100 * 4096, 4096, 1);
+        reads += answer(&mut w);
+        w.tick(1);
+    }
+    assert_eq!(w.oks().len(), 1100);
+    // The waits grow, whatever else the group answers: about one attempt in 20 ms.
+    assert!((40..80).contains(&reads), "{reads} attempts in 1.1 s");
+    for _ in 0..200 {
+        w.tick(1);
+        w.settle();
+    }
+    assert_eq!(w.oks(), [1], "and is answered in the end");
+}
+
+#[test]
+fn a_group_that_refuses_everything_is_not_asked_without_end() {
+    let mut w = World::ready();
+    for i in 0..1000 {
+        w.read(i, i % 100 * 4096, 4096);
+    }
+    let mut asked = 0;
+    for _ in 0..100 {
+        loop {
+            let out = w.requests();
+            if out.is_empty() {
+                break;
+            }
+            asked += out.len();
+            out.iter().for_each(|(l, f)| w.reply(*l, &f.header, Status::TryAgain, Bytes::new()));
+        }
+        w.tick(1);
+    }
+    let most = Limits::default().pg_in_flight * 12;
+    assert!(asked <= most, "{asked} attempts in 100 ms");
+    w.settle();
+    for _ in 0..100 {
+        w.tick(1);
+        w.settle();
+    }
+    assert_eq!(w.oks().len(), 1000);
+}
+
+#[test]
+fn a_read_put_off_ends_with_its_time_and_with_its_volume() {
+    for timeout in [true, false] {
+        let mut w = with_timeout(if timeout { 500 } else { 0 });
+        w.read(1, 0, 4096);
+        let (l, f) = w.requests().pop().unwrap();
+        w.reply(l, &f.header, Status::TryAgain, Bytes::new());
+        assert!(w.requests().is_empty());
+        // Nothing of its group is answered meanwhile.
+        if timeout {
+            w.now = w.now + std::time::Duration::from_millis(600);
+            w.tick(0);
+        } else {
+            tell(&mut w, 8, volume(2, false));
+        }
+        let failed = w.done.drain(..).collect::<Vec<_>>();
+        let error = if timeout { IoError::TimedOut } else { IoError::Shutdown };
+        assert_eq!(failed, [(1, Err(error))]);
+        w.tick(100);
+        assert!(w.e.requests.is_empty() && w.e.parts.is_empty());
+        assert!(w.e.pgs.list.iter().all(|p| p.put_off.is_empty() && !p.has_ready()));
+    }
+}
+
+#[test]
 fn a_flush_of_a_volume_that_others_write_to_asks_every_group() {
     let mut w = World::with(Limits::default(), true);
     w.ask(1, IoOp::Flush);

@@ -109,9 +109,10 @@ impl Engine {
         let pg = &mut self.pgs.list[n];
         (pg.epoch, pg.device, pg.target) = (epoch, device, target);
         if newer {
-            pg.refusals = 0;
+            (pg.refusals, pg.refusing) = (0, 0);
             let held = std::mem::take(&mut pg.held);
             pg.resend.extend(held);
+            pg.queue_put_off(None);
             self.take_back(n, |s| matches!(s, PartState::Sent { epoch: e, .. } if e < epoch));
         }
         if newer || moved {

@@ -159,6 +159,8 @@ pub(super) struct Part {
     pub kind: PartKind,
     /// 0: none yet.
     pub id: u64,
+    /// How often it was put off.
+    pub refusals: u32,
     pub state: PartState,
 }
 
