@@ -110,6 +110,45 @@ fn connections_that_fill_their_volume_together_go_on_when_it_has_room() {
     all.iter_mut().for_each(|c| c.burst_replies(REQUESTS, 512));
 }
 
+/// Resident memory of the daemon, MiB.
+fn resident(t: &Setup) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", t.daemon.child.id())).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn clients_that_do_not_read_their_answers_cost_bounded_memory_and_hold_up_nobody() {
+    const SLOW: usize = 12;
+    let t = setup("slow");
+    let socket = t.mdm.socket(1, 1);
+    let mut c = Nbd::open(&socket, "vol1");
+    // Pages without content would cost nothing.
+    (0..16).for_each(|i| assert_eq!(c.write(i << 20, &vec![i as u8 + 1; 1 << 20]), 0));
+    let before = resident(&t);
+    let mut slow: Vec<Nbd> = (0..SLOW).map(|_| Nbd::open(&socket, "vol1")).collect();
+    slow.iter_mut().for_each(|s| s.burst(400, 256 << 10));
+    let mut most = 0;
+    for round in 0..3 {
+        let mut still = 0;
+        while still < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let now = resident(&t).saturating_sub(before);
+            still = if now > most { 0 } else { still + 1 };
+            most = most.max(now);
+            assert_eq!(c.read(4096, 4096), [1; 4096], "others are served");
+        }
+        // A few answers are read: what was on its way is gone.
+        let few = if round < 2 { 16 } else { 0 };
+        slow.iter_mut().for_each(|s| s.burst_replies(few, 256 << 10));
+    }
+    eprintln!("{most} MiB for {SLOW} clients");
+    // What they share, what the reactor is sending, what the allocator does not give back.
+    assert!(most <= 256 + 3 * SLOW as u64 + 60, "{most} MiB for {SLOW} clients");
+    // Whoever reads at last gets everything.
+    slow[0].burst_replies(400 - 32, 256 << 10);
+}
+
 #[test]
 fn mapping_unmapping_and_extending_follow_the_view() {
     let t = setup("map");

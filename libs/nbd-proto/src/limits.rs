@@ -6,12 +6,12 @@
 pub struct Limits {
     /// Requests handed out and not yet answered. At least 1.
     pub max_in_flight: usize,
-    /// Sum of the lengths of the reads and writes among them, bytes. One request is admitted
-    /// whatever its length.
+    /// Sum of the lengths of the reads and writes among them and of the output not yet taken, bytes. One
+    /// request is admitted whatever its length when there is nothing else.
     pub max_in_flight_bytes: usize,
     /// Output queued and not yet taken for sending, bytes. A client that does not read its replies
     /// is not read from either. Answers to requests already in flight come on top, so a connection
-    /// queues at most this plus `max_in_flight_bytes`.
+    /// queues at most `max_in_flight_bytes`, or the answer to one request, and the headers.
     pub max_output: usize,
     /// Options before the transmission phase; one more ends the connection.
     pub max_options: u32,
@@ -50,7 +50,18 @@ impl Limits {
         self.max_output = self.max_output.max(1);
         self.max_option_len = self.max_option_len.clamp(8 << 10, 1 << 20);
         self.max_discard = self.max_discard.max(crate::consts::DEFAULT_MAX_PAYLOAD);
-        self.recv_buffer = self.recv_buffer.clamp(64 << 10, 1 << 20).next_power_of_two();
+        self.recv_buffer = self.recv_buffer.clamp(RECV_BUFFER_MIN, 1 << 20).next_power_of_two();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_in_a_crowd_can_have_the_smallest_buffer() {
+        let small = Limits { recv_buffer: RECV_BUFFER_MIN, ..Limits::default() };
+        assert_eq!(small.sanitised().recv_buffer, RECV_BUFFER_MIN);
     }
 }

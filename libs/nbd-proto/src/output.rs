@@ -4,6 +4,7 @@
 
 use crate::consts::*;
 use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::VecDeque;
 
 /// Room taken for headers at a time, bytes.
 const HEADER_ROOM: usize = 4096;
@@ -13,7 +14,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 #[derive(Default)]
 pub(crate) struct Output {
     head: BytesMut,
-    queue: Vec<Bytes>,
+    queue: VecDeque<Bytes>,
     queued: usize,
 }
 
@@ -38,7 +39,7 @@ impl Output {
         }
         self.close_head();
         self.queued += data.len();
-        self.queue.push(data);
+        self.queue.push_back(data);
     }
 
     /// Appends `n` zero bytes.
@@ -54,15 +55,27 @@ impl Output {
         if !self.head.is_empty() {
             let h = self.head.split().freeze();
             self.queued += h.len();
-            self.queue.push(h);
+            self.queue.push_back(h);
         }
     }
 
     /// Moves everything to `out`, in order.
     pub fn take(&mut self, out: &mut Vec<Bytes>) {
         self.close_head();
-        out.append(&mut self.queue);
+        out.extend(self.queue.drain(..));
         self.queued = 0;
+    }
+
+    /// Moves whole pieces to `out`, in order, until `most` bytes are reached; one at least.
+    pub fn take_some(&mut self, most: usize, out: &mut Vec<Bytes>) {
+        self.close_head();
+        let mut taken = 0;
+        while taken < most.max(1) {
+            let Some(piece) = self.queue.pop_front() else { return };
+            taken += piece.len();
+            self.queued -= piece.len();
+            out.push(piece);
+        }
     }
 
     /// A reply to an option.

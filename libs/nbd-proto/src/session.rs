@@ -141,6 +141,16 @@ impl Session {
         self.output.take(out);
     }
 
+    /// Like [`Session::take_output`], but not much more than `most` bytes: a payload goes whole, and one at least.
+    pub fn take_some(&mut self, most: usize, out: &mut Vec<Bytes>) {
+        self.output.take_some(most, out);
+    }
+
+    /// Another [`Limits::max_in_flight_bytes`] from now on. What is in flight stays.
+    pub fn limit_bytes(&mut self, bytes: usize) {
+        self.limits.max_in_flight_bytes = bytes;
+    }
+
     /// Bytes queued for sending and not taken.
     pub fn output_pending(&self) -> usize {
         self.output.pending()
@@ -203,8 +213,10 @@ impl Session {
     }
 
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        let (n, used) = (self.in_flight.count(), self.in_flight.bytes());
-        n == 0
+        let (n, unsent) = (self.in_flight.count(), self.output.pending());
+        // An answer that nobody takes is as much memory as it was before.
+        let used = self.in_flight.bytes().saturating_add(unsent);
+        n == 0 && unsent == 0
             || (n < self.limits.max_in_flight
                 && used.saturating_add(bytes) <= self.limits.max_in_flight_bytes)
     }

@@ -380,6 +380,42 @@ fn a_slow_reader_is_not_read_from() {
 }
 
 #[test]
+fn answers_that_are_not_taken_count_like_requests_in_flight() {
+    const MIB: usize = 1 << 20;
+    let limits = Limits { max_in_flight_bytes: 4 * MIB, ..Limits::default() };
+    let mut d = Driver::open_with("vol", false, limits);
+    d.feed(&(0..8).flat_map(|i| request(0, 0, i, 0, MIB as u32)).collect::<Vec<u8>>());
+    let mut asked = 0;
+    while let Some(e) = d.events.pop() {
+        asked += 1;
+        d.s.reply_read_parts(handle(&e), &[ReadPart::Data(vec![1; MIB].into())]);
+        assert!(d.s.in_flight().1 + d.s.output_pending() <= 4 * MIB + 4 * 16);
+        d.resume();
+    }
+    assert_eq!(asked, 4, "nothing was taken");
+    // About as much as is asked for leaves, in order.
+    let mut out = Vec::new();
+    d.s.take_some(1, &mut out);
+    assert_eq!((out.len(), out[0].len()), (1, 16));
+    d.s.take_some(MIB / 2, &mut out);
+    assert_eq!((out.len(), out[1].len()), (2, MIB));
+    d.s.take_some(MIB + 1, &mut out);
+    assert_eq!((out.len(), d.s.output_pending()), (4, 2 * MIB + 32));
+    d.resume();
+    assert_eq!(d.events.len(), 1, "what was taken makes room");
+    // A smaller share counts from then on; one request gets in whatever its length, but only alone.
+    d.s.limit_bytes(MIB / 2);
+    for e in std::mem::take(&mut d.events) {
+        d.s.reply_read_parts(handle(&e), &[ReadPart::Data(vec![1; MIB].into())]);
+    }
+    d.resume();
+    assert!(d.events.is_empty());
+    d.take();
+    d.resume();
+    assert_eq!(d.events.len(), 1);
+}
+
+#[test]
 fn large_write_payloads_are_received_in_place_and_aligned() {
     let mut d = Driver::open("vol", false);
     let data: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();

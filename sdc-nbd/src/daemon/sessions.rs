@@ -13,6 +13,12 @@ use std::time::Duration;
 
 /// Connections of one volume at most.
 pub const MAX_SESSIONS: usize = 1024;
+/// What the connections of one volume share: bytes of requests in flight and of answers not yet sent. Each has its part, so that
+/// one whose client does not read holds up nobody else, and their crowd does not take all memory.
+const VOLUME_BYTES: usize = 256 << 20;
+/// Least and largest part of one connection, bytes. The kernel's has the largest: it always reads. Beside it a connection has
+/// what the reactor is sending, up to three times [`SEND_HIGH_WATER_BYTES`].
+const PART_BYTES: (usize, usize) = (1 << 20, 64 << 20);
 /// Connections of one volume that get a full-sized receive buffer; later ones get a small one, so that a
 /// crowd costs little memory.
 const ROOMY_SESSIONS: usize = 32;
@@ -40,6 +46,15 @@ pub struct NbdConn {
     touched: bool,
     /// Not read from because the volume has enough to do.
     pub starved: bool,
+}
+
+impl NbdConn {
+    /// Its part of what so many connections have together.
+    fn share(&mut self, connections: usize) {
+        let (least, most) = PART_BYTES;
+        let part = if self.kernel { most } else { VOLUME_BYTES / connections.max(1) };
+        self.session.limit_bytes(part.clamp(least, most));
+    }
 }
 
 /// A request handed to the engine.
@@ -125,8 +140,9 @@ impl Shard {
         if let Some(c) = self.sessions.get_mut(&id) {
             c.armed = false;
             let plan = RecvPlan { buf: buf.buf, start: buf.start, end: buf.end };
-            let export = self.exports.get_mut(c.volume).map(|s| &s.export);
-            c.session.received(plan, n, &Offer(export), &mut events);
+            let slot = self.exports.get_mut(c.volume);
+            c.share(slot.as_ref().map_or(1, |s| s.sessions));
+            c.session.received(plan, n, &Offer(slot.map(|s| &s.export)), &mut events);
         }
         self.submit(now, id, &mut events);
         self.session_events = events;
@@ -247,13 +263,15 @@ impl Shard {
             if c.session.output_pending() > 0
                 && self.reactor.queued_bytes(c.conn) <= SEND_HIGH_WATER_BYTES
             {
-                c.session.take_output(&mut bytes);
+                // The rest counts as this connection's until it can be sent.
+                c.session.take_some(SEND_HIGH_WATER_BYTES, &mut bytes);
                 self.reactor.send_many(c.conn, bytes.drain(..));
             }
             let room = self.engine.as_ref().is_none_or(|e| e.has_room(c.volume));
             if room {
-                let export = self.exports.get_mut(c.volume).map(|s| &s.export);
-                c.session.resume(&Offer(export), &mut events);
+                let slot = self.exports.get_mut(c.volume);
+                c.share(slot.as_ref().map_or(1, |s| s.sessions));
+                c.session.resume(&Offer(slot.map(|s| &s.export)), &mut events);
             }
         }
         self.output = bytes;
