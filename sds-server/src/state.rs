@@ -5,8 +5,8 @@
 //! Why the last: a failed write or sync is final for a device. Where it is opened with O_DIRECT a restart of the
 //! server is another try, for recovery reads what the medium holds and syncs it. Where O_DIRECT is refused it reads the page
 //! cache, and after a failed sync the kernel takes the pages that it could not write for clean: recovery would find batches
-//! that never were on the disk, its own sync would succeed, and they would count as durable. So such a device stays failed,
-//! whoever opens it, until it is formatted anew.
+//! that never were on the disk, its own sync would succeed, and they would count as durable. So such a device stays failed
+//! until it is formatted anew, or its host has booted: then nothing of it is in a cache.
 
 use crate::error::SdsError;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub struct FailedDevice {
     pub why: String,
     /// When, seconds since 1970.
     pub at: u64,
+    /// The host's boot that had it in its cache.
+    #[serde(default)]
+    pub boot: String,
 }
 
 impl FailedDevice {
@@ -48,7 +51,7 @@ impl FailedDevice {
             .duration_since(std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.at))
             .map_or(0, |d| d.as_secs());
         format!(
-            "{path} failed {ago} s before this server started ({}), and O_DIRECT is refused there: what reads back may never have been on the disk, so it is not opened again; its data is restored from other copies: replace the device, or wipe it with `sds-server format --force {path}`",
+            "{path} failed {ago} s before this server started ({}), and O_DIRECT is refused there: what reads back may never have been on the disk, so it is not opened again before its host is booted anew; its data is restored from other copies: replace the device, or wipe it with `sds-server format --force {path}`",
             self.why,
             path = path.display()
         )
@@ -92,9 +95,10 @@ impl StateFile {
         quarry_control::replace_file(&self.path, &text, 0o644).map_err(fail)
     }
 
-    /// A device that failed before and may not be opened again.
+    /// A device that failed before, during this boot of the host, and may not be opened again.
     pub fn failed(&self, uuid: &[u8; 16]) -> Option<&FailedDevice> {
-        self.state.failed.get(&to_hex(uuid))
+        let boot = quarry_control::host_identity().1;
+        self.state.failed.get(&to_hex(uuid)).filter(|f| f.boot.is_empty() || f.boot == boot)
     }
 
     /// The identity of a blank device: the one given before, or a new one. That it has failed before is forgotten: all of it
@@ -160,12 +164,21 @@ mod tests {
         let mut s = StateFile::load(&dir).unwrap();
         let id = s.uuid_of_blank(Path::new("/x")).unwrap();
         assert_eq!(s.failed(&id), None);
-        let f = FailedDevice { path: "/x".into(), why: "Input/output error".into(), at: 1 };
+        let f = FailedDevice {
+            path: "/x".into(),
+            why: "Input/output error".into(),
+            at: 1,
+            boot: quarry_control::host_identity().1,
+        };
         s.state.failed.insert(to_hex(&id), f.clone());
         s.save().unwrap();
         let mut s = StateFile::load(&dir).unwrap();
         assert_eq!(s.failed(&id), Some(&f));
         assert_eq!(s.failed(&[9; 16]), None);
+        s.state
+            .failed
+            .insert(to_hex(&[9; 16]), FailedDevice { boot: "before".into(), ..f.clone() });
+        assert_eq!(s.failed(&[9; 16]), None, "nothing of it is in the cache any more");
         let says = f.message(Path::new("/y"));
         assert!(
             says.contains("(Input/output error)") && says.contains("format --force /y"),

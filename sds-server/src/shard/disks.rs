@@ -59,7 +59,8 @@ impl Shard {
         let why = format!("a write or sync: {}", std::io::Error::from_raw_os_error(errno));
         let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let at = at.map_or(0, |d| d.as_secs());
-        let failed = FailedDevice { path: d.path.clone(), why, at };
+        let boot = quarry_control::host_identity().1;
+        let failed = FailedDevice { path: d.path.clone(), why, at, boot };
         self.failures.push((to_hex(&d.uuid), failed));
         self.tell_failures();
     }
