@@ -335,7 +335,7 @@ impl Client {
             self.no_room += 1;
             return;
         }
-        if self.cached && rng.chance(5) {
+        if self.cached && rng.chance(load.flushes) {
             let flushes = |r: &Request| r.kind == Kind::Flush && r.volume == volume;
             if !self.open.values().any(flushes) {
                 self.started += 1;

@@ -106,6 +106,7 @@ impl Config {
                 overlaps: false,
                 crossing: 0,
                 trims: if r.chance(10) { 20 } else { 1 },
+                flushes: 5,
                 think_ms: faults_ms / operations,
                 operations,
                 reads_only: false,

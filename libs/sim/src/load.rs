@@ -24,6 +24,8 @@ pub struct Load {
     pub crossing: u64,
     /// Trims of whole blocks, of a hundred operations.
     pub trims: u64,
+    /// Flushes of a hundred operations, where they mean something.
+    pub flushes: u64,
     /// Time between two operations of a client, milliseconds at most.
     pub think_ms: u64,
     pub operations: u64,

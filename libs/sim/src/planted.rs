@@ -43,6 +43,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         Bug::SeqReused => (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4),
         Bug::AddBeforeSync => {
             (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40);
+            c.load.flushes = 20;
             c.sdc.redial = (Duration::from_millis(5), Duration::from_millis(20));
         }
         // A block has to stay trimmed until the member is back.
