@@ -159,7 +159,11 @@ pub fn data_area(disk: &Disk) -> (u64, u64) {
 
 /// Opens the store on a disk, all at once.
 pub fn recover(disk: &mut Disk) -> Result<Store, String> {
-    let mut store = Store::open(store_config(), None);
+    let mut cfg = store_config();
+    if let Ok(Some(i)) = read_ident(&disk.read(0, IDENT_BYTES)) {
+        cfg.device_bytes = cfg.device_bytes.max(i.device_bytes);
+    }
+    let mut store = Store::open(cfg, None);
     let (mut ops, mut events) = (Vec::<DiskOp>::new(), Vec::<StoreEvent>::new());
     let mut opened = false;
     for _ in 0..1_000_000 {

@@ -373,10 +373,11 @@ fn groups_that_cannot_commit_leave_the_log_to_those_that_can() {
     for seed in 1..=2 {
         let mut c = quiet(seed, 3, 2, 1);
         (c.shape.cached, c.shape.confirm) = (false, false);
-        (c.shape.pgs, c.clients, c.load.think_ms) = (64, 3, 1);
-        (c.load.extents, c.load.blocks, c.load.pages, c.load.depth) = (72, 3, 16, 50_000);
-        // A sixteenth of the log, as in a device of the smallest log.
-        c.limits.window_bytes = 256 << 10;
+        (c.shape.pgs, c.clients, c.load.think_ms) = (64, 3, 6);
+        (c.load.extents, c.load.blocks, c.load.pages, c.load.depth) = (160, 3, 16, 50_000);
+        // As much smaller than the log's reserve as on the smallest device.
+        c.limits.window_bytes = 160 << 10;
+        c.shape.device_bytes = 96 << 20;
         c.load.operations = 1_000_000;
         let mut w = World::new(seed, c).unwrap();
         after(&mut w, 4000);
@@ -387,8 +388,9 @@ fn groups_that_cannot_commit_leave_the_log_to_those_that_can() {
         after(&mut w, 3000);
         let acks = stat(&w, "acks") - before.0;
         let (stuck, full) = (stat(&w, "stuck_waits"), stat(&w, "log_waits") - before.1);
+
         println!("seed {seed}: {acks} writes in 3 s, {stuck} stuck, {full} waited for the log");
-        assert!(acks > 300, "seed {seed}: {acks} writes in 3 s");
+        assert!(acks > 150, "seed {seed}: {acks} writes in 3 s");
         assert!(stuck > 0, "seed {seed}: nothing was held back");
         w.mdm.down_until = 0;
         w.restart(2);
