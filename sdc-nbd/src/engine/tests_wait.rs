@@ -318,6 +318,7 @@ fn what_is_out_when_a_volume_is_taken_away_is_not_sent_under_the_next_mapping() 
     w.reply(l, &f.header, Status::StaleMapping, Bytes::new());
     w.tick(1500);
     assert!(w.requests().is_empty());
+    w.writes_out.clear();
     w.write(2, 0, 4096, 2);
     w.settle();
     assert_eq!(w.oks(), [2]);
