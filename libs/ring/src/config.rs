@@ -46,7 +46,7 @@ impl Default for RingConfig {
             max_inflight: 8192,
             recv_buf_bytes: 128 << 10,
             max_conns: 16_384,
-            disk_batch: 4,
+            disk_batch: 2,
         }
     }
 }

@@ -22,6 +22,9 @@ use smallvec::SmallVec;
 const MAX_BATCH_RECORDS: usize = 1024;
 /// Bytes written straight to blocks with one batch at most, one record excepted.
 const MAX_BATCH_DIRECT: usize = 4 << 20;
+/// The same where nothing waits for a sync: several batches under way end one after another, and the device has the next
+/// while one is answered. With a sync for each that costs more than it gives.
+const MAX_BATCH_DIRECT_CACHED: usize = 256 << 10;
 
 pub(crate) enum Body {
     Record {
@@ -136,10 +139,14 @@ impl Store {
     /// Takes entries from the queue for one batch: how many, payload and descriptor bytes.
     fn choose(&self) -> (usize, usize, usize) {
         let (mut n, mut payload, mut desc, mut direct) = (0, 0, HEADER_BYTES, 0);
+        let most = match self.cfg.ack {
+            AckMode::Durable => MAX_BATCH_DIRECT,
+            AckMode::Cached => MAX_BATCH_DIRECT_CACHED,
+        };
         for e in self.log.queue.iter().take(MAX_BATCH_RECORDS) {
             let (p, crcs, slots) = e.sizes();
             let d = e.direct_bytes();
-            if n > 0 && (payload + p > self.cfg.max_batch_bytes || direct + d > MAX_BATCH_DIRECT) {
+            if n > 0 && (payload + p > self.cfg.max_batch_bytes || direct + d > most) {
                 break;
             }
             n += 1;
