@@ -145,10 +145,11 @@ impl Store {
             let no = self.next_tail();
             let to = self.sp.batches.get(no).map_or(self.log.head, |b| b.pos);
             let gain = to - self.log.tail_pos;
-            if gain >= l / 8 || (self.log.refused || used > l / 2) && gain >= l / 64 {
+            let filling = self.is_log_filling();
+            if gain >= l / 8 || (self.log.refused || filling) && gain >= l / 64 {
                 return true;
             }
-            if used > l / 2 && (drained || gain < l / 64 && self.tails_to_copy().next().is_some()) {
+            if filling && (drained || gain < l / 64 && self.tails_to_copy().next().is_some()) {
                 return true;
             }
         }
@@ -273,7 +274,7 @@ impl Store {
                     Body::Record { rec, checks, slots, jump: t.jump, again: true }
                 })
                 .collect();
-            if self.meta_log_room() < tail_cost(p) {
+            if self.copy_log_room() < tail_cost(p) {
                 continue;
             }
             for body in list {
@@ -283,12 +284,11 @@ impl Store {
         }
     }
 
-    /// Groups whose tail began a quarter of the log ago while the log is more than half full, and
-    /// for which there is room.
+    /// Groups whose tail began a quarter of the log ago while the log is filling, and for which there is room.
     fn tails_to_copy(&self) -> impl Iterator<Item = usize> + '_ {
         let l = self.sp.layout.log_bytes;
         let old = self.log.head.saturating_sub(l / 4);
-        let (full, room) = (self.log_used() > l / 2, self.meta_log_room());
+        let (full, room) = (self.is_log_filling(), self.copy_log_room());
         self.pgs.iter().enumerate().filter(move |_| full).filter_map(move |(idx, p)| {
             let p = p.as_ref()?;
             let front = self.sp.batches.get(p.tail.front()?.pins().last()?)?;

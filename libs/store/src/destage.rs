@@ -6,6 +6,7 @@
 //! that allows it must be durable: otherwise recovery would take the record for uncommitted and the
 //! old content, now overwritten, for the block's.
 
+use crate::apply;
 use crate::batch::Body;
 use crate::index::{OvPage, Overlay, Pg};
 use crate::layout::NO_SLOT;
@@ -14,7 +15,6 @@ use crate::planted::{planted, Bug};
 use crate::space::Space;
 use crate::store::{OpKind, Store};
 use crate::types::{BlockKey, DiskOp, WriteSync};
-use crate::{apply, config::StoreConfig};
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, Version, PAGE};
 use smallvec::SmallVec;
@@ -114,7 +114,10 @@ impl Store {
         if self.sp.slots.dirty_groups() >= self.cfg.max_dirty_table_pages {
             return;
         }
-        let depth = depth(&self.cfg, self.log_used(), self.sp.layout.log_bytes);
+        let depth = match self.is_log_filling() {
+            true => self.cfg.destage_depth_full,
+            false => self.cfg.destage_depth,
+        };
         let mut pages = Pages::new();
         let (mut looks, mut left) = (self.sp.dirty_q.len(), self.destage_step(now));
         while self.destage.jobs.len() < depth && looks > 0 && left > 0 {
@@ -145,7 +148,7 @@ impl Store {
         let came = self.sp.last_lsn - std::mem::replace(&mut self.destage.seen, self.sp.last_lsn);
         let presses = self.ckpt.flush_wanted()
             || self.log.refused
-            || self.log_used() > self.sp.layout.log_bytes / 2
+            || self.is_log_filling()
             || self.space_is_short()
             || self.is_idle_time(now);
         if presses {
@@ -333,14 +336,6 @@ impl Store {
     }
     pub(crate) fn job_pins(&self) -> u64 {
         self.destage.jobs.values().map(|j| j.pins.len() as u64).sum()
-    }
-}
-
-fn depth(cfg: &StoreConfig, used: u64, log: u64) -> usize {
-    if used > log / 2 {
-        cfg.destage_depth_full
-    } else {
-        cfg.destage_depth
     }
 }
 

@@ -399,10 +399,23 @@ impl Store {
     }
 
     /// Log space that application data must leave free: the checkpoint records of all groups
-    /// twice, what a wrap wastes, and room for metadata and trims.
+    /// twice, what a wrap wastes, what [`Store::ways_out`] keeps, and room for metadata and trims.
     fn data_log_reserve(&self) -> u64 {
         let l = self.sp.layout.log_bytes;
-        (self.meta_log_reserve() + l / 16).max(l / 4)
+        (self.meta_log_reserve() + self.ways_out() + l / 16).max(l / 4)
+    }
+    /// Log space that records which are copied forward leave free as well: what holds the log up goes when its groups
+    /// commit or fall back, and each of them may have to store a configuration and begin an epoch for that first.
+    fn ways_out(&self) -> u64 {
+        self.by_id.len() as u64 * 2 * quarry_base::PAGE as u64
+    }
+    /// Two thirds of what application writes may have are in use: of a large log that is half of it.
+    pub(crate) fn is_log_filling(&self) -> bool {
+        let most = self.sp.layout.log_bytes.saturating_sub(self.data_log_reserve());
+        self.log_used() > most / 3 * 2
+    }
+    pub(crate) fn copy_log_room(&self) -> u64 {
+        self.meta_log_room().saturating_sub(self.ways_out())
     }
     pub(crate) fn meta_log_reserve(&self) -> u64 {
         let told = self.place.len() as u64 * quarry_base::PAGE as u64;

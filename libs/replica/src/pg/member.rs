@@ -216,8 +216,12 @@ impl Pg {
         }
         let Some(s) = self.member().and_then(|m| m.stream.as_mut()) else { return };
         if !s.stalled.is_empty() {
+            let (commit, waiting) = (frame.header.commit, s.stalled.len());
+            s.heard = s.heard.max(commit);
             s.stalled.push_back(frame);
-            if s.stalled.len() > cx.limits.stalled_frames {
+            // At once: what is committed of the records here is what makes room in the log.
+            self.follow_commit(commit, cx);
+            if waiting >= cx.limits.stalled_frames {
                 self.break_in_stream("log full for too long", cx);
             }
             return;
@@ -230,6 +234,7 @@ impl Pg {
         match self.take(&frame, cx) {
             Took::Yes => true,
             Took::Full => {
+                self.follow_commit(frame.header.commit, cx);
                 if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
                     s.stalled.push_front(frame);
                 }
