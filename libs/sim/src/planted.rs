@@ -6,8 +6,15 @@ use crate::faults::{Fault, Mix};
 use quarry_replica::Bug;
 use std::time::Duration;
 
-/// Seeds within which every broken rule has to be noticed.
-pub const SEEDS: u64 = 100;
+/// Seeds within which a broken rule has to be noticed.
+pub fn seeds(bug: Bug) -> u64 {
+    match bug {
+        // The configuration that says that it is in sync is stored with a sync of its own moments later, which hides it
+        // from all but one run in 60.
+        Bug::AddBeforeSync => 300,
+        _ => 100,
+    }
+}
 
 /// The run with this seed in which a rule is broken; faults are those that make it matter.
 pub fn config(bug: Bug, seed: u64) -> Config {
@@ -42,7 +49,7 @@ pub fn config(bug: Bug, seed: u64) -> Config {
         Bug::AddBeforeCounting | Bug::CompleteMovesInSync => c.strike = 40,
         Bug::SeqReused => (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4),
         Bug::AddBeforeSync => {
-            (c.shape.copies, c.fault_every_ms, c.strike) = (2, 150, 40);
+            (c.shape.copies, c.fault_every_ms, c.strike) = (2, 250, 80);
             c.load.flushes = 20;
             c.sdc.redial = (Duration::from_millis(5), Duration::from_millis(20));
         }
@@ -91,7 +98,7 @@ fn mix(bug: Bug) -> Mix {
         }
         Bug::CopyOvertakes => vec![(Kill, 12), (SlowDisk, 24)],
         Bug::MergeOnCommitted => vec![(Kill, 2), (SlowDisk, 10)],
-        Bug::AddBeforeSync => vec![(Kill, 10), (PowerLoss, 30)],
+        Bug::AddBeforeSync => vec![(Kill, 3), (PowerLoss, 30)],
         Bug::ReadUnconfirmed => vec![(Freeze, 20), (Depose, 10)],
         Bug::HeadroomIgnored => vec![(LinkCut, 4)],
         Bug::RemoveBeforeLog => vec![(Depose, 20), (Partition, 8)],
@@ -113,7 +120,7 @@ mod tests {
 
     /// The seed at which the broken rule was noticed, and how. It proves nothing if the same run fails with the rule kept.
     fn noticed(bug: Bug) -> Option<(u64, String)> {
-        (1..=SEEDS).find_map(|seed| {
+        (1..=seeds(bug)).find_map(|seed| {
             match std::panic::catch_unwind(|| run(seed, config(bug, seed))) {
                 Ok(Ok(_)) => None,
                 Ok(Err(e)) => Some((seed, e)),
@@ -136,7 +143,7 @@ mod tests {
                     let Some(bug) = todo.lock().unwrap().pop() else { break };
                     let at = noticed(bug);
                     let (good, text) = match &at {
-                        None => (false, format!("NOT noticed in {SEEDS} seeds")),
+                        None => (false, format!("NOT noticed in {} seeds", seeds(bug))),
                         Some((seed, how)) => match without(bug, *seed) {
                             Ok(()) => (true, format!("seed {seed}: {how}")),
                             Err(e) => (false, format!("seed {seed} fails with the rule KEPT: {e}")),
