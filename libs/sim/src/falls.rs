@@ -57,6 +57,10 @@ impl Falls {
     pub fn give_up(&mut self, pg: PgId, at: u64, since: u64) {
         self.groups.entry(pg).or_default().cuts.push(Cut { at, since: Some(since) });
     }
+    /// Did the group fall back within this time?
+    pub fn fell(&self, pg: PgId, from: u64, to: u64) -> bool {
+        self.groups.get(&pg).is_some_and(|g| g.cuts.iter().any(|c| from < c.at && c.at < to))
+    }
     /// What is known of a sector whose group fell back.
     pub(crate) fn of(&self, sector: u64) -> Option<Past<'_>> {
         let g = self.groups.get(self.places.get(&(sector / SECTORS))?)?;

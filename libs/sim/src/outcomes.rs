@@ -192,6 +192,10 @@ impl World {
             };
             let h = &mut self.history;
             h.falls.place(sector(r.known.vtree, from), pg);
+            // A part may have been done, and gone with its group's caches, before the others let the whole be answered: nobody
+            // is told that a group fell back (README, limits).
+            let fell = r.pieces().count() > 1 && h.falls.fell(pg, r.begin, end);
+            let end = if fell { NEVER } else { end };
             let (from, to) = match r.kind {
                 // A trim may leave partial pages alone: only whole pages count.
                 Kind::Zero { flags } if flags & flags::TRIM != 0 => {
