@@ -10,8 +10,9 @@ use std::time::Duration;
 /// While operations are under way the thread looks this often; a gap above twice that is not the device's.
 pub const LOOK: Duration = Duration::from_millis(20);
 const GAP: Duration = Duration::from_millis(40);
-/// Operations that a device may well have at the same time without one waiting for another.
-const SIDE_BY_SIDE: u64 = 16;
+/// Operations that a device may well have at the same time without one waiting for another. A rotating disk, 10 ms an operation,
+/// is never slow by what waits behind each other in it.
+const SIDE_BY_SIDE: u64 = 4;
 /// Operations of this time are looked at, and the newest of them at most.
 const RECENT: Duration = Duration::from_secs(4);
 const MOST: usize = 256;
@@ -116,6 +117,8 @@ mod tests {
     fn an_operation_behind_many_others_counts_as_its_part() {
         let mut r = Recent::default();
         r.note(ms(1), Duration::from_millis(800), 128);
-        assert_eq!(r.median(ms(2)), Some((100_000, 1)));
+        assert_eq!(r.median(ms(2)), Some((25_000, 1)));
+        r.note(ms(3), Duration::from_millis(200), 1);
+        assert_eq!(r.median(ms(4)), Some((200_000, 2)));
     }
 }

@@ -3,8 +3,8 @@
 use crate::history::Era;
 use bytes::Bytes;
 use quarry_base::{Extent, Layer, Version, VtreeId};
-use quarry_store::BlockKey;
-use quarry_wire::PgConfig;
+use quarry_store::{BlockCopy, BlockKey};
+use quarry_wire::{Frame, Header, PgConfig};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 
 /// StreamPos: where a member stands. `header.version`: newest appended record; `header.commit`.
@@ -56,6 +56,34 @@ pub(crate) fn encode<T: Serialize>(v: &T) -> Bytes {
 
 pub(crate) fn decode<T: DeserializeOwned>(b: &[u8]) -> Option<T> {
     postcard::from_bytes(b).ok()
+}
+
+/// A block copy as a frame (SyncCopy, BlockData): masks in `length`, valid low, dirty high; the parts that it
+/// speaks about in `generation`.
+pub(crate) fn copy_frame(mut h: Header, c: BlockCopy) -> Frame {
+    h.version = c.version;
+    (h.vtree, h.layer, h.extent, h.offset) =
+        (c.key.vtree, c.key.layer, c.key.extent, c.key.offset());
+    h.length = u32::from(c.valid) | u32::from(c.dirty) << 16;
+    h.generation.0 = u64::from(c.part);
+    Frame::with_data(h, c.data, &c.crcs)
+}
+
+/// Reads [`copy_frame`]; its data is compared with its checksums.
+pub(crate) fn frame_copy(f: &Frame) -> Option<BlockCopy> {
+    let h = &f.header;
+    let (valid, dirty) = (h.length as u16, (h.length >> 16) as u16);
+    let pages = valid.count_ones() as usize;
+    let part = u16::try_from(h.generation.0).ok()?;
+    if valid & !part != 0
+        || h.offset >= quarry_base::EXTENT
+        || f.data.len() != pages * quarry_base::PAGE
+    {
+        return None;
+    }
+    let crcs = f.verify_data().ok()?.into_iter().collect();
+    let key = BlockKey::at(h.vtree, h.layer, h.extent, h.offset);
+    Some(BlockCopy { key, version: h.version, part, valid, dirty, crcs, data: f.data.clone() })
 }
 
 #[cfg(test)]

@@ -68,6 +68,14 @@ impl Grants {
         }
     }
 
+    /// The peer answered question `n`, and grants nothing.
+    pub fn refused(&mut self, n: u64) {
+        if let Some(i) = self.asked.iter().position(|(q, _)| *q == n) {
+            self.asked.drain(..=i);
+            self.waits_since = self.asked.first().map_or(Nanos::ZERO, |(_, sent)| *sent);
+        }
+    }
+
     /// The connection broke: questions on it will not be answered. Grants run on.
     pub fn broke(&mut self) {
         self.asked.clear();

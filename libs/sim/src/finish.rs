@@ -58,6 +58,8 @@ impl World {
         self.wait_until(HEALED_WITHIN, "requests without an answer", |w| {
             w.clients.iter().all(|c| c.is_idle())
         });
+        // Everything was whole again: there is a good copy of every block.
+        self.clients.iter_mut().for_each(|c| c.disks_fail = false);
         self.read_everything();
         // The last commit points reach the members.
         let until = self.now + 500 * MS;

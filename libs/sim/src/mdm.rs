@@ -275,7 +275,7 @@ impl Mdm {
         let fresh = self.live.values().filter(|l| l.session).filter_map(|l| l.stalled);
         let fresh = fresh.filter(|(_, _, at)| now - at <= 1000 * MS);
         let figures = fresh
-            .map(|(d, stalled_ms, _)| (d, Figures { stalled_ms, ..Figures::default() }))
+            .map(|(d, stalled_ms, _)| (d, Figures { stalled_ms, ops: 1, median_us: 0 }))
             .collect();
         let (answered, ms) = (self.detector.recent(Nanos(now)), self.unix_ms(now));
         for op in self.looks.due(&self.state, &figures, Nanos(now), ms, &answered) {

@@ -103,7 +103,8 @@ impl World {
                 return self.complain(c, &why);
             }
         }
-        self.record(c, r, end);
+        let unknown = self.record(c, r, end);
+        self.over(unknown);
         if r.kind != Kind::Write {
             return;
         }
@@ -127,10 +128,14 @@ impl World {
             // Refused for good: none of it may ever be seen, if it went to one group. A thick volume has its space always.
             IoError::NoSpace if writes && !r.known.thick => {
                 if r.pieces().count() > 1 {
-                    self.record(c, r, NEVER);
+                    let unknown = self.record(c, r, NEVER);
+                    self.over(unknown);
                 }
             }
-            IoError::Corrupt if self.clients[c].disks_fail => drop(self.record(c, r, NEVER)),
+            IoError::Corrupt if self.clients[c].disks_fail => {
+                let unknown = self.record(c, r, NEVER);
+                self.over(unknown);
+            }
             IoError::Shutdown => {
                 let Some(u) = self.unmap_of(c, r) else {
                     if self.clients[c].engine.is_fenced() {
@@ -147,6 +152,13 @@ impl World {
                 }
             }
             e => self.complain(c, &format!("{:?} {}+{} failed: {e}", r.kind, r.at, r.len)),
+        }
+    }
+
+    /// Nothing of it is under way any more: what has not happened until now does not.
+    fn over(&mut self, unknown: Vec<Unknown>) {
+        for (_, at, value) in unknown {
+            self.history.shut_out(at, value, self.now);
         }
     }
 
@@ -194,7 +206,7 @@ impl World {
             h.falls.place(sector(r.known.vtree, from), pg);
             // A part may have been done, and gone with its group's caches, before the others let the whole be answered: nobody
             // is told that a group fell back (README, limits).
-            let fell = r.pieces().count() > 1 && h.falls.fell(pg, r.begin, end);
+            let fell = r.pieces().count() > 1 && !r.fua && h.falls.fell(pg, r.begin, end);
             let end = if fell { NEVER } else { end };
             let (from, to) = match r.kind {
                 // A trim may leave partial pages alone: only whole pages count.

@@ -54,8 +54,8 @@ pub struct StoreConfig {
     pub reserve_permille: u32,
     /// Bytes a second that the scrub reads; 0: it does not.
     pub scrub_bytes_per_second: u64,
-    /// A device on which nothing ends for so long, while something is in flight, or one write or sync does not, is
-    /// reported ...
+    /// A device on which nothing ends for so long, while something is in flight, or one write or sync does not for five times
+    /// as long, is reported ...
     pub stall_warn: Duration,
     /// ... and has failed after this long.
     pub hang_limit: Duration,

@@ -2,8 +2,8 @@
 //! ended, and time for which the oldest write or sync has been in flight: reads may go on while one of those never
 //! ends. Both as far as the store was awake to see it. A process that was paused says nothing about its device.
 //!
-//! A device that stalls so for `stall_warn` is reported; one that does for `hang_limit` has failed, for
-//! good: what it might still do later is not waited for (slow is worse than dead).
+//! A device that is silent for `stall_warn`, or has not ended a write for five times that, is reported; one that does nothing for
+//! `hang_limit` has failed, for good: what it might still do later is not waited for (slow is worse than dead).
 
 use crate::error::StoreError;
 use crate::store::Store;
@@ -12,8 +12,12 @@ use quarry_base::Nanos;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Longest time between two looks that counts: more, and it was we who slept.
-const LOOK: Duration = Duration::from_secs(1);
+/// Longest time between two looks that counts: more, and it was we who slept. What ended meanwhile may not be told yet.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A write is a stall by itself only after so many times the time of silence that is one: it may have waited its turn behind
+/// others, which all end.
+const ITS_TURN: u32 = 5;
 
 /// Writes that begin within so long of each other are one wave, which is as old as the last of them.
 const GRAIN: Duration = Duration::from_millis(100);
@@ -23,7 +27,7 @@ pub(crate) struct Stall {
     looked: Nanos,
     /// Without an operation that ended so far.
     silent: Duration,
-    /// That, or the age of the oldest write if it is more.
+    /// That, or the age of the oldest write if it is much.
     idle: Duration,
     /// An operation ended since the last look, or none is in flight.
     pub moved: bool,
@@ -77,7 +81,7 @@ impl Ages {
 }
 
 impl Store {
-    /// How long operations have been in flight without one ending, or the oldest write or sync.
+    /// How long operations have been in flight without one ending, or the oldest write or sync once that is long.
     pub fn stalled_for(&self) -> Duration {
         self.stall.idle
     }
@@ -92,7 +96,9 @@ impl Store {
         } else {
             s.silent += passed;
         }
-        s.idle = s.silent.max(self.ops.writes.oldest());
+        let oldest = self.ops.writes.oldest();
+        let waited = oldest >= self.cfg.stall_warn * ITS_TURN;
+        s.idle = if waited { s.silent.max(oldest) } else { s.silent };
         let idle = s.idle;
         if s.told != (idle >= self.cfg.stall_warn) {
             s.told = !s.told;

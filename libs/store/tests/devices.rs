@@ -137,8 +137,8 @@ fn a_device_without_progress_is_reported_and_after_a_while_has_failed() {
     r.put(PG, write(0, 0, &[1]));
     r.append(PG, write(0, 4096, &[2])).unwrap();
     r.poll();
-    for _ in 0..9 {
-        r.wait(Duration::from_secs(1));
+    for _ in 0..90 {
+        r.wait(Duration::from_millis(100));
         r.poll();
     }
     assert_eq!((stalls(&r), r.failures()), (1, 0));
@@ -148,8 +148,8 @@ fn a_device_without_progress_is_reported_and_after_a_while_has_failed() {
     assert_eq!(r.events.iter().filter(|e| matches!(e, StoreEvent::Moves)).count(), 1);
     r.append(PG, write(0, 8192, &[3])).unwrap();
     r.poll();
-    for _ in 0..12 {
-        r.wait(Duration::from_secs(1));
+    for _ in 0..120 {
+        r.wait(Duration::from_millis(100));
         r.poll();
     }
     assert_eq!((stalls(&r), r.failures()), (2, 1));
@@ -176,7 +176,7 @@ fn a_log_write_or_a_sync_that_never_ends_is_noticed_while_reads_go_on() {
         r.store.sync();
         let (mut most, tenth) = (0, Duration::from_millis(100));
         for turn in 0..130 {
-            if turn == 50 && ends {
+            if turn == 70 && ends {
                 r.run_all();
             }
             // Each turn a read ends, and after the first second the store is never without one.
@@ -184,11 +184,14 @@ fn a_log_write_or_a_sync_that_never_ends_is_noticed_while_reads_go_on() {
             r.run(&|o| !held(o));
             assert!(r.answer(t).is_ok());
             most = most.max(r.pending.len());
-            // A process that sleeps sees nothing of its device: one look is a second at most.
+            // A process that sleeps sees nothing of its device: one look is a tenth of a second at most.
             r.wait(if turn == 5 { Duration::from_secs(3600) } else { tenth });
             r.poll();
             let silent = r.store.stalled_for();
-            assert!(ends || silent + Duration::from_millis(300) > tenth * turn, "{silent:?}");
+            let late = turn > 60 && !ends;
+            assert!(!late || silent + Duration::from_millis(300) > tenth * turn, "{silent:?}");
+            // Others end: it may have waited its turn for so long.
+            assert!(turn > 45 || silent <= tenth * 2, "{silent:?}");
         }
         let moves = r.events.iter().filter(|e| matches!(e, StoreEvent::Moves)).count();
         assert!(most > 0, "nothing was held");

@@ -5,7 +5,7 @@
 //! network nor requests that wait are in them.
 
 use super::hub::HubInner;
-use crate::state::{Answered, Op, Sluggish, State};
+use crate::state::{Answered, Device, Op, Sluggish, State};
 use quarry_base::{DeviceId, Nanos, PoolId};
 use quarry_control::{disk_times, stalled};
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ impl Looks {
     ) -> Vec<Op> {
         let mut found: Vec<(DeviceId, Sluggish)> = figures
             .iter()
-            .filter(|(_, f)| f.stalled_ms >= STALLED_MS)
+            .filter(|(d, f)| f.stalled_ms >= STALLED_MS && stalls_alone(s, figures, **d))
             .map(|(d, f)| (*d, Sluggish::Stalled { idle_ms: f.stalled_ms }))
             .collect();
         if self.looked.is_none_or(|l| at.since(l) >= LOOK) {
@@ -109,6 +109,20 @@ impl Looks {
         }
         out
     }
+}
+
+/// Does it stall where others of its pool work? They may all lie on one disk, or wait for the same thing: then nothing is gained
+/// by doing without some of them. A minority at most is ever away for this.
+fn stalls_alone(s: &State, figures: &BTreeMap<DeviceId, Figures>, device: DeviceId) -> bool {
+    let Some(pool) = s.devices.get(&device).and_then(|d| d.pool) else { return false };
+    let says = |d: &DeviceId| figures.get(d).copied().unwrap_or_default();
+    let stalls = |d: &&Device| {
+        let suspended = d.suspended.as_ref().is_some_and(|x| x.why.is_stalled());
+        suspended || says(&d.id).stalled_ms >= STALLED_MS
+    };
+    let (all, away) = (s.pool_devices(pool).count(), s.pool_devices(pool).filter(stalls).count());
+    let moves = |d: &Device| d.id != device && says(&d.id).stalled_ms == 0 && says(&d.id).ops > 0;
+    away <= (all.saturating_sub(1) / 2).max(1) && s.pool_devices(pool).any(moves)
 }
 
 /// Devices of a pool that are much slower than the others now.
@@ -215,6 +229,17 @@ mod tests {
             assert!(w.pass(2_000, [FAST, SLOW, FAST]).is_empty());
             w.ms += 5_000;
         }
+    }
+
+    #[test]
+    fn devices_that_stall_together_or_where_nobody_is_seen_to_work_stay() {
+        let mut w = Watch::new();
+        let hangs = Figures { stalled_ms: 1_200, ..FAST };
+        assert!(w.pass(1_000, [hangs, hangs, FAST]).is_empty(), "two of three: they share a disk");
+        assert!(w.pass(1_000, [hangs; 3]).is_empty());
+        let quiet = Figures::default();
+        assert!(w.pass(1_000, [quiet, hangs, quiet]).is_empty(), "nobody else does anything");
+        assert_eq!(w.pass(100, [FAST, hangs, quiet]).len(), 1);
     }
 
     #[test]

@@ -106,6 +106,10 @@ impl State {
         }
         // Where several are slow it is not the disk.
         let mut others = self.pool_devices(pool).filter(|o| o.id != device);
+        // Nobody waits for a copy that is being made.
+        if !why.is_stalled() && !self.pgs.values().any(|p| p.config.is_in_sync(device)) {
+            return Err(Reject::stale(format!("device {device} has no copy in sync")));
+        }
         if !why.is_stalled() && others.any(|o| o.suspended.is_some()) {
             return Err(Reject::stale(format!("another device of pool {pool} is suspended")));
         }

@@ -207,7 +207,8 @@ fn r27_a_suspended_device_takes_no_copies_and_is_not_added_to_a_group() {
     l.register(1, None, &[2, 3]);
     let c =
         l.all().into_iter().find(|c| c.syncing.iter().any(|m| m.device == DeviceId(1))).unwrap();
-    suspend(&mut l, 1, SLOW).unwrap();
+    assert!(suspend(&mut l, 1, SLOW).is_err(), "nobody waits for a copy that is being made");
+    suspend(&mut l, 1, STALLED).unwrap();
     let p = *c.primary_member().unwrap();
     let c = l.s.pgs[&c.pg].config.clone();
     assert!(c.syncing.is_empty());

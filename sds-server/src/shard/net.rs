@@ -104,7 +104,8 @@ impl Shard {
     fn gone(&mut self, now: Nanos, link: LinkId) {
         if let Some(at) = self.held.iter().position(|l| *l == link) {
             // The engine never heard of it.
-            self.held.swap_remove(at);
+            // In order: of a client's connections the newest one counts.
+            self.held.remove(at);
             return;
         }
         self.engine.step(now, In::Closed { link }, &mut self.actions);

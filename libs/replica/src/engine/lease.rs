@@ -83,6 +83,9 @@ impl Engine {
         out: &mut Vec<Action>,
     ) {
         if frame.header.status != Status::Ok {
+            if let Some(p) = self.links.peers.get_mut(&sds) {
+                p.grants.refused(frame.header.request_id.0);
+            }
             return;
         }
         let Some(NotCovered(list)) = decode(&frame.meta) else { return };

@@ -4,7 +4,9 @@
 //! accepted from another stream, epoch or start; while the log is full, everything that follows waits in order.
 
 use super::{Pg, Purpose, Role};
-use crate::codec::{decode, encode, key_in, StreamPos, StreamStart, SyncDrop};
+use crate::codec::{
+    copy_frame, decode, encode, frame_copy, key_in, StreamPos, StreamStart, SyncDrop,
+};
 use crate::credit::{blocks_of, Told};
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
@@ -217,10 +219,8 @@ impl Pg {
         let Some(s) = self.member().and_then(|m| m.stream.as_mut()) else { return };
         if !s.stalled.is_empty() {
             let (commit, waiting) = (frame.header.commit, s.stalled.len());
-            s.heard = s.heard.max(commit);
             s.stalled.push_back(frame);
-            // At once: what is committed of the records here is what makes room in the log.
-            self.follow_commit(commit, cx);
+            self.follow_early(commit, cx);
             if waiting >= cx.limits.stalled_frames {
                 self.break_in_stream("log full for too long", cx);
             }
@@ -234,7 +234,7 @@ impl Pg {
         match self.take(&frame, cx) {
             Took::Yes => true,
             Took::Full => {
-                self.follow_commit(frame.header.commit, cx);
+                self.follow_early(frame.header.commit, cx);
                 if let Some(s) = self.member().and_then(|m| m.stream.as_mut()) {
                     s.stalled.push_front(frame);
                 }
@@ -363,6 +363,14 @@ impl Pg {
         let to = commit.min(state.last.seq);
         if to > state.commit {
             cx.store.set_commit(self.id, to);
+        }
+    }
+
+    /// Of a frame that has to wait: what is committed of the records here is what makes room for it. Before the stream's
+    /// start it says nothing of them, some may have to go.
+    fn follow_early(&mut self, commit: Seq, cx: &mut Cx) {
+        if self.stream().is_some_and(|s| s.first.is_some()) {
+            self.follow_commit(commit, cx);
         }
     }
 
@@ -569,32 +577,4 @@ impl Pg {
         h.status = if room.2 { Status::Full } else { Status::Ok };
         cx.send(link, Frame::bare(h));
     }
-}
-
-/// A block copy as a frame (SyncCopy, BlockData): masks in `length`, valid low, dirty high; the parts that it
-/// speaks about in `generation`.
-pub(crate) fn copy_frame(mut h: Header, c: BlockCopy) -> Frame {
-    h.version = c.version;
-    (h.vtree, h.layer, h.extent, h.offset) =
-        (c.key.vtree, c.key.layer, c.key.extent, c.key.offset());
-    h.length = u32::from(c.valid) | u32::from(c.dirty) << 16;
-    h.generation.0 = u64::from(c.part);
-    Frame::with_data(h, c.data, &c.crcs)
-}
-
-/// Reads [`copy_frame`]; its data is compared with its checksums.
-pub(crate) fn frame_copy(f: &Frame) -> Option<BlockCopy> {
-    let h = &f.header;
-    let (valid, dirty) = (h.length as u16, (h.length >> 16) as u16);
-    let pages = valid.count_ones() as usize;
-    let part = u16::try_from(h.generation.0).ok()?;
-    if valid & !part != 0
-        || h.offset >= quarry_base::EXTENT
-        || f.data.len() != pages * quarry_base::PAGE
-    {
-        return None;
-    }
-    let crcs = f.verify_data().ok()?.into_iter().collect();
-    let key = BlockKey::at(h.vtree, h.layer, h.extent, h.offset);
-    Some(BlockCopy { key, version: h.version, part, valid, dirty, crcs, data: f.data.clone() })
 }

@@ -4,8 +4,9 @@
 //! another version (a write is under way) is asked for again a little later, a few times; what is given up then, or
 //! beyond the limit, is found again by the next pass of the scrub.
 
-use super::member::{frame_copy, Fetch};
+use super::member::Fetch;
 use super::{Pg, Purpose, Role};
+use crate::codec::frame_copy;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use quarry_base::{Nanos, RequestId};

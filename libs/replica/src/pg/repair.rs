@@ -8,9 +8,9 @@
 //! comes back, or is replaced after the grace time.
 
 use super::locks::{LockId, PageRange, Span};
-use super::member::frame_copy;
 use super::primary::Primary;
 use super::request::Request;
+use crate::codec::frame_copy;
 use crate::cx::Cx;
 use crate::event::{LinkId, Note};
 use quarry_base::{DeviceId, Nanos, RequestId, Version};

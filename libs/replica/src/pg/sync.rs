@@ -5,10 +5,9 @@
 //! nothing in flight touches it, then what the primary has in it is listed once and for all (SyncDrop).
 
 use super::locks::{LockId, PageRange, Span};
-use super::member::copy_frame;
 use super::primary::Primary;
 use super::Purpose;
-use crate::codec::{encode, key_out, SyncDrop};
+use crate::codec::{copy_frame, encode, key_out, SyncDrop};
 use crate::cx::Cx;
 use crate::event::Note;
 use crate::planted::Bug;
