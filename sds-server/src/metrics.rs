@@ -47,6 +47,9 @@ pub struct DeviceLevels {
     pub in_flight_limits: [(&'static str, usize); 4],
 }
 
+/// Something that each device says: name, help, value.
+type Level = (&'static str, &'static str, fn(&DeviceLevels) -> f64);
+
 /// What the shard published last.
 #[derive(Clone, Debug, Default)]
 pub struct Published {
@@ -137,8 +140,7 @@ impl SdsMetrics {
     }
 
     fn checksum_cache(&self) {
-        type Level = fn(&DeviceLevels) -> f64;
-        let gauges: [(&'static str, &'static str, Level); 2] = [
+        let gauges: [Level; 2] = [
             ("quarry_checksum_cache_bytes", "Memory of the cached checksums of a device", |d| {
                 d.check_cache[0] as f64
             }),
@@ -148,7 +150,7 @@ impl SdsMetrics {
                 |d| d.check_cache[1] as f64,
             ),
         ];
-        let counters: [(&'static str, &'static str, Level); 3] = [
+        let counters: [Level; 3] = [
             (
                 "quarry_checksum_cache_hits_total",
                 "Blocks read whose checksums were in memory",
@@ -165,20 +167,23 @@ impl SdsMetrics {
                 |d| d.check_cache[4] as f64,
             ),
         ];
-        for (name, help, value) in gauges {
-            let p = Arc::clone(&self.published);
-            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
-        }
-        for (name, help, value) in counters {
-            let p = Arc::clone(&self.published);
-            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
-        }
+        gauges.into_iter().for_each(|l| self.device_gauge(l));
+        counters.into_iter().for_each(|l| self.device_counter(l));
+    }
+
+    fn device_gauge(&self, (name, help, value): Level) {
+        let p = Arc::clone(&self.published);
+        self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
+    }
+
+    fn device_counter(&self, (name, help, value): Level) {
+        let p = Arc::clone(&self.published);
+        self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
     }
 
     /// How close a store is to its bounds (docs/DISK-FORMAT.md).
     fn store_levels(&self) {
-        type Level = fn(&DeviceLevels) -> f64;
-        let gauges: [(&'static str, &'static str, Level); 6] = [
+        let gauges: [Level; 6] = [
             (
                 "quarry_device_dirty_pages",
                 "Pages of 4 KiB that are only in the log and in memory",
@@ -208,10 +213,7 @@ impl SdsMetrics {
                 d.open_seconds
             }),
         ];
-        for (name, help, value) in gauges {
-            let p = Arc::clone(&self.published);
-            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
-        }
+        gauges.into_iter().for_each(|l| self.device_gauge(l));
         let p = Arc::clone(&self.published);
         self.registry.gauge_fn(
             "quarry_device_in_flight_limit",
@@ -223,8 +225,7 @@ impl SdsMetrics {
 
     /// What a store has done since it was opened.
     fn store_counts(&self) {
-        type Level = fn(&DeviceLevels) -> f64;
-        let counters: [(&'static str, &'static str, Level); 8] = [
+        let counters: [Level; 8] = [
             ("quarry_device_log_full_total", "Records that the log had no room for at once", |d| {
                 d.store.log_full as f64
             }),
@@ -256,15 +257,11 @@ impl SdsMetrics {
                 |d| d.store.direct_writes as f64,
             ),
         ];
-        for (name, help, value) in counters {
-            let p = Arc::clone(&self.published);
-            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
-        }
+        counters.into_iter().for_each(|l| self.device_counter(l));
     }
 
     fn levels(&self) {
-        type Level = fn(&DeviceLevels) -> f64;
-        let gauges: [(&'static str, &'static str, Level); 6] = [
+        let gauges: [Level; 6] = [
             ("quarry_device_capacity_bytes", "Bytes for data on the device", |d| {
                 d.capacity_bytes as f64
             }),
@@ -282,7 +279,7 @@ impl SdsMetrics {
                 f64::from(u8::from(d.failed))
             }),
         ];
-        let scrub: [(&'static str, &'static str, Level); 4] = [
+        let scrub: [Level; 4] = [
             (
                 "quarry_device_stalled_seconds",
                 "Time for which operations are in flight and none has ended",
@@ -300,11 +297,8 @@ impl SdsMetrics {
                 d.scrub.blocks as f64
             }),
         ];
-        for (name, help, value) in gauges.into_iter().chain(scrub) {
-            let p = Arc::clone(&self.published);
-            self.registry.gauge_fn(name, help, &["device"], move || per_device(&p, value));
-        }
-        let scrub: [(&'static str, &'static str, Level); 5] = [
+        gauges.into_iter().chain(scrub).for_each(|l| self.device_gauge(l));
+        let scrub: [Level; 5] = [
             (
                 "quarry_scrub_passes_total",
                 "Passes of the scrub since the device was formatted",
@@ -325,7 +319,7 @@ impl SdsMetrics {
                 d.scrub.read_errors as f64
             }),
         ];
-        let counters: [(&'static str, &'static str, Level); 2] = [
+        let counters: [Level; 2] = [
             (
                 "quarry_device_checksum_errors_total",
                 "Pages that did not match their checksum",
@@ -335,10 +329,7 @@ impl SdsMetrics {
                 d.repairs as f64
             }),
         ];
-        for (name, help, value) in counters.into_iter().chain(scrub) {
-            let p = Arc::clone(&self.published);
-            self.registry.counter_fn(name, help, &["device"], move || per_device(&p, value));
-        }
+        counters.into_iter().chain(scrub).for_each(|l| self.device_counter(l));
         let one = |name, help, value: fn(&Published) -> f64| {
             let p = Arc::clone(&self.published);
             self.registry.gauge_fn(name, help, &[], move || vec![(vec![], with(&p, value))]);

@@ -36,12 +36,7 @@ fn hello(before: &[&str], d: &Dir, mdm: &Mdm) -> (Server, Session) {
 
 /// A formatted device, the superblock of whose next opening was refused; why, as that server said.
 fn refused(d: &Dir, mdm: &Mdm) -> (String, String) {
-    let (mut server, s) = hello(&[], d, mdm);
-    s.register(1, 1);
-    s.until_open();
-    d.until_formatted("a");
-    server.kill();
-    drop(s);
+    format_device(d, mdm);
     // Every opening writes one superblock, the two in turn; only one is within the limit.
     for _ in 0..4 {
         let (mut server, s) = hello(&LIMITED, d, mdm);

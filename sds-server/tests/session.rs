@@ -128,13 +128,7 @@ fn another_clusters_mdm_is_not_obeyed() {
 #[test]
 fn a_device_of_another_cluster_is_refused() {
     let (d, mdm) = (Dir::new("swap"), Mdm::new());
-    let mut server = Server::start(&d, "a", &mdm);
-    let s = mdm.accept();
-    s.register(1, 1);
-    s.until_open();
-    d.until_formatted("a");
-    server.kill();
-    drop(s);
+    format_device(&d, &mdm);
     let state = d.0.join("a-data/sds.json");
     let text = std::fs::read_to_string(&state).unwrap();
     std::fs::write(&state, text.replace(CLUSTER, &"f".repeat(32))).unwrap();
@@ -216,13 +210,7 @@ fn a_cluster_id_written_as_a_uuid_is_the_same_cluster_after_a_restart() {
 #[test]
 fn the_bounds_of_a_device_and_how_close_it_is_to_them_are_exported() {
     let (d, mdm) = (Dir::new("bounds"), Mdm::new());
-    let mut server = Server::start(&d, "a", &mdm);
-    let s = mdm.accept();
-    s.register(1, 1);
-    s.until_open();
-    d.until_formatted("a");
-    server.kill();
-    drop(s);
+    format_device(&d, &mdm);
     let _server = Server::start(&d, "a", &mdm);
     let s = mdm.accept();
     s.register(1, 2);

@@ -43,12 +43,7 @@ impl Grants {
 
     /// The peer answered question `n`. True if the grant now reaches further.
     pub fn answered(&mut self, n: u64, start: StartNo, lease: Duration) -> bool {
-        let Some(i) = self.asked.iter().position(|(q, _)| *q == n) else {
-            return false;
-        };
-        let sent = self.asked[i].1;
-        self.asked.drain(..=i);
-        self.waits_since = self.asked.first().map_or(Nanos::ZERO, |(_, sent)| *sent);
+        let Some(sent) = self.take(n) else { return false };
         if self.by != start {
             self.by = start;
             self.until = Nanos::ZERO;
@@ -70,10 +65,15 @@ impl Grants {
 
     /// The peer answered question `n`, and grants nothing.
     pub fn refused(&mut self, n: u64) {
-        if let Some(i) = self.asked.iter().position(|(q, _)| *q == n) {
-            self.asked.drain(..=i);
-            self.waits_since = self.asked.first().map_or(Nanos::ZERO, |(_, sent)| *sent);
-        }
+        self.take(n);
+    }
+
+    /// Question `n` and all before it wait no more. When it was sent, if it waited.
+    fn take(&mut self, n: u64) -> Option<Nanos> {
+        let (_, sent) = *self.asked.iter().find(|(q, _)| *q == n)?;
+        self.asked.retain(|(q, _)| *q > n);
+        self.waits_since = self.asked.first().map_or(Nanos::ZERO, |(_, sent)| *sent);
+        Some(sent)
     }
 
     /// The connection broke: questions on it will not be answered. Grants run on.
@@ -113,6 +113,17 @@ mod tests {
         assert!(!g.answered(a, StartNo(1), Duration::from_secs(1)));
         assert_eq!(g.until(StartNo(1)), Nanos(3 * S));
         assert!(!g.answered(99, StartNo(1), Duration::from_secs(1)), "never asked");
+    }
+
+    #[test]
+    fn a_refusal_is_an_answer_and_grants_nothing() {
+        let mut g = Grants::default();
+        let a = g.ask(Nanos(S));
+        g.ask(Nanos(2 * S));
+        assert_eq!(g.unanswered(Nanos(4 * S)), Duration::from_secs(3));
+        g.refused(a);
+        assert_eq!(g.unanswered(Nanos(4 * S)), Duration::from_secs(2));
+        assert_eq!(g.until(StartNo(1)), Nanos::ZERO);
     }
 
     #[test]

@@ -114,6 +114,16 @@ impl Server {
     }
 }
 
+/// Has server "a" format its device; it has ended then.
+pub fn format_device(dir: &Dir, mdm: &Mdm) {
+    let mut server = Server::start(dir, "a", mdm);
+    let s = mdm.accept();
+    s.register(1, 1);
+    s.until_open();
+    dir.until_formatted("a");
+    server.kill();
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.child.kill().ok();
