@@ -34,6 +34,7 @@ fn config(
         copies,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     }
 }
 

@@ -173,7 +173,13 @@ impl Cluster {
     }
     /// `kill -9` of every daemon at once, directly; returns when all are gone.
     pub fn kill_everything(&self) -> Res<()> {
-        let members = self.members()?;
+        self.kill_all_of(self.members()?)
+    }
+    /// Kills every member with this role at once and waits for their ends.
+    pub fn kill_role(&self, role: &str) -> Res<()> {
+        self.kill_all_of(self.of_role(role)?)
+    }
+    fn kill_all_of(&self, members: Vec<Member>) -> Res<()> {
         for m in &members {
             self.signal(&m.name, Signal::KILL)?;
         }

@@ -2,7 +2,7 @@
 //! flushed, and every host boots: what was flushed or written with FUA is there, a page that was not holds one of the
 //! contents that it had since its last flush, whole, and the copies agree.
 
-use quarry_tests::nbd::consts::{CMD_FLAG_FUA, CMD_WRITE};
+use quarry_tests::nbd::consts::{CMD_FLAG_FUA, CMD_FLUSH, CMD_WRITE, EIO};
 use quarry_tests::nbd::Connection;
 use quarry_tests::volatile::{Sync, VolatileDisk};
 use quarry_tests::*;
@@ -116,6 +116,29 @@ fn one_cut(
     Ok((unflushed, fell_back))
 }
 
+/// Power fails for the servers only: a client that lives through it is told by its next flush, once, that what was
+/// answered before it may be gone.
+fn a_living_client_is_told(cluster: &Cluster, uri: &Uri, cut: impl Fn() -> Res<()>) -> Res<()> {
+    let mut c = Connection::open(uri)?;
+    c.write_at(0, &page(1))?;
+    c.flush()?;
+    for p in 0..PAGES {
+        c.write_at(p * PAGE as u64, &page(2))?;
+    }
+    cut()?;
+    cluster.up_again().map_err(|e| e.within("restart of the servers"))?;
+    let reply = c.call(CMD_FLUSH, 0, 0, 0, &[])?;
+    ensure!(reply.error == EIO, "the first flush after the loss answered {}", reply.error);
+    c.flush().map_err(|e| e.within("the second flush"))?;
+    let at = cluster.member("sdc1")?.metrics;
+    wait_until("the flush that failed to be counted", Duration::from_secs(10), || {
+        let failed = http::metric(&at, "quarry_sdc_flushes_failed_total", "")?;
+        Ok((failed > 0.0).then_some(()))
+    })?;
+    write_fua(&mut c, 0, &page(3))?;
+    c.flush().map_err(|e| e.within("the third flush"))
+}
+
 #[test]
 fn power_loss_of_every_cached_copy_loses_nothing_flushed() -> Res<()> {
     if let Some(why) = need_programs(&["nbdfuse", "fusermount3", "unshare", "mount"]) {
@@ -161,9 +184,21 @@ fn power_loss_of_every_cached_copy_loses_nothing_flushed() -> Res<()> {
         let events = cluster.scli_json(["events", "--what", "pg_fell_back"])?.to_string();
         ensure!(events.contains("pg_fell_back"), "no group ever lost all its caches");
         eprintln!("{fell_back} pages fell back to what was flushed");
+        let servers_only = || {
+            // First the processes: one that saw its disk go would tell the MDM, which lives on, that the disk failed.
+            cluster.kill_role("sds")?;
+            for (i, d) in disks.iter().enumerate() {
+                d.cut(7 + i as u64)?;
+            }
+            boots.boot(cuts + 1)?;
+            disks.iter().for_each(VolatileDisk::on);
+            Ok(())
+        };
+        // The disks outlive the servers on them, whatever comes of it.
+        let told = a_living_client_is_told(cluster, &uri, servers_only);
         cluster.wait_health("ok", Duration::from_secs(60))?;
         cluster.expect_identical_replicas()?;
         drop(disks);
-        Ok(())
+        told
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::history::Era;
 use bytes::Bytes;
-use quarry_base::{Extent, Layer, Version, VtreeId};
+use quarry_base::{Epoch, Extent, Layer, Version, VtreeId};
 use quarry_store::{BlockCopy, BlockKey};
 use quarry_wire::{Frame, Header, PgConfig};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
@@ -26,9 +26,26 @@ pub(crate) struct StreamStart {
     pub all_through: Version,
 }
 
-/// GrantAnswer: placement groups that the grant does not cover (R17).
-#[derive(Serialize, Deserialize, Debug, PartialEq, Default)]
-pub(crate) struct NotCovered(pub Vec<PgConfig>);
+/// GrantAnswer: placement groups that the grant does not cover (R17). Where one of them ever fell back, the epochs of that
+/// (`fell`, in the order of the list) follow, which earlier releases do not read.
+pub(crate) fn not_covered_out(list: &[PgConfig]) -> Bytes {
+    let fell: Vec<Epoch> = list.iter().map(|c| c.fell).collect();
+    let mut out = encode(&list).to_vec();
+    if fell.iter().any(|e| *e != Epoch::ZERO) {
+        out.extend_from_slice(&encode(&fell));
+    }
+    out.into()
+}
+
+/// Reads [`not_covered_out`], of earlier releases too.
+pub(crate) fn not_covered_in(b: &[u8]) -> Option<Vec<PgConfig>> {
+    let (mut list, rest): (Vec<PgConfig>, _) = postcard::take_from_bytes(b).ok()?;
+    if !rest.is_empty() {
+        let fell: Vec<Epoch> = decode(rest)?;
+        list.iter_mut().zip(fell).for_each(|(c, fell)| c.fell = fell);
+    }
+    Some(list)
+}
 
 /// SyncDrop: forget the blocks of `[from, to)` that are not in `keep`.
 #[derive(Serialize, Deserialize, Debug, PartialEq)]
@@ -89,7 +106,7 @@ pub(crate) fn frame_copy(f: &Frame) -> Option<BlockCopy> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quarry_base::{Epoch, Seq};
+    use quarry_base::{ConfigIndex, DeviceId, PgId, PoolId, Seq};
 
     #[test]
     fn messages_between_servers_keep_their_form() {
@@ -106,5 +123,31 @@ mod tests {
         assert_eq!(&encode(&drop)[..], [1, 0, 2, 3, 9, 0, 0, 0, 1, 1, 0, 2, 3]);
         assert_eq!(decode::<SyncDrop>(&encode(&drop)), Some(drop));
         assert_eq!(decode::<StreamPos>(&[3]), None);
+    }
+
+    #[test]
+    fn groups_that_are_not_covered_say_when_they_fell_back() {
+        let mut c = PgConfig {
+            pg: PgId::new(PoolId(1), 2),
+            epoch: Epoch(7),
+            index: ConfigIndex(9),
+            primary: Some(DeviceId(1)),
+            in_sync: vec![],
+            syncing: vec![],
+            listed: vec![DeviceId(1)],
+            copies: 2,
+            min_copies: 1,
+            line: Epoch::ZERO,
+            fell: Epoch::ZERO,
+        };
+        let before: &[u8] = &[1, 130, 128, 128, 128, 16, 7, 9, 1, 1, 0, 0, 1, 1, 2, 1, 0];
+        assert_eq!(&not_covered_out(std::slice::from_ref(&c))[..], before);
+        assert_eq!(not_covered_in(before), Some(vec![c.clone()]));
+        c.fell = Epoch(6);
+        let with = not_covered_out(std::slice::from_ref(&c));
+        assert_eq!((&with[..before.len()], &with[before.len()..]), (before, &[1, 6][..]));
+        assert_eq!(not_covered_in(&with), Some(vec![c]));
+        assert_eq!(not_covered_in(&with[..with.len() - 1]), None);
+        assert_eq!(not_covered_in(&encode(&Vec::<PgConfig>::new())), Some(vec![]));
     }
 }

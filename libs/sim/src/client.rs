@@ -43,6 +43,7 @@ impl Kind {
 }
 
 /// A request that is open.
+#[derive(Clone)]
 pub struct Request {
     pub(crate) kind: Kind,
     pub(crate) volume: VolumeId,
@@ -123,6 +124,8 @@ pub struct Client {
     pub(crate) orphans: Vec<Unknown>,
     /// When a write of this client was answered in a group first.
     pub(crate) wrote: BTreeMap<PgId, u64>,
+    /// `ack = cached`: writes of this process that no flush has covered, with the time of their answer.
+    pub(crate) unflushed: Vec<(u64, Request)>,
     /// By the handle that the engine has for them.
     open: BTreeMap<u64, Request>,
     next_handle: u64,
@@ -163,6 +166,7 @@ impl Client {
             cached: false,
             orphans: Vec::new(),
             wrote: BTreeMap::new(),
+            unflushed: Vec::new(),
             open: BTreeMap::new(),
             next_handle: 0,
             next_op_at: now,
@@ -215,6 +219,7 @@ impl Client {
         self.engine = Engine::new(self.config.clone());
         self.actions.clear();
         self.vols.clear();
+        self.unflushed.clear();
         self.next_op_at = back;
         let open = std::mem::take(&mut self.open);
         self.finished += open.len() as u64;
@@ -234,6 +239,15 @@ impl Client {
     /// Newest change of the cluster that it has applied.
     pub fn applied(&self) -> ConfigIndex {
         self.engine.view_index()
+    }
+
+    /// The writes that a flush which began then covers.
+    pub(crate) fn take_covered(&mut self, volume: VolumeId, begin: u64) -> Vec<(u64, Request)> {
+        let (covered, kept) = std::mem::take(&mut self.unflushed)
+            .into_iter()
+            .partition(|(end, w)| w.volume == volume && *end < begin);
+        self.unflushed = kept;
+        covered
     }
 
     pub fn is_idle(&self) -> bool {
@@ -301,7 +315,11 @@ impl Client {
                             };
                             self.vols.insert(volume, vol);
                         }
-                        _ => drop(self.vols.remove(&volume)),
+                        _ => {
+                            self.vols.remove(&volume);
+                            // Whoever has it next is told nothing of then.
+                            self.unflushed.retain(|(_, w)| w.volume != volume);
+                        }
                     }
                 }
                 Action::Unreachable { pg, device } => out.push(Want::Unreachable(pg, device)),

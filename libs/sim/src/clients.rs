@@ -154,7 +154,10 @@ impl World {
         let text = format!("{n:?}");
         self.count(&format!("sdc {}", note_name(&text)));
         match n {
-            Note::LinkReady { .. } | Note::LinkLost { .. } | Note::HelloRefused { .. } => {}
+            Note::LinkReady { .. }
+            | Note::LinkLost { .. }
+            | Note::HelloRefused { .. }
+            | Note::FellBack { .. } => {}
             Note::Fenced { .. } if self.newest(c) != c => {}
             // Nothing is damaged on the way.
             Note::Fenced { .. }

@@ -48,6 +48,10 @@ impl World {
             self.run_until(next);
         }
         self.end_faults();
+        // One that is being stopped takes nothing new, and ends after 5 s at the latest.
+        self.wait_until(10_000 * MS, "a server that was asked to stop does not end", |w| {
+            !w.nodes.iter().any(|n| n.leaving)
+        });
         self.wait_until_whole();
         // The rest of the load, by whoever has something mapped still.
         self.cfg.load.operations = u64::MAX;
@@ -230,7 +234,8 @@ impl World {
                 let volumes = &self.mdm.state.volumes;
                 let gone = |k: &&BlockKey| volumes.values().all(|v| v.vtree != k.vtree);
                 if let Some(k) = all.keys().find(gone) {
-                    return Err(format!("{}: {k:?} of a deleted volume is still there", cfg.pg));
+                    let why = "of a deleted volume is still there";
+                    return Err(format!("{}: device {}: {k:?} {why}", cfg.pg, m.device));
                 }
                 match &first {
                     None => first = Some((m.device, all)),

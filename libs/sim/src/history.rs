@@ -66,6 +66,14 @@ impl History {
         }
     }
 
+    /// The write of `value`, answered at `end`, is there for good: a flush of its client covers it.
+    pub fn settle(&mut self, sector: u64, value: u64, end: u64) {
+        let w = self.sectors.get_mut(&sector).and_then(|r| r.writes.get_mut(&value));
+        if let Some(w) = w {
+            (w.end, w.solid) = (w.end.min(end), true);
+        }
+    }
+
     /// A write without an answer was shut out at `by`: from then on it may not take effect any more.
     pub fn shut_out(&mut self, sector: u64, value: u64, by: u64) {
         let w = self.sectors.get_mut(&sector).and_then(|r| r.writes.get_mut(&value));

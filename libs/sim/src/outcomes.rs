@@ -15,7 +15,7 @@ impl World {
         match (result, r.kind) {
             (Ok(data), Kind::Read) => self.data_seen(c, &r, &data),
             (Ok(bits), Kind::Map) => self.holes_seen(c, &r, &bits),
-            (Ok(_), Kind::Flush) => self.flushed(&r),
+            (Ok(_), Kind::Flush) => self.flushed(c, &r),
             (Ok(_), Kind::Write | Kind::Zero { .. }) => self.written(c, &r),
             (Err(e), _) => self.failed(c, &r, e),
         }
@@ -74,7 +74,7 @@ impl World {
 
     /// The groups that were asked have what they were told before. The volume has what was written to it before, by others
     /// too, if the client knew of everyone who has it mapped.
-    fn flushed(&mut self, r: &Request) {
+    fn flushed(&mut self, c: usize, r: &Request) {
         for pg in &r.flushing {
             self.history.falls.flush(*pg, r.begin, self.now);
         }
@@ -85,6 +85,24 @@ impl World {
         if is.is_some_and(current) {
             self.history.falls.flush_volume(r.known.vtree, r.begin, self.now);
         }
+        // Of its own writes none may be gone, whatever fell back before the flush.
+        for (end, w) in self.clients[c].take_covered(r.volume, r.begin) {
+            for (_, from, to) in w.pieces() {
+                for at in (from..to).step_by(SECTOR as usize) {
+                    self.history.settle(sector(w.known.vtree, at), w.value, end);
+                }
+            }
+        }
+    }
+
+    /// A flush says, once, that what it should have covered may be gone.
+    fn fell_back(&mut self, c: usize, r: &Request) {
+        // What was answered in the moment in which it was asked may be among it; so may parts of writes that failed.
+        self.clients[c].take_covered(r.volume, r.begin + 1);
+        if !r.flushing.iter().any(|pg| self.history.falls.fell(*pg, 0, self.now)) {
+            self.complain(c, "a flush failed although none of its groups ever fell back");
+        }
+        self.count("flush failed");
     }
 
     fn written(&mut self, c: usize, r: &Request) {
@@ -105,6 +123,9 @@ impl World {
         }
         let unknown = self.record(c, r, end);
         self.over(unknown);
+        if self.cfg.shape.cached && !r.fua && r.kind != Kind::Read {
+            self.clients[c].unflushed.push((end, r.clone()));
+        }
         if r.kind != Kind::Write {
             return;
         }
@@ -136,6 +157,7 @@ impl World {
                 let unknown = self.record(c, r, NEVER);
                 self.over(unknown);
             }
+            IoError::FellBack if r.kind == Kind::Flush => self.fell_back(c, r),
             IoError::Shutdown => {
                 let Some(u) = self.unmap_of(c, r) else {
                     if self.clients[c].engine.is_fenced() {
@@ -204,8 +226,8 @@ impl World {
             };
             let h = &mut self.history;
             h.falls.place(sector(r.known.vtree, from), pg);
-            // A part may have been done, and gone with its group's caches, before the others let the whole be answered: nobody
-            // is told that a group fell back (README, limits).
+            // A part may have been done, and gone with its group's caches, before the others let the whole be answered: the
+            // next flush tells.
             let fell = r.pieces().count() > 1 && !r.fua && h.falls.fell(pg, r.begin, end);
             let end = if fell { NEVER } else { end };
             let (from, to) = match r.kind {

@@ -51,6 +51,34 @@ pub struct PgConfig {
     /// it begins from empty. Nor does an answer of an epoch below count any more.
     #[serde(default)]
     pub line: Epoch,
+    /// `ack = cached`: the newest epoch that began after the hosts of all in-sync copies had booted; zero: none. What was
+    /// acknowledged in an epoch below, and not flushed by then, may be gone (R29): no flush from this epoch on may
+    /// answer well for it. In text forms only: see `quarry-replica` for what servers keep and tell each other.
+    #[serde(default, skip_serializing_if = "is_never", with = "text_only")]
+    pub fell: Epoch,
+}
+
+fn is_never(e: &Epoch) -> bool {
+    *e == Epoch::ZERO
+}
+
+/// Binary forms of a configuration are older than this field and have no room for it.
+mod text_only {
+    use super::{Deserialize, Epoch, Serialize};
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(e: &Epoch, s: S) -> Result<S::Ok, S::Error> {
+        match s.is_human_readable() {
+            true => e.serialize(s),
+            false => s.serialize_unit(),
+        }
+    }
+    pub fn deserialize<'a, D: Deserializer<'a>>(d: D) -> Result<Epoch, D::Error> {
+        match d.is_human_readable() {
+            true => Epoch::deserialize(d),
+            false => Ok(Epoch::ZERO),
+        }
+    }
 }
 
 impl PgConfig {
@@ -79,6 +107,10 @@ impl PgConfig {
     /// Reads [`PgConfig::to_meta`]; `None` if it is not one.
     pub fn from_meta(meta: &[u8]) -> Option<PgConfig> {
         serde_json::from_slice(meta).ok()
+    }
+    /// The newest epoch before which acknowledged writes that were not flushed may be gone; zero: there is none.
+    pub fn lost_before(&self) -> Epoch {
+        self.fell.max(self.line)
     }
     /// True if every listed device is in sync and there are as many as asked for.
     pub fn is_complete(&self) -> bool {

@@ -68,6 +68,7 @@ fn config() -> PgConfig {
         copies: 2,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     }
 }
 

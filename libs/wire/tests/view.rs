@@ -17,6 +17,7 @@ fn pg(epoch: u64) -> PgConfig {
         copies: 2,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     }
 }
 

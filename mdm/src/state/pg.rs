@@ -190,14 +190,18 @@ impl State {
 
     pub(crate) fn elect(&mut self, ctx: &mut Ctx, pgs: &[ElectPg]) -> Result<Answer, Reject> {
         let mut n = Primaries::None;
-        let (mut done, mut fell_back) = (0, 0);
+        let (mut done, mut fell_back) = (0, 0u64);
         for e in pgs {
             let counts = n.get_or_insert_with(|| self.primaries());
             if let Some(mut c) = self.elected(e, counts) {
                 if let Some(p) = self.pgs.get_mut(&e.pg) {
                     p.lift_fence(&mut c);
                 }
-                fell_back += u64::from(self.all_caches_lost(e.pg));
+                if self.all_caches_lost(e.pg) {
+                    // Clients compare it with the epochs of what they were told (R29).
+                    c.fell = Epoch(c.epoch.0 + 1);
+                    fell_back += 1;
+                }
                 self.finish(ctx, c, &mut n);
                 done += 1;
             }

@@ -55,6 +55,7 @@ impl State {
                 copies: p.copies,
                 min_copies: p.min_copies,
                 line: Epoch::ZERO,
+                fell: Epoch::ZERO,
             };
             ctx.change(Change::Pg(config.clone()));
             let (held, moved_ms, retiring) = (Vec::new(), Vec::new(), Vec::new());

@@ -49,6 +49,7 @@ fn members_whose_host_did_not_boot_lead_and_the_others_come_back_as_syncing() {
     register(&mut l, 3, "another");
     l.elect(&LAST);
     assert_eq!(in_sync(&l), [1], "2 has the longer log, and may lack what 1 acknowledged since");
+    assert_eq!(l.pg(0).fell, quarry_base::Epoch::ZERO);
     let syncing: Vec<u32> = l.pg(0).syncing.iter().map(|m| m.sds.get()).collect();
     assert_eq!(syncing.len(), 2);
 }
@@ -68,6 +69,11 @@ fn while_a_host_that_did_not_boot_may_come_nobody_leads() {
     l.elect(&LAST);
     assert_eq!(in_sync(&l), [2]);
     assert!(l.s.events.iter().any(|e| e.what == "pg_fell_back"));
+    // Clients are told that nothing acknowledged before this epoch is certain; an epoch later still.
+    let fell = l.pg(0).epoch;
+    assert_eq!(l.pg(0).fell, fell);
+    l.fail(1, &[]);
+    assert!(l.pg(0).epoch > fell && l.pg(0).fell == fell);
 }
 
 #[test]
@@ -102,4 +108,5 @@ fn with_durable_acknowledgement_a_boot_loses_nothing() {
     (1..=3).for_each(|i| register(&mut l, i, "another"));
     l.elect(&[(1, (1, 80), 70), (2, (1, 90), 75), (3, (1, 90), 60)]);
     assert_eq!(in_sync(&l), [1, 2, 3]);
+    assert_eq!(l.pg(0).fell, quarry_base::Epoch::ZERO);
 }

@@ -83,6 +83,7 @@ pub struct Meters {
     links_lost: Counter,
     overlap_waits: Counter,
     bad_data: Counter,
+    fell_back: Counter,
     pub protocol_errors: Counter,
     volumes: Arc<Mutex<Volumes>>,
 }
@@ -127,6 +128,10 @@ impl Meters {
             bad_data: m.counter(
                 "quarry_sdc_checksum_errors_total",
                 "Data of a server that did not match its checksum on arrival",
+            ),
+            fell_back: m.counter(
+                "quarry_sdc_flushes_failed_total",
+                "Flushes of placement groups that failed because the hosts of all copies had booted (ack = cached)",
             ),
             protocol_errors: m
                 .counter("quarry_sdc_protocol_errors_total", "NBD clients that broke the protocol"),
@@ -201,6 +206,7 @@ impl Meters {
         self.links_lost.add(now.links_lost - before.links_lost);
         self.overlap_waits.add(now.overlap_waits - before.overlap_waits);
         self.bad_data.add(now.bad_data - before.bad_data);
+        self.fell_back.add(now.fell_back - before.fell_back);
         handles.stale_epoch.add(now.stale_epoch - before.stale_epoch);
         handles.try_again.add(now.try_again - before.try_again);
         handles.stale_mapping.add(now.stale_mapping - before.stale_mapping);

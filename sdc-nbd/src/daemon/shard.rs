@@ -431,6 +431,9 @@ impl Shard {
             Note::Refused { pg, id } => {
                 tracing::error!(%pg, %id, "a data server finds a request malformed: a bug; the request failed");
             }
+            Note::FellBack { volume, pg } => {
+                tracing::error!(%volume, %pg, "the hosts of all copies booted (ack = cached): answered writes that were not flushed may be gone; the flush failed");
+            }
             Note::BadData { target } => {
                 tracing::warn!(sds = %target.sds, "data arrived damaged; asked for again");
             }

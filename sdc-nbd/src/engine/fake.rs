@@ -27,6 +27,7 @@ pub fn config(pg: u32, epoch: u64, primary: u32) -> PgConfig {
         copies: 2,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     }
 }
 

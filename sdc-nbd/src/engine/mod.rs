@@ -22,6 +22,7 @@ mod pgs;
 mod replies;
 mod serve;
 mod types;
+mod unflushed;
 mod view;
 mod volume;
 
@@ -29,6 +30,8 @@ mod volume;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_fell;
 #[cfg(test)]
 mod tests_map;
 #[cfg(test)]

@@ -57,7 +57,10 @@ impl Engine {
                 (pg.refusals, pg.refusing) = (0, 0);
             }
             return match self.read_data(key, &frame) {
-                Some(data) => self.complete(key, Ok(data)),
+                Some(data) => {
+                    let told = self.note_answer(key, h.version.epoch);
+                    self.complete(key, told.map(|()| data));
+                }
                 None => self.bad_data(link, key),
             };
         }

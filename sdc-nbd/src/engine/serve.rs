@@ -1,12 +1,13 @@
 //! From request to frames: admission, splitting, sending, completion.
 
 use super::types::{Action, ClientId, IoError, IoOp, LinkId, ReadData};
-use super::volume::{Part, PartKind, PartState, Request, Volume};
+use super::volume::{Part, PartKind, PartState, Request};
 use super::{Engine, Timer};
 use bytes::Bytes;
 use quarry_base::crc::piece_count;
 use quarry_base::{crc32c, crc_pieces, Extent, PgId, RequestId, VolumeId, EXTENT, PAGE};
 use quarry_wire::{flags, Frame, Header, Op};
+use smallvec::SmallVec;
 
 /// The 4 KiB-aligned range around one inside an extent.
 pub(super) fn widened(offset: u32, len: u32) -> (u32, u32) {
@@ -53,6 +54,7 @@ impl Engine {
             queued: true,
             orphan: false,
             data: ReadData::new(),
+            written: SmallVec::new(),
             error: None,
         };
         let cost = r.cost();
@@ -74,7 +76,7 @@ impl Engine {
                 if v.shared {
                     v.touch_all();
                 }
-                v.touched.iter().map(|(p, m)| (*p, *m)).collect()
+                v.unflushed.iter().map(|(p, u)| (*p, u.newest)).collect()
             }
             _ => Vec::new(),
         };
@@ -94,6 +96,7 @@ impl Engine {
             queued: false,
             orphan: false,
             data: ReadData::new(),
+            written: SmallVec::new(),
             error: None,
         });
         if let Some(v) = self.volumes.get_mut(&id) {
@@ -110,7 +113,7 @@ impl Engine {
                 extent: 0,
                 offset: 0,
                 len: 0,
-                kind: PartKind::Flush { mark },
+                kind: PartKind::Flush { mark, lost: None },
                 id: 0,
                 refusals: 0,
                 state: PartState::Ready,
@@ -278,6 +281,7 @@ impl Engine {
     }
 
     fn send_part(&mut self, key: usize, link: LinkId) {
+        self.look_for_loss(key);
         let Some(p) = self.parts.get_mut(key) else { return };
         let (Some(v), Some((_, instance))) = (self.volumes.get(&p.volume), self.me) else { return };
         let Some(pg) = self.pgs.list.get(p.pg) else { return };
@@ -355,9 +359,7 @@ impl Engine {
     /// A part is done.
     pub(super) fn complete(&mut self, key: usize, result: Result<Bytes, IoError>) {
         let p = self.parts.remove(key);
-        let mut group = None;
         if let Some(pg) = self.pgs.list.get_mut(p.pg) {
-            group = Some(pg.id);
             if p.id != 0 {
                 pg.answered(p.id);
                 if pg.has_ready() {
@@ -373,9 +375,6 @@ impl Engine {
             served = v.mapped && !self.fenced;
             if p.changes_data() {
                 v.overlaps.remove(p.extent, key, &mut freed);
-            }
-            if let (Some(group), true, true) = (group, v.cached, result.is_ok()) {
-                note_durability(v, group, &p);
             }
             if !v.queue.is_empty() {
                 self.mark_volume(p.volume);
@@ -422,6 +421,7 @@ impl Engine {
         if let Some(v) = self.volumes.get_mut(&r.volume) {
             v.load -= 1;
             v.load_bytes -= cost;
+            v.note_written(&r.written);
         }
         if !r.orphan {
             let result = match r.error {
@@ -510,22 +510,6 @@ impl Engine {
             }
             self.mark_pg(n);
         }
-    }
-}
-
-/// Bookkeeping for FLUSH: which groups hold answered writes that may not be durable.
-fn note_durability(v: &mut Volume, group: PgId, p: &Part) {
-    match p.kind {
-        PartKind::Write { .. } | PartKind::Zero { .. } => {
-            v.writes_done += 1;
-            v.touched.insert(group, v.writes_done);
-        }
-        PartKind::Flush { mark } => {
-            if v.touched.get(&group) == Some(&mark) {
-                v.touched.remove(&group);
-            }
-        }
-        PartKind::Read | PartKind::Map => {}
     }
 }
 

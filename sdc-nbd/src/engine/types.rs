@@ -97,6 +97,9 @@ pub enum IoError {
     Refused,
     #[error("not answered within the mapping's io_timeout")]
     TimedOut,
+    /// FLUSH with `ack = cached`: it came too late for writes that were answered before; told once.
+    #[error("the hosts of all copies booted: answered writes that were not flushed may be gone")]
+    FellBack,
 }
 
 impl IoError {
@@ -104,7 +107,7 @@ impl IoError {
     pub const fn errno(self) -> i32 {
         match self {
             IoError::NoSpace => 28,
-            IoError::Corrupt | IoError::Refused => 5,
+            IoError::Corrupt | IoError::Refused | IoError::FellBack => 5,
             IoError::Shutdown => 108,
             IoError::Invalid => 22,
             IoError::ReadOnly => 1,
@@ -199,6 +202,11 @@ pub enum Note {
     BadData {
         target: Target,
     },
+    /// A flush failed: the group lost what all its caches had.
+    FellBack {
+        volume: VolumeId,
+        pg: PgId,
+    },
 }
 
 /// Limits; reaching one holds requests back, none fails.
@@ -282,6 +290,8 @@ pub struct EngineStats {
     pub stale_request: u64,
     /// Requests that failed after the mapping's `io_timeout`.
     pub timed_out: u64,
+    /// Flushes of groups that failed because the group fell back (`ack = cached`).
+    pub fell_back: u64,
     /// Times a limit held something back.
     pub limit_pg_in_flight: u64,
     pub limit_id_window: u64,

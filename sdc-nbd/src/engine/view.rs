@@ -1,6 +1,7 @@
 //! The cluster as the MDM shows it, and what follows from a change.
 
 use super::types::{Action, MappedVolume, Target};
+use super::unflushed::Unflushed;
 use super::volume::{PartState, Volume};
 use super::Engine;
 use quarry_base::{ConfigIndex, DeviceId, Generation, Instance, SdcId, StartNo, VolumeId};
@@ -197,6 +198,7 @@ impl Engine {
         let Some(v) = self.volumes.get_mut(&id) else { return };
         v.mapped = false;
         v.mapping_waiters.clear();
+        v.unflushed.values_mut().for_each(Unflushed::forget_answers);
         if v.shown.take().is_some() {
             self.out.push(Action::VolumeChanged { volume: id, state: None });
         }

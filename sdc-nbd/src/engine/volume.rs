@@ -2,8 +2,10 @@
 
 use super::overlap::Overlaps;
 use super::types::{ClientId, IoError, IoOp, LinkId, MappedVolume, ReadData};
+use super::unflushed::{Unflushed, Written};
 use bytes::Bytes;
 use quarry_base::{pg_of, Epoch, Extent, Generation, Nanos, PgId, PoolId, VtreeId, EXTENT};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -40,9 +42,8 @@ pub(super) struct Volume {
     pub load: usize,
     pub load_bytes: u64,
     pub overlaps: Overlaps,
-    /// `ack = cached`: groups written since their last flush, with the number of the newest write; also those
-    /// that an earlier start of this client, or another client, may have written to, with 0.
-    pub touched: BTreeMap<PgId, u64>,
+    /// `ack = cached`: groups written since their last flush, by whomever.
+    pub unflushed: BTreeMap<PgId, Unflushed>,
     pub writes_done: u64,
     /// (group number, id) of parts that wait for a newer generation.
     pub mapping_waiters: Vec<(usize, u64)>,
@@ -71,7 +72,7 @@ impl Volume {
             load: 0,
             load_bytes: 0,
             overlaps: Overlaps::default(),
-            touched: BTreeMap::new(),
+            unflushed: BTreeMap::new(),
             writes_done: 0,
             mapping_waiters: Vec::new(),
         }
@@ -82,7 +83,7 @@ impl Volume {
         let extents = self.size.div_ceil(u64::from(EXTENT));
         let (pool, count) = (self.pool, self.pg_count);
         let mut touch = |pg| {
-            self.touched.entry(pg).or_insert(0);
+            self.unflushed.entry(pg).or_default();
         };
         if extents > 4 * u64::from(count) {
             (0..count).for_each(|i| touch(PgId::new(pool, i)));
@@ -130,6 +131,8 @@ pub(super) struct Request {
     /// Nobody waits for the answer.
     pub orphan: bool,
     pub data: ReadData,
+    /// `ack = cached`: parts that were answered well.
+    pub written: SmallVec<[Written; 1]>,
     pub error: Option<IoError>,
 }
 
@@ -178,9 +181,11 @@ pub(super) enum PartKind {
     Zero {
         flags: u16,
     },
-    /// `mark`: number of the volume's newest write to the group that it covers.
+    /// `mark`: number of the volume's newest write to the group that it covers. `lost`: an answer of this epoch or a
+    /// later one does not save all of them.
     Flush {
         mark: u64,
+        lost: Option<Epoch>,
     },
 }
 

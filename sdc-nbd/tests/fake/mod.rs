@@ -44,6 +44,7 @@ pub fn config(pg: u32, epoch: u64, sds: u32) -> PgConfig {
         copies: 2,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     }
 }
 

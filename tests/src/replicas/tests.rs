@@ -40,6 +40,7 @@ fn device(dir: &Scratch, id: u32, pages: &[(u32, u8)]) -> Device {
         copies: 2,
         min_copies: 1,
         line: Epoch::ZERO,
+        fell: Epoch::ZERO,
     };
     let meta = PgMeta { config: Some(config), ..PgMeta::default() };
     d.store.put_meta(pg, meta.encode()).unwrap();

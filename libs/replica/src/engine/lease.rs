@@ -1,7 +1,7 @@
 //! Lease questions and answers between data servers (R17).
 
 use super::Engine;
-use crate::codec::{decode, encode, NotCovered};
+use crate::codec::{not_covered_in, not_covered_out};
 use crate::event::{Action, LinkId};
 use quarry_base::{Nanos, RequestId, SdsId, StartNo};
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
@@ -70,7 +70,7 @@ impl Engine {
         let given = &mut self.links.peers.entry(sds).or_default().grants.given_until;
         *given = until.max(*given);
         self.stats.grants_given += 1;
-        self.links.send(link, Frame::with_meta(a, encode(&NotCovered(list))), out);
+        self.links.send(link, Frame::with_meta(a, not_covered_out(&list)), out);
     }
 
     /// A peer grants. What it lists ends our roles first.
@@ -88,7 +88,7 @@ impl Engine {
             }
             return;
         }
-        let Some(NotCovered(list)) = decode(&frame.meta) else { return };
+        let Some(list) = not_covered_in(&frame.meta) else { return };
         for cfg in list {
             self.take_config(cfg, now, out);
         }

@@ -136,6 +136,10 @@ impl Primary {
 
     pub fn serve(&mut self, held: Held, cx: &mut Cx) {
         let Held { req, data } = held;
+        // It may have been read again and again (a disk that fails), and at last after the volume's blocks were dropped.
+        if cx.view.is_deleted(self.pg.pool(), req.h.vtree) {
+            return self.answer(&req, Status::StaleMapping, cx);
+        }
         cx.stats.reads += 1;
         cx.stats.read_bytes += data.segments.iter().map(|s| s.len() as u64).sum::<u64>();
         let mut h = Header::new(Op::ReadReply);

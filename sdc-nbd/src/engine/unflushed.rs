@@ -1,0 +1,157 @@
+//! `ack = cached` (R29): what the next FLUSH of a volume has to cover, and whether it may answer well.
+//!
+//! A write that was answered in epoch W is gone, perhaps, if the group fell back in an epoch F above W, and a flush that was
+//! answered in F or later did not save it. Such a flush fails, once, as on a disk whose cache was lost: whoever believes a
+//! flush never believes in a write that is not there.
+
+use super::types::{Action, IoError, Note};
+use super::volume::{Part, PartKind, Volume};
+use super::Engine;
+use quarry_base::{Epoch, PgId};
+use quarry_wire::{flags, PgConfig};
+
+/// Epochs kept apart; of more the two oldest are taken for one.
+const EPOCHS: usize = 16;
+
+/// What a group of a volume holds that no flush has covered.
+#[derive(Default)]
+pub(super) struct Unflushed {
+    /// Number of the newest write; 0: an earlier start of this client, or another client, may have written.
+    pub newest: u64,
+    /// Answers to this process: the epoch that gave them, and the number of its newest. By rising epochs.
+    answered: Vec<(Epoch, u64)>,
+}
+
+impl Unflushed {
+    /// A write was answered. `durable`: for good (FUA).
+    fn wrote(&mut self, number: u64, epoch: Epoch, durable: bool) {
+        self.newest = number;
+        if durable {
+            return;
+        }
+        match self.answered.binary_search_by_key(&epoch, |a| a.0) {
+            Ok(i) => self.answered[i].1 = number,
+            Err(i) => self.answered.insert(i, (epoch, number)),
+        }
+        if self.answered.len() > EPOCHS {
+            let number = self.answered.remove(1).1;
+            self.answered[0].1 = self.answered[0].1.max(number);
+        }
+    }
+
+    /// A flush that covers writes up to `mark` is over. True: nothing is left.
+    fn flushed(&mut self, mark: u64) -> bool {
+        self.answered.retain(|a| a.1 > mark);
+        self.newest == mark
+    }
+
+    /// The epoch in which writes up to `mark` were lost, perhaps, as far as this configuration tells.
+    pub fn lost(&self, mark: u64, c: &PgConfig) -> Option<Epoch> {
+        let f = c.lost_before();
+        self.answered.iter().any(|a| a.0 < f && a.1 <= mark).then_some(f)
+    }
+
+    /// Whoever wrote is gone.
+    pub fn forget_answers(&mut self) {
+        self.answered.clear();
+    }
+}
+
+/// A part of a write that was answered; it counts when the whole of it is: a flush before that is not about it.
+#[derive(Clone, Copy)]
+pub(super) struct Written {
+    group: PgId,
+    epoch: Epoch,
+    durable: bool,
+}
+
+impl Volume {
+    /// A write is over, be it well or not; these parts of it were answered well.
+    pub(super) fn note_written(&mut self, parts: &[Written]) {
+        for w in parts {
+            self.writes_done += 1;
+            let u = self.unflushed.entry(w.group).or_default();
+            u.wrote(self.writes_done, w.epoch, w.durable);
+        }
+    }
+
+    /// A part of a flush was answered well in this epoch.
+    fn note_flushed(&mut self, group: PgId, mark: u64, lost: bool) -> Result<(), IoError> {
+        if self.unflushed.get_mut(&group).is_some_and(|u| u.flushed(mark)) {
+            self.unflushed.remove(&group);
+        }
+        if lost {
+            Err(IoError::FellBack)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Engine {
+    /// Bookkeeping of a part that was answered well, before it is completed.
+    pub(super) fn note_answer(&mut self, key: usize, epoch: Epoch) -> Result<(), IoError> {
+        let Some(p) = self.parts.get(key) else { return Ok(()) };
+        let group = self.pgs.list.get(p.pg).map(|g| g.id);
+        let (Some(v), Some(group)) = (self.volumes.get_mut(&p.volume), group) else {
+            return Ok(());
+        };
+        if !v.cached {
+            return Ok(());
+        }
+        let durable = match p.kind {
+            PartKind::Read | PartKind::Map => return Ok(()),
+            PartKind::Write { fua, .. } => fua,
+            PartKind::Zero { flags } => flags & flags::FUA != 0,
+            PartKind::Flush { mark, lost } => {
+                let (volume, lost) = (p.volume, lost.is_some_and(|f| f <= epoch));
+                if lost {
+                    self.stats.fell_back += 1;
+                    self.out.push(Action::Note(Note::FellBack { volume, pg: group }));
+                }
+                return v.note_flushed(group, mark, lost);
+            }
+        };
+        if let Some(r) = self.requests.get_mut(p.request) {
+            r.written.push(Written { group, epoch, durable });
+        }
+        Ok(())
+    }
+
+    /// A flush is about to be sent: has its group fallen back behind what it covers?
+    pub(super) fn look_for_loss(&mut self, key: usize) {
+        let Some(Part { kind: PartKind::Flush { mark, lost }, pg, volume, .. }) =
+            self.parts.get_mut(key)
+        else {
+            return;
+        };
+        let config = self.pgs.list.get(*pg).and_then(|g| self.view.pgs.get(&g.id));
+        let (Some(c), Some(v)) = (config, self.volumes.get(volume)) else { return };
+        // The oldest counts: an answer of an epoch before may still come.
+        if let Some(f) = v.unflushed.get(&c.pg).and_then(|u| u.lost(*mark, c)) {
+            *lost = Some(lost.map_or(f, |l| l.min(f)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_flush_does_not_cover_is_kept_and_old_epochs_are_merged() {
+        let mut u = Unflushed::default();
+        u.wrote(1, Epoch(3), false);
+        u.wrote(2, Epoch(5), false);
+        // A late answer of the older epoch.
+        u.wrote(3, Epoch(3), false);
+        u.wrote(4, Epoch(6), true);
+        assert_eq!((u.newest, &u.answered[..]), (4, &[(Epoch(3), 3), (Epoch(5), 2)][..]));
+        assert!(!u.flushed(2));
+        assert_eq!(u.answered, [(Epoch(3), 3)]);
+        (5..50).for_each(|n| u.wrote(n, Epoch(n), false));
+        assert_eq!(u.answered.len(), EPOCHS);
+        assert_eq!((u.answered[0].0, u.answered[EPOCHS - 1]), (Epoch(3), (Epoch(49), 49)));
+        assert!(u.flushed(49) && u.answered.is_empty());
+    }
+}
