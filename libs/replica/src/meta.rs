@@ -1,8 +1,8 @@
 //! What a device keeps durably for each placement group besides its records: `put_meta` of the store.
 //!
-//! Layout: one version byte, then the postcard encoding of [`PgMeta`], whose configuration is without `fell`. Version 3
-//! has that behind it (one varint); it is written only where it is not zero, so that an earlier release reads everything
-//! else. Version 1 had no `line` in its configuration and is read as if that were zero. Newer versions are refused.
+//! Layout: one version byte, then the postcard encoding of [`PgMeta`], whose configuration is without `fell`. Where that
+//! is not zero it follows, one varint; releases of before read on without it. Version 1 had no `line` in its configuration
+//! and is read as if that were zero. Newer versions are refused.
 
 use crate::history::Era;
 use bytes::Bytes;
@@ -10,10 +10,8 @@ use quarry_base::{ConfigIndex, DeviceId, Epoch, PgId, Version};
 use quarry_wire::{Member, PgConfig};
 use serde::{Deserialize, Serialize};
 
-/// Newest version of the encoding.
-pub const META_VERSION: u8 = 3;
-/// Without an epoch before which writes may be gone.
-const NEVER_FELL: u8 = 2;
+/// Version of the encoding.
+pub const META_VERSION: u8 = 2;
 
 /// Durable state of a placement group on a device.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -41,11 +39,10 @@ impl PgMeta {
     /// The blob for `put_meta`.
     pub fn encode(&self) -> Bytes {
         let fell = self.config.as_ref().map_or(Epoch::ZERO, |c| c.fell);
-        let fell = (fell != Epoch::ZERO).then_some(fell);
-        let start = vec![if fell.is_some() { META_VERSION } else { NEVER_FELL }];
+        let start = vec![META_VERSION];
         let all = postcard::to_extend(self, start).and_then(|v| match fell {
-            Some(fell) => postcard::to_extend(&fell, v),
-            None => Ok(v),
+            Epoch::ZERO => Ok(v),
+            fell => postcard::to_extend(&fell, v),
         });
         // Plain integers into a growing vector: cannot fail.
         all.map_or_else(|_| Bytes::new(), Bytes::from)
@@ -54,14 +51,13 @@ impl PgMeta {
     /// Reads a blob.
     pub fn decode(blob: &[u8]) -> Result<PgMeta, MetaError> {
         match blob.split_first() {
-            Some((&NEVER_FELL, rest)) => {
-                postcard::from_bytes(rest).map_err(|_| MetaError::Malformed)
-            }
             Some((&META_VERSION, rest)) => {
                 let (mut meta, rest): (PgMeta, _) =
                     postcard::take_from_bytes(rest).map_err(|_| MetaError::Malformed)?;
-                let fell = postcard::from_bytes(rest).map_err(|_| MetaError::Malformed)?;
-                meta.config.iter_mut().for_each(|c| c.fell = fell);
+                if !rest.is_empty() {
+                    let fell = postcard::from_bytes(rest).map_err(|_| MetaError::Malformed)?;
+                    meta.config.iter_mut().for_each(|c| c.fell = fell);
+                }
                 Ok(meta)
             }
             Some((1, rest)) => {
@@ -176,11 +172,12 @@ mod tests {
         let mut fell = sample();
         fell.config.iter_mut().for_each(|c| c.fell = Epoch(300));
         let mut golden = sample().encode().to_vec();
-        golden[0] = 3;
         golden.extend([172, 2]);
         assert_eq!(&fell.encode()[..], golden);
         assert_eq!(PgMeta::decode(&golden), Ok(fell));
-        assert_eq!(PgMeta::decode(&golden[..golden.len() - 2]), Err(MetaError::Malformed));
+        assert_eq!(PgMeta::decode(&golden[..golden.len() - 1]), Err(MetaError::Malformed));
+        // As a release of before reads it.
+        assert_eq!(postcard::from_bytes(&golden[1..]), Ok(sample()));
     }
 
     #[test]

@@ -126,6 +126,9 @@ pub struct Client {
     pub(crate) wrote: BTreeMap<PgId, u64>,
     /// `ack = cached`: writes of this process that no flush has covered, with the time of their answer.
     pub(crate) unflushed: Vec<(u64, Request)>,
+    /// When the oldest write began that the last flush of each volume covered; zero once a write has failed: parts of it
+    /// may have been done.
+    pub(crate) covered_from: BTreeMap<VolumeId, u64>,
     /// By the handle that the engine has for them.
     open: BTreeMap<u64, Request>,
     next_handle: u64,
@@ -167,6 +170,7 @@ impl Client {
             orphans: Vec::new(),
             wrote: BTreeMap::new(),
             unflushed: Vec::new(),
+            covered_from: BTreeMap::new(),
             open: BTreeMap::new(),
             next_handle: 0,
             next_op_at: now,
@@ -220,6 +224,7 @@ impl Client {
         self.actions.clear();
         self.vols.clear();
         self.unflushed.clear();
+        self.covered_from.clear();
         self.next_op_at = back;
         let open = std::mem::take(&mut self.open);
         self.finished += open.len() as u64;

@@ -209,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_flush_of_its_client_covers_never_falls_back_whenever_the_flush_was() {
+        for (value, seen, good) in [(2, 2, true), (2, 1, false), (0, 0, true), (0, 1, false)] {
+            let got = run(|h| {
+                h.write(0, 1, 10, 20);
+                h.write(0, value, 30, NEVER);
+                h.settle(0, value, (30, 40));
+                h.read(0, seen, 110, 120);
+            });
+            assert_eq!(got.is_ok(), good, "{value}, read {seen}: {got:?}");
+        }
+    }
+
+    #[test]
     fn one_content_comes_back_and_stays() {
         assert!(run(|h| {
             two_writes(h);

@@ -66,9 +66,14 @@ impl History {
         }
     }
 
-    /// The write of `value`, answered at `end`, is there for good: a flush of its client covers it.
-    pub fn settle(&mut self, sector: u64, value: u64, end: u64) {
-        let w = self.sectors.get_mut(&sector).and_then(|r| r.writes.get_mut(&value));
+    /// The write of `value` (0: zeroes) that began and was answered at these times is there for good: a flush of its
+    /// client covers it.
+    pub fn settle(&mut self, sector: u64, value: u64, (begin, end): (u64, u64)) {
+        let Some(r) = self.sectors.get_mut(&sector) else { return };
+        let w = match value {
+            0 => r.zeroes.iter_mut().find(|z| z.begin == begin),
+            _ => r.writes.get_mut(&value),
+        };
         if let Some(w) = w {
             (w.end, w.solid) = (w.end.min(end), true);
         }

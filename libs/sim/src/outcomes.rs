@@ -86,21 +86,35 @@ impl World {
             self.history.falls.flush_volume(r.known.vtree, r.begin, self.now);
         }
         // Of its own writes none may be gone, whatever fell back before the flush.
-        for (end, w) in self.clients[c].take_covered(r.volume, r.begin) {
+        let covered = self.clients[c].take_covered(r.volume, r.begin);
+        self.covered_from(c, r.volume, &covered);
+        for (end, w) in covered {
             for (_, from, to) in w.pieces() {
                 for at in (from..to).step_by(SECTOR as usize) {
-                    self.history.settle(sector(w.known.vtree, at), w.value, end);
+                    self.history.settle(sector(w.known.vtree, at), w.value, (w.begin, end));
                 }
             }
         }
     }
 
+    /// Notes what a flush covers; returns when the oldest of it and of what the one before covered began.
+    fn covered_from(&mut self, c: usize, v: VolumeId, covered: &[(u64, Request)]) -> u64 {
+        let now = covered.iter().map(|(_, w)| w.begin).min().unwrap_or(NEVER);
+        let noted = self.clients[c].covered_from.entry(v).or_insert(NEVER);
+        let before = *noted;
+        if before > 0 {
+            *noted = now;
+        }
+        before.min(now)
+    }
+
     /// A flush says, once, that what it should have covered may be gone.
     fn fell_back(&mut self, c: usize, r: &Request) {
-        // What was answered in the moment in which it was asked may be among it; so may parts of writes that failed.
-        self.clients[c].take_covered(r.volume, r.begin + 1);
-        if !r.flushing.iter().any(|pg| self.history.falls.fell(*pg, 0, self.now)) {
-            self.complain(c, "a flush failed although none of its groups ever fell back");
+        // What was answered in the moment in which it was asked may be among it.
+        let covered = self.clients[c].take_covered(r.volume, r.begin + 1);
+        let from = self.covered_from(c, r.volume, &covered);
+        if !r.flushing.iter().any(|pg| self.history.falls.fell(*pg, from, self.now)) {
+            self.complain(c, &format!("a flush failed although nothing fell back since {from}"));
         }
         self.count("flush failed");
     }
@@ -123,7 +137,8 @@ impl World {
         }
         let unknown = self.record(c, r, end);
         self.over(unknown);
-        if self.cfg.shape.cached && !r.fua && r.kind != Kind::Read {
+        // Of a mapping that is over nobody is told.
+        if self.cfg.shape.cached && !r.fua && self.unmap_of(c, r).is_none() {
             self.clients[c].unflushed.push((end, r.clone()));
         }
         if r.kind != Kind::Write {
@@ -145,6 +160,9 @@ impl World {
 
     fn failed(&mut self, c: usize, r: &Request, e: IoError) {
         let writes = r.kind.changes_data();
+        if writes {
+            self.clients[c].covered_from.insert(r.volume, 0);
+        }
         match e {
             // Refused for good: none of it may ever be seen, if it went to one group. A thick volume has its space always.
             IoError::NoSpace if writes && !r.known.thick => {

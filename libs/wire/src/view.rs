@@ -108,6 +108,11 @@ impl PgConfig {
     pub fn from_meta(meta: &[u8]) -> Option<PgConfig> {
         serde_json::from_slice(meta).ok()
     }
+    /// A fall that was heard of is not forgotten, though whoever tells the next configuration is of a release that does
+    /// not know of it.
+    pub fn learn_fell(&mut self, fell: Epoch) {
+        self.fell = self.fell.max(fell);
+    }
     /// The newest epoch before which acknowledged writes that were not flushed may be gone; zero: there is none.
     pub fn lost_before(&self) -> Epoch {
         self.fell.max(self.line)
@@ -252,7 +257,11 @@ impl ClusterView {
         match change {
             Change::Pg(c) => match self.pgs.get_mut(&c.pg) {
                 Some(have) if have.epoch > c.epoch => {}
-                Some(have) => *have = c,
+                Some(have) => {
+                    let fell = have.fell;
+                    *have = c;
+                    have.learn_fell(fell);
+                }
                 None => {
                     self.pgs.insert(c.pg, c);
                 }

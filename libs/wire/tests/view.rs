@@ -141,3 +141,21 @@ fn a_hello_from_a_later_release_is_understood() {
     assert_eq!(h.peer, Peer::Sds { id: SdsId(1), start: StartNo(2) });
     assert_eq!((h.versions, h.auth), ((1, 3), None));
 }
+
+#[test]
+fn a_configuration_says_when_its_group_fell_back_in_text_only_if_it_did() {
+    let mut c = pg(7);
+    assert!(!String::from_utf8(c.to_meta().to_vec()).unwrap().contains("fell"));
+    assert_eq!(PgConfig::from_meta(&c.to_meta()), Some(c.clone()));
+    c.fell = Epoch(5);
+    assert!(String::from_utf8(c.to_meta().to_vec()).unwrap().ends_with("\"fell\":5}"));
+    assert_eq!(PgConfig::from_meta(&c.to_meta()), Some(c.clone()));
+    // It is not forgotten when somebody who does not know it tells the next one.
+    let mut v = ClusterView::default();
+    v.apply(Change::Pg(c));
+    v.apply(Change::Pg(pg(8)));
+    assert_eq!(
+        v.pgs.values().map(|c| (c.epoch, c.fell)).collect::<Vec<_>>(),
+        [(Epoch(8), Epoch(5))]
+    );
+}

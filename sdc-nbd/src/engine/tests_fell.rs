@@ -127,10 +127,55 @@ fn what_the_operator_gave_up_is_told_too() {
 fn a_mapping_made_anew_is_told_nothing_of_the_one_before() {
     let mut w = cached();
     write(&mut w, 1, 0);
+    // Something is out all the time: the volume is kept.
+    w.read(2, 1 << 20, 4096);
+    w.requests();
     for (index, mapped) in [(20, false), (21, true)] {
         let v = quarry_wire::Change::Volume(volume(index, mapped));
         w.step(Event::Changes { index: ConfigIndex(index), changes: vec![v] });
     }
+    w.settle();
+    w.done.clear();
     next_epoch(&mut w, 0, true);
-    flush(&mut w, 2, Ok(()));
+    flush(&mut w, 4, Ok(()));
+}
+
+#[test]
+fn a_later_write_of_the_same_epoch_does_not_hide_one_that_the_flush_is_about() {
+    let mut w = cached();
+    write(&mut w, 1, 0);
+    w.ask(2, IoOp::Flush);
+    let held = w.requests();
+    assert_eq!(held.len(), 1);
+    write(&mut w, 3, 0);
+    next_epoch(&mut w, 0, true);
+    assert_eq!(w.done.drain(..).collect::<Vec<_>>(), [(2, Err(IoError::FellBack))]);
+    flush(&mut w, 4, Err(IoError::FellBack));
+    flush(&mut w, 5, Ok(()));
+}
+
+#[test]
+fn a_flush_that_nobody_waits_for_any_more_does_not_use_the_report_up() {
+    let mut w = cached();
+    write(&mut w, 1, 0);
+    w.ask_as(7, 2, IoOp::Flush);
+    w.requests();
+    w.step(Event::ClientGone { client: ClientId(7) });
+    next_epoch(&mut w, 0, true);
+    assert!(w.done.is_empty());
+    flush(&mut w, 3, Err(IoError::FellBack));
+    flush(&mut w, 4, Ok(()));
+}
+
+#[test]
+fn a_configuration_from_who_knows_no_falls_does_not_make_a_client_forget_one() {
+    let mut w = cached();
+    write(&mut w, 1, 0);
+    next_epoch(&mut w, 0, true);
+    let mut c = w.configs[&pg(0)].clone();
+    (c.epoch, c.fell) = (Epoch(c.epoch.0 + 1), Epoch::ZERO);
+    w.set_config(c);
+    w.tell_config(pg(0));
+    flush(&mut w, 2, Err(IoError::FellBack));
+    flush(&mut w, 3, Ok(()));
 }

@@ -18,8 +18,16 @@ const EPOCHS: usize = 16;
 pub(super) struct Unflushed {
     /// Number of the newest write; 0: an earlier start of this client, or another client, may have written.
     pub newest: u64,
-    /// Answers to this process: the epoch that gave them, and the number of its newest. By rising epochs.
-    answered: Vec<(Epoch, u64)>,
+    /// Answers to this process, by rising epochs.
+    answered: Vec<Answers>,
+}
+
+/// Writes that were answered in one epoch: number of the oldest and of the newest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Answers {
+    epoch: Epoch,
+    first: u64,
+    last: u64,
 }
 
 impl Unflushed {
@@ -29,26 +37,29 @@ impl Unflushed {
         if durable {
             return;
         }
-        match self.answered.binary_search_by_key(&epoch, |a| a.0) {
-            Ok(i) => self.answered[i].1 = number,
-            Err(i) => self.answered.insert(i, (epoch, number)),
+        match self.answered.binary_search_by_key(&epoch, |a| a.epoch) {
+            Ok(i) => self.answered[i].last = number,
+            Err(i) => self.answered.insert(i, Answers { epoch, first: number, last: number }),
         }
         if self.answered.len() > EPOCHS {
-            let number = self.answered.remove(1).1;
-            self.answered[0].1 = self.answered[0].1.max(number);
+            let next = self.answered.remove(1);
+            let oldest = &mut self.answered[0];
+            oldest.first = oldest.first.min(next.first);
+            oldest.last = oldest.last.max(next.last);
         }
     }
 
     /// A flush that covers writes up to `mark` is over. True: nothing is left.
     fn flushed(&mut self, mark: u64) -> bool {
-        self.answered.retain(|a| a.1 > mark);
+        self.answered.retain(|a| a.last > mark);
+        self.answered.iter_mut().for_each(|a| a.first = a.first.max(mark + 1));
         self.newest == mark
     }
 
     /// The epoch in which writes up to `mark` were lost, perhaps, as far as this configuration tells.
     pub fn lost(&self, mark: u64, c: &PgConfig) -> Option<Epoch> {
         let f = c.lost_before();
-        self.answered.iter().any(|a| a.0 < f && a.1 <= mark).then_some(f)
+        self.answered.iter().any(|a| a.epoch < f && a.first <= mark).then_some(f)
     }
 
     /// Whoever wrote is gone.
@@ -71,7 +82,8 @@ impl Volume {
         for w in parts {
             self.writes_done += 1;
             let u = self.unflushed.entry(w.group).or_default();
-            u.wrote(self.writes_done, w.epoch, w.durable);
+            // Of a volume that is not mapped any more nobody is told.
+            u.wrote(self.writes_done, w.epoch, w.durable || !self.mapped);
         }
     }
 
@@ -105,6 +117,10 @@ impl Engine {
             PartKind::Zero { flags } => flags & flags::FUA != 0,
             PartKind::Flush { mark, lost } => {
                 let (volume, lost) = (p.volume, lost.is_some_and(|f| f <= epoch));
+                if lost && self.requests.get(p.request).is_none_or(|r| r.orphan) {
+                    // Nobody hears it: the next one tells.
+                    return Err(IoError::FellBack);
+                }
                 if lost {
                     self.stats.fell_back += 1;
                     self.out.push(Action::Note(Note::FellBack { volume, pg: group }));
@@ -138,20 +154,41 @@ impl Engine {
 mod tests {
     use super::*;
 
+    fn after_a_fall_in(epoch: u64) -> PgConfig {
+        PgConfig { fell: Epoch(epoch), ..super::super::fake::config(0, epoch, 1) }
+    }
+
+    #[test]
+    fn a_flush_is_about_the_writes_before_it_and_no_others() {
+        let mut u = Unflushed::default();
+        u.wrote(1, Epoch(3), false);
+        u.wrote(2, Epoch(3), false);
+        let fell = after_a_fall_in(4);
+        assert_eq!(u.lost(0, &fell), None);
+        // A later write of the same epoch hides none before it.
+        assert_eq!(u.lost(1, &fell), Some(Epoch(4)));
+        assert_eq!(u.lost(2, &after_a_fall_in(3)), None);
+        assert!(!u.flushed(1));
+        assert_eq!(u.lost(1, &fell), None, "covered");
+        assert_eq!(u.lost(2, &fell), Some(Epoch(4)));
+        assert!(u.flushed(2) && u.answered.is_empty());
+    }
+
     #[test]
     fn what_a_flush_does_not_cover_is_kept_and_old_epochs_are_merged() {
         let mut u = Unflushed::default();
         u.wrote(1, Epoch(3), false);
         u.wrote(2, Epoch(5), false);
-        // A late answer of the older epoch.
+        // A late answer of the older epoch; one that is durable by itself.
         u.wrote(3, Epoch(3), false);
         u.wrote(4, Epoch(6), true);
-        assert_eq!((u.newest, &u.answered[..]), (4, &[(Epoch(3), 3), (Epoch(5), 2)][..]));
+        let a = |epoch, first, last| Answers { epoch: Epoch(epoch), first, last };
+        assert_eq!((u.newest, &u.answered[..]), (4, &[a(3, 1, 3), a(5, 2, 2)][..]));
         assert!(!u.flushed(2));
-        assert_eq!(u.answered, [(Epoch(3), 3)]);
+        assert_eq!(u.answered, [a(3, 3, 3)]);
         (5..50).for_each(|n| u.wrote(n, Epoch(n), false));
         assert_eq!(u.answered.len(), EPOCHS);
-        assert_eq!((u.answered[0].0, u.answered[EPOCHS - 1]), (Epoch(3), (Epoch(49), 49)));
+        assert_eq!((u.answered[0], u.answered[EPOCHS - 1]), (a(3, 3, 34), a(49, 49, 49)));
         assert!(u.flushed(49) && u.answered.is_empty());
     }
 }

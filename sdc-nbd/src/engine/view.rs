@@ -29,9 +29,11 @@ impl Engine {
     pub(super) fn take_view(&mut self, mut view: ClusterView) {
         for (id, have) in std::mem::take(&mut self.view.pgs) {
             if let Some(new) = view.pgs.get_mut(&id) {
+                let fell = new.fell.max(have.fell);
                 if have.epoch > new.epoch {
                     *new = have;
                 }
+                new.learn_fell(fell);
             }
         }
         self.view = view;

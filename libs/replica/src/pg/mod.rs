@@ -126,7 +126,7 @@ impl Pg {
     }
 
     /// A configuration from the MDM or from a peer. True if it was newer than the stored one.
-    pub fn on_config(&mut self, cfg: PgConfig, cx: &mut Cx) -> bool {
+    pub fn on_config(&mut self, mut cfg: PgConfig, cx: &mut Cx) -> bool {
         let old = cx.limits.planted(Bug::OldEpochAfterRestart)
             && !matches!(self.role, Role::Primary(_))
             && cfg.epoch < self.epoch()
@@ -135,6 +135,7 @@ impl Pg {
             return false;
         }
         cx.stats.configs += 1;
+        self.meta.config.iter().for_each(|c| cfg.learn_fell(c.fell));
         self.end_role(&cfg, cx);
         self.note_grants(&cfg, cx);
         let state = cx.store.pg_state(self.id);
