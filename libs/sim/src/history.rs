@@ -71,7 +71,7 @@ impl History {
     pub fn settle(&mut self, sector: u64, value: u64, (begin, end): (u64, u64)) {
         let Some(r) = self.sectors.get_mut(&sector) else { return };
         let w = match value {
-            0 => r.zeroes.iter_mut().find(|z| z.begin == begin),
+            0 => r.zeroes.iter_mut().find(|z| z.begin == begin && (z.end == end || z.end == NEVER)),
             _ => r.writes.get_mut(&value),
         };
         if let Some(w) = w {

@@ -55,6 +55,7 @@ impl Engine {
             orphan: false,
             data: ReadData::new(),
             written: SmallVec::new(),
+            lost: SmallVec::new(),
             error: None,
         };
         let cost = r.cost();
@@ -97,6 +98,7 @@ impl Engine {
             orphan: false,
             data: ReadData::new(),
             written: SmallVec::new(),
+            lost: SmallVec::new(),
             error: None,
         });
         if let Some(v) = self.volumes.get_mut(&id) {
@@ -421,8 +423,8 @@ impl Engine {
         if let Some(v) = self.volumes.get_mut(&r.volume) {
             v.load -= 1;
             v.load_bytes -= cost;
-            v.note_written(&r.written);
         }
+        self.note_end(&r);
         if !r.orphan {
             let result = match r.error {
                 Some(e) => Err(e),

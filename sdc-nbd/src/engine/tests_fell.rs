@@ -168,6 +168,27 @@ fn a_flush_that_nobody_waits_for_any_more_does_not_use_the_report_up() {
 }
 
 #[test]
+fn a_client_that_leaves_before_the_last_group_answers_does_not_use_the_report_of_the_first_up() {
+    let mut w = cached();
+    write(&mut w, 1, 0);
+    write(&mut w, 2, 1);
+    next_epoch(&mut w, 0, true);
+    next_epoch(&mut w, 1, true);
+    w.ask_as(7, 3, IoOp::Flush);
+    let mut out = w.requests();
+    assert_eq!(out.len(), 2);
+    let (l, f) = out.remove(0);
+    w.reply(l, &f.header, Status::Ok, Bytes::new());
+    w.step(Event::ClientGone { client: ClientId(7) });
+    let (l, f) = out.remove(0);
+    w.reply(l, &f.header, Status::Ok, Bytes::new());
+    assert_eq!((w.done.len(), w.e.stats().fell_back), (0, 0));
+    flush(&mut w, 4, Err(IoError::FellBack));
+    assert_eq!(w.e.stats().fell_back, 2);
+    flush(&mut w, 5, Ok(()));
+}
+
+#[test]
 fn a_configuration_from_who_knows_no_falls_does_not_make_a_client_forget_one() {
     let mut w = cached();
     write(&mut w, 1, 0);

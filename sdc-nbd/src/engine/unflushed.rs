@@ -5,7 +5,7 @@
 //! flush never believes in a write that is not there.
 
 use super::types::{Action, IoError, Note};
-use super::volume::{Part, PartKind, Volume};
+use super::volume::{Part, PartKind, Request, Volume};
 use super::Engine;
 use quarry_base::{Epoch, PgId};
 use quarry_wire::{flags, PgConfig};
@@ -78,7 +78,7 @@ pub(super) struct Written {
 
 impl Volume {
     /// A write is over, be it well or not; these parts of it were answered well.
-    pub(super) fn note_written(&mut self, parts: &[Written]) {
+    fn note_written(&mut self, parts: &[Written]) {
         for w in parts {
             self.writes_done += 1;
             let u = self.unflushed.entry(w.group).or_default();
@@ -87,15 +87,10 @@ impl Volume {
         }
     }
 
-    /// A part of a flush was answered well in this epoch.
-    fn note_flushed(&mut self, group: PgId, mark: u64, lost: bool) -> Result<(), IoError> {
+    /// Part of a flush of this group is over, and whoever asked knows or will know what came of it.
+    fn note_flushed(&mut self, group: PgId, mark: u64) {
         if self.unflushed.get_mut(&group).is_some_and(|u| u.flushed(mark)) {
             self.unflushed.remove(&group);
-        }
-        if lost {
-            Err(IoError::FellBack)
-        } else {
-            Ok(())
         }
     }
 }
@@ -116,22 +111,37 @@ impl Engine {
             PartKind::Write { fua, .. } => fua,
             PartKind::Zero { flags } => flags & flags::FUA != 0,
             PartKind::Flush { mark, lost } => {
-                let (volume, lost) = (p.volume, lost.is_some_and(|f| f <= epoch));
-                if lost && self.requests.get(p.request).is_none_or(|r| r.orphan) {
-                    // Nobody hears it: the next one tells.
+                if v.mapped && lost.is_some_and(|f| f <= epoch) {
+                    if let Some(r) = self.requests.get_mut(p.request) {
+                        r.lost.push((group, mark));
+                    }
                     return Err(IoError::FellBack);
                 }
-                if lost {
-                    self.stats.fell_back += 1;
-                    self.out.push(Action::Note(Note::FellBack { volume, pg: group }));
-                }
-                return v.note_flushed(group, mark, lost);
+                v.note_flushed(group, mark);
+                return Ok(());
             }
         };
         if let Some(r) = self.requests.get_mut(p.request) {
             r.written.push(Written { group, epoch, durable });
         }
         Ok(())
+    }
+
+    /// A request is over. A loss counts as told only if somebody hears of it; else the next flush tells.
+    pub(super) fn note_end(&mut self, r: &Request) {
+        if r.written.is_empty() && r.lost.is_empty() {
+            return;
+        }
+        let Some(v) = self.volumes.get_mut(&r.volume) else { return };
+        v.note_written(&r.written);
+        if r.orphan {
+            return;
+        }
+        for (group, mark) in &r.lost {
+            v.note_flushed(*group, *mark);
+            self.stats.fell_back += 1;
+            self.out.push(Action::Note(Note::FellBack { volume: r.volume, pg: *group }));
+        }
     }
 
     /// A flush is about to be sent: has its group fallen back behind what it covers?

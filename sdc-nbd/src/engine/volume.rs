@@ -133,6 +133,8 @@ pub(super) struct Request {
     pub data: ReadData,
     /// `ack = cached`: parts that were answered well.
     pub written: SmallVec<[Written; 1]>,
+    /// Of a flush: groups that fell back, and the newest write to each that it covers.
+    pub lost: SmallVec<[(PgId, u64); 1]>,
     pub error: Option<IoError>,
 }
 
