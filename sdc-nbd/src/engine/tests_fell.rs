@@ -4,7 +4,7 @@ use super::fake::*;
 use super::*;
 use bytes::Bytes;
 use quarry_base::*;
-use quarry_wire::Status;
+use quarry_wire::{PgConfig, Status};
 
 /// A volume whose first flush (of what an earlier start may have written) is over.
 fn cached() -> World {
@@ -20,13 +20,19 @@ fn flush(w: &mut World, handle: u64, want: Result<(), IoError>) {
     assert_eq!((h, got.map(|_| ())), (handle, want));
 }
 
-/// The next epoch of an extent's group, led by the same server; `fell`: all its hosts had booted.
-fn next_epoch(w: &mut World, extent: u32, fell: bool) {
-    let c = &w.configs[&pg(extent)];
-    let mut next = config(pg(extent).index(), c.epoch.0 + 1, c.primary.unwrap().0);
-    next.fell = if fell { next.epoch } else { c.fell };
-    w.set_config(next);
+/// The next epoch of an extent's group as the client hears of it, led by the same server.
+fn tell_next(w: &mut World, extent: u32, change: impl FnOnce(&mut PgConfig)) {
+    let mut c = w.configs[&pg(extent)].clone();
+    c.epoch = Epoch(c.epoch.0 + 1);
+    c.index = ConfigIndex(c.epoch.0);
+    change(&mut c);
+    w.set_config(c);
     w.tell_config(pg(extent));
+}
+
+/// The same, and everything that is out is served; `fell`: all its hosts had booted.
+fn next_epoch(w: &mut World, extent: u32, fell: bool) {
+    tell_next(w, extent, |c| c.fell = if fell { c.epoch } else { c.fell });
     w.settle();
 }
 
@@ -85,10 +91,7 @@ fn a_flush_answered_before_the_fall_saved_what_it_covers() {
     let (l, f) = w.requests().pop().unwrap();
     let answer = w.answer_frame(&f.header, Status::Ok, Bytes::new());
     // The answer is under way while the group falls; the flush is sent anew meanwhile.
-    let mut c = w.configs[&pg(0)].clone();
-    (c.epoch, c.fell) = (Epoch(c.epoch.0 + 1), Epoch(c.epoch.0 + 1));
-    w.set_config(c);
-    w.tell_config(pg(0));
+    tell_next(&mut w, 0, |c| c.fell = c.epoch);
     assert_eq!(w.requests().len(), 1, "sent again");
     w.deliver(l, &f.header, answer);
     assert_eq!(w.oks(), [2]);
@@ -116,10 +119,7 @@ fn a_part_that_was_lost_before_the_whole_write_was_answered_is_told_by_the_flush
 fn what_the_operator_gave_up_is_told_too() {
     let mut w = cached();
     write(&mut w, 1, 0);
-    let mut c = w.configs[&pg(0)].clone();
-    (c.epoch, c.line) = (Epoch(c.epoch.0 + 1), Epoch(c.epoch.0 + 1));
-    w.set_config(c);
-    w.tell_config(pg(0));
+    tell_next(&mut w, 0, |c| c.line = c.epoch);
     flush(&mut w, 2, Err(IoError::FellBack));
 }
 
@@ -193,10 +193,7 @@ fn a_configuration_from_who_knows_no_falls_does_not_make_a_client_forget_one() {
     let mut w = cached();
     write(&mut w, 1, 0);
     next_epoch(&mut w, 0, true);
-    let mut c = w.configs[&pg(0)].clone();
-    (c.epoch, c.fell) = (Epoch(c.epoch.0 + 1), Epoch::ZERO);
-    w.set_config(c);
-    w.tell_config(pg(0));
+    tell_next(&mut w, 0, |c| c.fell = Epoch::ZERO);
     flush(&mut w, 2, Err(IoError::FellBack));
     flush(&mut w, 3, Ok(()));
 }
