@@ -1,9 +1,11 @@
 //! Clean stop (SIGTERM): no new sequence numbers, commit what has one, ask the MDM to hand the roles over,
 //! give the grants up as the new configurations come (R18).
 
+use crate::cx::Me;
 use crate::engine::Engine;
 use crate::event::Action;
-use quarry_wire::Proposal;
+use crate::pg::Pg;
+use quarry_wire::{PgConfig, Proposal};
 
 #[derive(Default, PartialEq, Eq, Clone, Copy, Debug)]
 enum Stage {
@@ -40,6 +42,18 @@ impl HandOver {
 }
 
 impl Engine {
+    /// Is there a group that somebody else could lead, and we still do, or shall as soon as its configuration is durable?
+    fn has_heirs(&self) -> bool {
+        let Me { sds, start } = self.me;
+        let ours = |c: &PgConfig, device| {
+            c.primary == Some(device)
+                && c.member(device).is_some_and(|m| (m.sds, m.start) == (sds, start))
+                && c.in_sync.len() > 1
+        };
+        let of = |g: &Pg| !g.dropped && g.meta.config.as_ref().is_some_and(|c| ours(c, g.device));
+        self.groups.iter().any(of)
+    }
+
     /// Moves a hand-over on.
     pub(crate) fn turn_hand_over(&mut self, out: &mut Vec<Action>) {
         match self.hand_over.stage {
@@ -57,13 +71,7 @@ impl Engine {
                 }
             }
             Stage::Asked(_) | Stage::Accepted => {
-                // A group with no other in-sync member cannot be handed to anybody.
-                let left = self
-                    .groups
-                    .iter_mut()
-                    .filter_map(|g| g.primary())
-                    .any(|p| p.cfg.in_sync.len() > 1);
-                if !left && self.hand_over.stage == Stage::Accepted {
+                if self.hand_over.stage == Stage::Accepted && !self.has_heirs() {
                     self.hand_over.stage = Stage::Done;
                     out.push(Action::HandedOver);
                 }

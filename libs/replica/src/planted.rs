@@ -38,6 +38,8 @@ pub enum Bug {
     CopyOvertakes,
     /// R18: a new primary does not wait for the grants of the old one.
     NoGrantWait,
+    /// R18: a primary that still waits for earlier grants tells the next one that nobody serves.
+    QuietUnproven,
     /// R9: a new primary serves before its tail is committed.
     ServeOldTail,
     /// R12, R13: masks are reset while a listed replica is away.
@@ -75,6 +77,7 @@ pub const BUGS: &[Bug] = &[
     Bug::MaskIgnored,
     Bug::CopyOvertakes,
     Bug::NoGrantWait,
+    Bug::QuietUnproven,
     Bug::ServeOldTail,
     Bug::MasksReset,
     Bug::MergeOnCommitted,

@@ -27,6 +27,8 @@ pub struct EngineStats {
     pub full: u64,
     /// Reads that waited for a lease after their data was there.
     pub lease_waits: u64,
+    /// Roles that were active within the first lease time of this process, on the word of the primary before (R18).
+    pub quiet_starts: u64,
     /// Times a request waited because the window was full.
     pub window_waits: u64,
     /// Times a record waited for log space.
@@ -76,6 +78,7 @@ impl EngineStats {
             ("bad_checksums", self.bad_checksums),
             ("full", self.full),
             ("lease_waits", self.lease_waits),
+            ("quiet_starts", self.quiet_starts),
             ("window_waits", self.window_waits),
             ("log_waits", self.log_waits),
             ("stuck_waits", self.stuck_waits),

@@ -52,6 +52,8 @@ pub struct Config {
     /// In so many of a hundred cases a primary is killed right after a member was added at its request, and a
     /// member right after its sync began.
     pub strike: u64,
+    /// In so many of a hundred cases a server is asked to stop moments after it became a primary.
+    pub press: u64,
     /// So many of a hundred reads of a disk take long.
     pub slow_reads: u64,
     pub limits: Limits,
@@ -115,6 +117,7 @@ impl Config {
             fault_every_ms: r.within(200, 2500),
             mix,
             strike: r.within(0, 20),
+            press: 0,
             slow_reads: 1,
             limits: Limits::default(),
             sdc: Default::default(),
@@ -127,6 +130,10 @@ impl Config {
         c.load.crossing = if r.chance(60) { r.within(2, 10) } else { 0 };
         if r.chance(30) {
             c.sdc = tight(&mut r);
+        }
+        let mut r = Rng::new(seed ^ 0x9E5C);
+        if r.chance(15) {
+            c.press = r.within(2, 25);
         }
         // Devices that run full: nothing that was acknowledged goes, nothing that was refused comes.
         if Rng::new(seed ^ 0xF011).chance(12) {

@@ -64,8 +64,16 @@ impl World {
 
     /// Is somebody killed at this very moment?
     pub(crate) fn strikes(&mut self) -> bool {
-        let on = self.now < 10_000 * MS + self.cfg.faults_ms * MS && self.cfg.fault_every_ms > 0;
-        on && self.cfg.strike > 0 && self.rng.chance(self.cfg.strike)
+        self.is_restless() && self.cfg.strike > 0 && self.rng.chance(self.cfg.strike)
+    }
+
+    /// Is somebody asked to stop at this very moment?
+    pub(crate) fn presses(&mut self) -> bool {
+        self.is_restless() && self.cfg.press > 0 && self.rng.chance(self.cfg.press)
+    }
+
+    fn is_restless(&self) -> bool {
+        self.now < 10_000 * MS + self.cfg.faults_ms * MS && self.cfg.fault_every_ms > 0
     }
 
     /// The MDM takes a registration.

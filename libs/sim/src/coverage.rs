@@ -170,6 +170,8 @@ const REQUIRED: &[&str] = &[
     "engine flushes",
     "engine confirms",
     "engine lease_waits",
+    "engine quiet_starts",
+    "asked to stop as it began to lead",
     "engine resends",
     "engine sync_copies",
     "engine full",

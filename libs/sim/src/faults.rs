@@ -349,6 +349,13 @@ impl World {
         true
     }
 
+    /// Whoever has just become a primary is asked to stop.
+    pub(crate) fn press(&mut self, node: usize) {
+        if self.nodes[node].engine.is_some() && self.hand_over(node) {
+            self.count("asked to stop as it began to lead");
+        }
+    }
+
     /// A device that nobody needs comes back empty.
     fn wipe(&mut self, node: usize) -> bool {
         if self.mdm.needed().contains(&self.nodes[node].device) {

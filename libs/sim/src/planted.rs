@@ -40,13 +40,17 @@ pub fn config(bug: Bug, seed: u64) -> Config {
     c.load.trims = 1;
     c.shape.servers = c.shape.servers.clamp(3, 4);
     c.shape.copies = if seed.is_multiple_of(2) { 2 } else { 3 };
-    c.strike = 0;
+    (c.strike, c.press) = (0, 0);
     match bug {
         Bug::MasksReset => c.limits.all_through_every = 16,
         Bug::AddBeforeAcked => {
             (c.strike, c.load.blocks, c.load.pages, c.load.extents) = (40, 3, 16, 4)
         }
         Bug::AddBeforeCounting | Bug::CompleteMovesInSync => c.strike = 40,
+        // The next one leads while the grants of the one before the last still run.
+        Bug::QuietUnproven => {
+            (c.shape.copies, c.press, c.limits.lease) = (3, 60, Duration::from_secs(3));
+        }
         Bug::SeqReused => (c.load.blocks, c.load.pages, c.load.extents) = (3, 16, 4),
         Bug::AddBeforeSync => {
             (c.shape.copies, c.fault_every_ms, c.strike) = (2, 250, 80);
@@ -87,7 +91,9 @@ fn mix(bug: Bug) -> Mix {
         }
         Bug::SeqReused => vec![(Depose, 20), (Partition, 10), (Kill, 6)],
         Bug::OldEpochAfterRestart => vec![(Depose, 20), (Kill, 1)],
-        Bug::ReadAfterGrant | Bug::NoGrantWait => vec![(Depose, 20), (Partition, 4)],
+        Bug::ReadAfterGrant | Bug::NoGrantWait | Bug::QuietUnproven => {
+            vec![(Depose, 20), (Partition, 4)]
+        }
         Bug::RetryTwice => {
             vec![(LinkCut, 20), (Kill, 8), (HandOver, 4), (Partition, 8)]
         }

@@ -109,6 +109,10 @@ impl World {
                 self.at(at, Ev::Strike { node: device.0 as usize - 1 });
             }
         }
+        if name == "PrimaryStarted" && self.presses() {
+            let at = self.now + self.rng.within(0, 60) * MS;
+            self.at(at, Ev::Press { node });
+        }
         // With `ack = cached` a group may fall back behind what a member that is not in sync has.
         let forks = self.cfg.shape.cached && name == "StartedEmpty";
         let given_up = match n {

@@ -102,6 +102,10 @@ pub enum Ev {
     /// The MDM's process starts again.
     MdmBack,
     Fault,
+    /// A server that has just begun to lead is asked to stop.
+    Press {
+        node: usize,
+    },
     /// A server is killed and started again at once.
     Strike {
         node: usize,
@@ -365,6 +369,7 @@ impl World {
             }
             Ev::Broken { link, owner, gen } => self.told_closed(link, owner, gen),
             Ev::Strike { node } => self.kill_shortly(node),
+            Ev::Press { node } => self.press(node),
             Ev::Sever { link } => self.close(link),
             Ev::GiveBack { client, volume } => self.give_back(client, volume),
             Ev::Recover { node } => self.recover_sds(node),

@@ -145,6 +145,8 @@ pub mod flags {
     pub const ANY: u16 = 64;
     /// SyncDrop, SyncCopy: last item of the sync.
     pub const LAST: u16 = 128;
+    /// GrantGiveUp: no primary of an earlier epoch serves any more, whoever it was (R18).
+    pub const QUIET: u16 = 256;
 }
 
 /// The header of every frame. Fields that an operation does not use are zero.

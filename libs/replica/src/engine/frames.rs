@@ -7,7 +7,7 @@ use crate::links::Who;
 use crate::pg::request::{answer, Request, Standing};
 use crate::pg::Pg;
 use quarry_base::{Instance, Nanos, SdcId, SdsId, StartNo};
-use quarry_wire::{Frame, Header, Op, PgConfig, Status};
+use quarry_wire::{flags, Frame, Header, Op, PgConfig, Status};
 
 impl Engine {
     pub(super) fn on_frame(
@@ -45,7 +45,10 @@ impl Engine {
             }
             (Op::GrantGiveUp, Who::Sds { id, .. }) => {
                 if let Some(&g) = self.index.get(&frame.header.pg) {
-                    self.with(g, now, out, |pg, _| pg.on_give_up(id, frame.header.epoch));
+                    let quiet = frame.header.flags & flags::QUIET != 0;
+                    self.with(g, now, out, |pg, cx| {
+                        pg.on_give_up(id, frame.header.epoch, quiet, cx);
+                    });
                 }
             }
             (_, Who::Sds { id, start }) => self.on_peer(link, (id, start), frame, now, out),

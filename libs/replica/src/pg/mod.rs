@@ -13,6 +13,7 @@ pub(crate) mod member;
 pub(crate) mod mend;
 pub(crate) mod merge;
 pub(crate) mod primary;
+pub(crate) mod quiet;
 pub(crate) mod reads;
 pub(crate) mod repair;
 pub(crate) mod request;
@@ -31,11 +32,10 @@ use crate::meta::PgMeta;
 use crate::planted::Bug;
 use member::Member;
 use primary::Primary;
-use quarry_base::{DeviceId, Epoch, Nanos, PgId, SdsId, Seq, StartNo, Version};
+use quarry_base::{DeviceId, Epoch, Nanos, PgId, Seq, StartNo, Version};
 use quarry_store::{AppendId, BlockKey};
 use quarry_wire::{PgConfig, Status};
 use request::Request;
-use smallvec::SmallVec;
 
 /// Why the store was asked to read.
 pub(crate) enum Purpose {
@@ -67,10 +67,8 @@ pub(crate) struct Pg {
     pub meta_wait: Option<AppendId>,
     /// The device refused it: no role until a later one is taken.
     pub meta_failed: bool,
-    /// Servers of earlier primaries and the ends of the grants given to them (R18).
-    pub granted: SmallVec<[(SdsId, Nanos); 2]>,
-    /// An earlier primary's server said that it serves nothing below this epoch any more.
-    pub gave_up: Option<(SdsId, Epoch)>,
+    /// What is known of earlier primaries (R18).
+    earlier: quiet::Earlier,
     pub role: Role,
     /// Not in sync, and copies were taken from this start of a primary; zero: from some start, before we started.
     pub copied_by: Option<StartNo>,
@@ -99,8 +97,7 @@ impl Pg {
             device,
             meta_wait: None,
             meta_failed: false,
-            granted: SmallVec::new(),
-            gave_up: None,
+            earlier: Default::default(),
             role: Role::None,
             copied_by: meta_copies(&meta),
             pending_open: None,
@@ -194,48 +191,6 @@ impl Pg {
             .is_some_and(|m| m.sds == cx.me.sds && m.start == cx.me.start && m.start.0 != 0)
     }
 
-    /// R18: what was granted to earlier primaries has to run out before we serve.
-    fn note_grants(&mut self, cfg: &PgConfig, cx: &Cx) {
-        self.granted.retain(|(_, end)| *end > cx.now);
-        let old = self.meta.config.as_ref();
-        let one = match old {
-            // Exactly the next epoch: there was one earlier primary.
-            Some(o) if o.epoch.0 + 1 == cfg.epoch.0 => Some(o.primary_member().map(|m| m.sds)),
-            // Primaries in between may have asked us.
-            _ => None,
-        };
-        for (sds, p) in &cx.links.peers {
-            let end = p.grants.given_until;
-            if end > cx.now && one.is_none_or(|o| o == Some(*sds)) {
-                self.granted.push((*sds, end));
-            }
-        }
-        if let Some((sds, epoch)) = self.gave_up {
-            if epoch >= cfg.epoch {
-                self.granted.retain(|(s, _)| *s != sds);
-            }
-        }
-    }
-
-    /// No earlier primary serves reads after this point in time.
-    pub fn grant_end(&self) -> Nanos {
-        self.granted.iter().map(|(_, end)| *end).max().unwrap_or(Nanos::ZERO)
-    }
-
-    /// The server of an earlier primary gave its grant up for this group (R18): it serves nothing below `epoch`.
-    pub fn on_give_up(&mut self, from: SdsId, epoch: Epoch) {
-        let known = self.epoch();
-        if known == epoch {
-            self.granted.retain(|(s, _)| *s != from);
-            let end = self.grant_end();
-            if let Role::Primary(p) = &mut self.role {
-                p.grant_end = end;
-            }
-        } else if known < epoch {
-            self.gave_up = Some((from, epoch));
-        }
-    }
-
     /// Durable state changed, time passed, a frame came: do what can be done now.
     pub fn turn(&mut self, cx: &mut Cx) {
         self.wake = Nanos::MAX;
@@ -253,12 +208,14 @@ impl Pg {
             Role::None => {}
             Role::Primary(p) => {
                 p.turn(cx);
-                self.wake = p.wake(cx);
+                self.wake = p.wake();
+                let quiet = p.active.then_some(p.epoch);
                 let through = p.take_all_through(cx);
                 if let Some(v) = through {
                     self.meta.all_through = self.meta.all_through.max(v);
                     cx.store.set_all_through(self.id, self.meta.all_through);
                 }
+                quiet.into_iter().for_each(|e| self.is_quiet_now(e));
             }
             Role::Member(_) => self.member_turn(cx),
         }

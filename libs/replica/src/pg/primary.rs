@@ -1,8 +1,7 @@
 //! The primary's role in one epoch: what it has, and its turn of the crank.
 //!
 //! It sequences from the start; it acknowledges and serves only when *active*: its epoch-start record is
-//! committed (with it everything inherited, R9), every grant given to an earlier primary has run out, and one
-//! lease time has passed since this process began (it cannot remember what it granted before; R18).
+//! committed (with it everything inherited, R9), and no earlier primary serves any more (R18, `quiet.rs`).
 
 use super::commit::Sequenced;
 use super::flush::Flushes;
@@ -35,7 +34,8 @@ pub(crate) struct Primary {
     pub base: Seq,
     pub started: bool,
     pub active: bool,
-    pub grant_end: Nanos,
+    /// No earlier primary serves from then on.
+    pub quiet_from: Nanos,
     pub last: Seq,
     pub commit: Seq,
     /// When the commit point last moved.
@@ -95,7 +95,7 @@ impl Primary {
             base: Seq(state.last.seq.0 + 1),
             started: false,
             active: false,
-            grant_end: pg.grant_end(),
+            quiet_from: pg.quiet_from(cfg.epoch, cx),
             last: state.last.seq,
             commit: state.commit,
             commit_moved: cx.now,
@@ -211,9 +211,10 @@ impl Primary {
         if self.active || !self.started || !committed {
             return;
         }
-        let from = self.grant_end.max(cx.born + cx.limits.lease_granted());
-        if cx.now >= from || cx.limits.planted(Bug::NoGrantWait) {
+        if cx.now >= self.quiet_from || cx.limits.planted(Bug::NoGrantWait) {
             self.active = true;
+            let waits = cx.now < cx.born + cx.limits.lease_granted();
+            cx.stats.quiet_starts += u64::from(waits);
             cx.note(Note::PrimaryActive { pg: self.pg, epoch: self.epoch });
         }
     }
@@ -313,10 +314,10 @@ impl Primary {
     }
 
     /// When the next turn is due if nothing happens before.
-    pub fn wake(&self, cx: &Cx) -> Nanos {
+    pub fn wake(&self) -> Nanos {
         let mut at = self.wake_at;
         if self.started && !self.active && self.commit >= self.base {
-            at = at.min(self.grant_end.max(cx.born + cx.limits.lease_granted()));
+            at = at.min(self.quiet_from);
         }
         at
     }

@@ -6,8 +6,8 @@ use super::{Pg, Role};
 use crate::cx::Cx;
 use crate::event::Note;
 use crate::planted::Bug;
-use quarry_base::{SdsId, StartNo};
-use quarry_wire::{Frame, Op, PgConfig};
+use quarry_base::StartNo;
+use quarry_wire::PgConfig;
 
 impl Pg {
     /// Takes the role that the stored configuration gives, once that is durable and (primary) the view reaches it.
@@ -45,15 +45,15 @@ impl Pg {
     pub fn end_role(&mut self, next: &PgConfig, cx: &mut Cx) {
         self.mends.clear();
         match std::mem::take(&mut self.role) {
+            // The role had not begun: nothing was served.
+            Role::None if self.leads(cx) => self.give_up(next, cx),
             Role::None | Role::Member(_) => {}
             Role::Primary(p) => {
                 p.send_back(Some(next), cx);
                 for m in p.cfg.members().filter(|m| m.device != self.device) {
                     cx.links.drop_ref(m.sds);
                 }
-                if let Some(m) = next.primary_member() {
-                    give_up(self.id, next, m.sds, m.start, cx);
-                }
+                self.give_up(next, cx);
             }
         }
     }
@@ -71,17 +71,5 @@ impl Pg {
                 Role::None | Role::Member(_) => {}
             }
         }
-    }
-}
-
-/// Tells the next primary that we serve no reads below its epoch any more (R18).
-fn give_up(pg: quarry_base::PgId, next: &PgConfig, sds: SdsId, start: StartNo, cx: &mut Cx) {
-    if sds == cx.me.sds {
-        return;
-    }
-    if let Some(link) = cx.links.data(sds, start) {
-        let mut h = cx.header(Op::GrantGiveUp, pg);
-        h.epoch = next.epoch;
-        cx.send(link, Frame::bare(h));
     }
 }

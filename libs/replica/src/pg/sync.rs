@@ -76,6 +76,7 @@ impl Primary {
         if f.candidate {
             return self.ask_add(i, cx);
         }
+        // Only active: who joins the set relies on it that nobody before us serves (`quiet.rs`).
         let Some(first) = f.first().filter(|first| self.active && self.commit.0 + 1 >= first.0)
         else {
             return;
