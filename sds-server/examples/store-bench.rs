@@ -282,7 +282,8 @@ impl Bench {
             RecordKind::Write { vtree: VtreeId(1), layer: Layer(0), extent, offset, crcs, data };
         let version = Version::new(Epoch(1), seq);
         let rec = Record { version, origin: Origin::default(), kind };
-        match self.store.append(pg, rec) {
+        // As the daemon has it: what arrives is compared with its checksums by the connection.
+        match self.store.append_verified(pg, rec) {
             Ok(id) => self.waiting.push_back((id, pg, seq, now_boottime())),
             Err(AppendError::LogFull) => {
                 (self.rng, self.next) = (rng, next);

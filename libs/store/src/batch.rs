@@ -1,10 +1,11 @@
 //! Building a log batch: what is queued becomes descriptor pages, payload pages and direct writes.
 //!
 //! Payload is copied once, into the batch's buffer; the tail and the overlay-to-be share it. Whole
-//! blocks go straight to their slots in the same turn; they and the batch count as one.
+//! blocks go straight to their slots in the same turn, neighbours in one write; they and the batch count as one.
 
 use crate::apply;
 use crate::config::AckMode;
+use crate::destage::MAX_WRITE;
 use crate::index::{Done, Sealed};
 use crate::layout::NO_SLOT;
 use crate::log::Flight;
@@ -83,6 +84,29 @@ pub(crate) struct Entry {
 
 /// Direct writes of a batch: where, what.
 type DirectWrites = SmallVec<[(u64, Bytes); 4]>;
+
+/// The same with those that follow each other on the device as one: a device takes 1 MiB in one piece in two thirds of the
+/// time that it takes for eight of 128 KiB.
+fn merged(mut direct: DirectWrites) -> Vec<(u64, Vec<Bytes>)> {
+    direct.sort_unstable_by_key(|d| d.0);
+    let mut out: Vec<(u64, Vec<Bytes>)> = Vec::with_capacity(direct.len());
+    let (mut end, mut len) = (0, 0);
+    for (offset, data) in direct {
+        let n = data.len();
+        match out.last_mut().filter(|_| offset == end && len + n <= MAX_WRITE) {
+            Some((_, parts)) => {
+                parts.push(data);
+                len += n;
+            }
+            None => {
+                out.push((offset, vec![data]));
+                len = n;
+            }
+        }
+        end = offset + n as u64;
+    }
+    out
+}
 
 impl Entry {
     /// Payload bytes in the log, CRCs and slots in the descriptor.
@@ -234,10 +258,10 @@ impl Store {
             flight.done.push(done);
         }
         flight.linked = lone && direct.is_empty() && (!placed || planted(Bug::PlacedUnsynced));
-        flight.left += direct.len() as u32;
-        for (offset, data) in direct {
+        for (offset, data) in merged(direct) {
+            flight.left += 1;
             let id = self.ops.start(OpKind::Log(no));
-            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::None });
+            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::None });
         }
         let id = self.ops.start(OpKind::Log(no));
         let offset = self.sp.layout.log_offset(pos);

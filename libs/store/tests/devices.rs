@@ -511,3 +511,33 @@ fn cached_means_written_and_a_flush_makes_it_durable() {
     r.poll();
     assert!(synced(&r, flush));
 }
+
+#[test]
+fn whole_blocks_of_one_batch_that_follow_each_other_on_the_device_are_one_write() {
+    let mut r = Rig::new(small_config());
+    for block in 0..4 {
+        r.append(PG, write(0, block * 65536, &whole(block * 16 + 1))).unwrap();
+    }
+    r.poll();
+    let direct: Vec<usize> = r
+        .pending
+        .iter()
+        .filter_map(|o| match o {
+            DiskOp::Write { offset, data, .. } if *offset >= LOG_END => {
+                Some(data.iter().map(|d| d.len()).sum())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(direct, [4 * 65536]);
+    r.run_all();
+    r.commit_all(PG);
+    for _ in 0..2 {
+        for block in 0..4 {
+            r.pages(PG, 0, block * 65536, &whole(block * 16 + 1));
+        }
+        r.flush();
+        r.power_loss();
+        assert_eq!(r.reopen(), Ok(()));
+    }
+}
