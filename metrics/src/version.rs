@@ -6,7 +6,7 @@ use std::fmt;
 /// is the same; so for the next two.
 pub const WIRE: u32 = 1;
 /// Version of the format on devices.
-pub const DISK: u32 = 2;
+pub const DISK: u32 = 3;
 /// Version of the REST interface.
 pub const API: u32 = 1;
 

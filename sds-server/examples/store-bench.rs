@@ -282,7 +282,7 @@ impl Bench {
             RecordKind::Write { vtree: VtreeId(1), layer: Layer(0), extent, offset, crcs, data };
         let version = Version::new(Epoch(1), seq);
         let rec = Record { version, origin: Origin::default(), kind };
-        // As the daemon has it: what arrives is compared with its checksums by the connection.
+        // As the daemon has it: what arrives is compared with its checksums by the engine, before the store.
         match self.store.append_verified(pg, rec) {
             Ok(id) => self.waiting.push_back((id, pg, seq, now_boottime())),
             Err(AppendError::LogFull) => {

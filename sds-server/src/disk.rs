@@ -4,7 +4,7 @@
 
 use crate::format::FormatOp;
 use crate::metrics::DeviceMetrics;
-use crate::times::{Awake, Recent};
+use crate::times::{units, Awake, Recent};
 use bytes::Bytes;
 use quarry_base::{Nanos, PageBuf, PAGE};
 use quarry_ring::{FileId, Reactor};
@@ -35,8 +35,8 @@ struct Pending {
     started: Nanos,
     /// By the clock that stands still while this thread does not run.
     awake: Duration,
-    /// Operations of the device under way then, with this one.
-    depth: usize,
+    /// What was under way on the device then, in units, with this one.
+    depth: u64,
     bytes: u64,
 }
 
@@ -55,8 +55,8 @@ pub struct Done {
 pub struct Disks {
     pending: Slab<Pending>,
     awake: Awake,
-    /// By device: operations under way, and the last ones.
-    times: Vec<(usize, Recent)>,
+    /// By device: what is under way, in units, and the last operations.
+    times: Vec<(u64, Recent)>,
 }
 
 /// Where an operation goes.
@@ -103,7 +103,7 @@ impl Disks {
             self.times.resize_with(device + 1, Default::default);
         }
         let depth = self.times.get_mut(device).map_or(1, |t| {
-            t.0 += 1;
+            t.0 += units(bytes);
             t.0
         });
         let awake = self.awake.time();
@@ -170,7 +170,7 @@ impl Disks {
     ) -> Option<Done> {
         let p = self.pending.try_remove(usize::try_from(token).ok()?)?;
         if let Some((under_way, recent)) = self.times.get_mut(p.device) {
-            *under_way = under_way.saturating_sub(1);
+            *under_way = under_way.saturating_sub(units(p.bytes));
             if matches!(p.kind, Kind::Write | Kind::WriteSync | Kind::Sync) {
                 recent.note(now, self.awake.time().saturating_sub(p.awake), p.depth);
             }

@@ -42,6 +42,9 @@ pub const VERSION: Info = Info::new(
     quarry_metrics::version::API,
 );
 
+// What the other programs say of the disk format is what this one writes.
+const _: () = assert!(quarry_metrics::version::DISK == quarry_store::FORMAT_VERSION);
+
 /// Starts the shard; comes back when its devices are open and it listens.
 pub fn start(config: &Config, metrics: &SdsMetrics) -> Result<ShardHandle, SdsError> {
     let (tx, rx) = mpsc::channel(mail::TO_SHARD);

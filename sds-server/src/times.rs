@@ -13,6 +13,8 @@ const GAP: Duration = Duration::from_millis(40);
 /// Operations that a device may well have at the same time without one waiting for another. A rotating disk, 10 ms an operation,
 /// is never slow by what waits behind each other in it.
 const SIDE_BY_SIDE: u64 = 4;
+/// A larger operation counts as so many of this size, bytes: what it takes of the device depends on that.
+const UNIT: u64 = 128 << 10;
 /// Operations of this time are looked at, and the newest of them at most.
 const RECENT: Duration = Duration::from_secs(4);
 const MOST: usize = 256;
@@ -42,6 +44,11 @@ impl Awake {
     }
 }
 
+/// How many operations of 128 KiB one of so many bytes counts as.
+pub fn units(bytes: u64) -> u64 {
+    bytes.div_ceil(UNIT).max(1)
+}
+
 /// The last operations of a device.
 #[derive(Default)]
 pub struct Recent {
@@ -50,13 +57,13 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// An operation ended that took `time` of the device's own, with `depth` under way when it began.
-    pub fn note(&mut self, now: Nanos, time: Duration, depth: usize) {
+    /// An operation ended that took `time` of the device's own, with `depth` [`units`] under way when it began, its own included.
+    pub fn note(&mut self, now: Nanos, time: Duration, depth: u64) {
         if self.list.len() >= MOST {
             self.list.pop_front();
         }
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let depth = (depth as u64).max(SIDE_BY_SIDE);
+        let depth = depth.max(SIDE_BY_SIDE);
         self.list.push_back((now, us.saturating_mul(SIDE_BY_SIDE) / depth));
     }
 
@@ -111,6 +118,21 @@ mod tests {
         }
         assert_eq!(r.median(ms(6000)), Some((300, 256)));
         assert_eq!(r.median(ms(60_000)), None);
+    }
+
+    #[test]
+    fn a_large_operation_counts_as_the_small_ones_it_could_have_been() {
+        assert_eq!((units(0), units(4096), units(128 << 10), units(1 << 20)), (1, 1, 1, 8));
+        // A device of 40 MB/s under 32 writes of 128 KiB, one after another; and under 4 of 1 MiB.
+        let unit = Duration::from_micros(3277);
+        let (mut small, mut large) = (Recent::default(), Recent::default());
+        for n in 1..=32u32 {
+            small.note(ms(1), unit * n, u64::from(n));
+        }
+        for n in 1..=4u32 {
+            large.note(ms(1), unit * 8 * n, 8 * u64::from(n));
+        }
+        assert_eq!(small.median(ms(2)).map(|m| m.0), large.median(ms(2)).map(|m| m.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::apply;
 use crate::config::AckMode;
-use crate::destage::MAX_WRITE;
+use crate::direct::{merged, DirectWrites};
 use crate::index::{Done, Sealed};
 use crate::layout::NO_SLOT;
 use crate::log::Flight;
@@ -80,32 +80,6 @@ pub(crate) struct Entry {
     pub pgid: PgId,
     pub commit: Seq,
     pub body: Body,
-}
-
-/// Direct writes of a batch: where, what.
-type DirectWrites = SmallVec<[(u64, Bytes); 4]>;
-
-/// The same with those that follow each other on the device as one: a device takes 1 MiB in one piece in two thirds of the
-/// time that it takes for eight of 128 KiB.
-fn merged(mut direct: DirectWrites) -> Vec<(u64, Vec<Bytes>)> {
-    direct.sort_unstable_by_key(|d| d.0);
-    let mut out: Vec<(u64, Vec<Bytes>)> = Vec::with_capacity(direct.len());
-    let (mut end, mut len) = (0, 0);
-    for (offset, data) in direct {
-        let n = data.len();
-        match out.last_mut().filter(|_| offset == end && len + n <= MAX_WRITE) {
-            Some((_, parts)) => {
-                parts.push(data);
-                len += n;
-            }
-            None => {
-                out.push((offset, vec![data]));
-                len = n;
-            }
-        }
-        end = offset + n as u64;
-    }
-    out
 }
 
 impl Entry {

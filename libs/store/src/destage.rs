@@ -23,7 +23,7 @@ use std::collections::{HashMap, VecDeque};
 /// Blocks begun in one turn while nothing presses, and twice the records that came: a turn is what somebody waits for.
 const STEP: u64 = 2;
 /// Bytes in one merged write at most.
-pub(crate) const MAX_WRITE: usize = 1 << 20;
+const MAX_WRITE: usize = 1 << 20;
 
 struct Job {
     pg: u32,

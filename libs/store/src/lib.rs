@@ -26,6 +26,7 @@ mod checks;
 mod codec;
 pub mod config;
 mod destage;
+mod direct;
 pub mod error;
 mod ids;
 mod index;
