@@ -39,6 +39,8 @@ mod tests {
     use super::*;
 
     const K: usize = 1 << 10;
+    type Writes = &'static [(u64, usize)];
+    type Merged = &'static [(u64, &'static [usize])];
 
     /// Offsets and lengths, in KiB, of what comes of writes at these, and that each byte goes where it was to go.
     fn shape(writes: &[(u64, usize)]) -> Vec<(u64, Vec<usize>)> {
@@ -56,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_follows_on_the_device_is_one_write_up_to_its_size_in_whatever_order_it_came() {
-        let cases: &[(&[(u64, usize)], &[(u64, &[usize])])] = &[
+        let cases: &[(Writes, Merged)] = &[
             (&[], &[]),
             (&[(64, 64)], &[(64, &[64])]),
             (&[(0, 64), (64, 64)], &[(0, &[64, 64])]),
