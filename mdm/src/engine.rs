@@ -133,7 +133,7 @@ impl Engine {
                 503,
                 "state_older",
                 why,
-                "restore the newest state, or recover the configuration from the data servers",
+                "put the newest state back (docs/RUNBOOK.md, QuarryMdmStale)",
             ));
         }
         let (reply, answer) = oneshot::channel();

@@ -1,4 +1,4 @@
-//! The MDM: keeps the cluster's configuration, never in the path of I/O (DESIGN section 7).
+//! The MDM: keeps the cluster's configuration, never in the path of I/O (ARCHITECTURE section 7).
 //!
 //! [`state`] is a pure state machine over a log of commands; [`log`] keeps the log durably; [`engine`] runs the
 //! one writer and publishes what is durable; [`control`] holds the sessions of SDSs and SDCs and notices who is

@@ -1,4 +1,4 @@
-//! `node.toml`: one persistent identity a host; each daemon on it takes it (DESIGN section 7).
+//! `node.toml`: one persistent identity a host; each daemon on it takes it (ARCHITECTURE section 7).
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Placement of placement groups on devices (DESIGN section 3): pure functions, the same answer on every host.
+//! Placement of placement groups on devices (ARCHITECTURE section 3): pure functions, the same answer on every host.
 //!
 //! Weighted rendezvous hashing in three levels: fault domain, data server, device. Every candidate gets a
 //! score from a hash of (group, candidate) and its weight; the best win. A candidate that comes or goes

@@ -2,7 +2,7 @@
 //!
 //! Sans-IO: a [`Store`] never touches a file or a clock. Calls queue work, [`Store::poll`] hands out
 //! disk operations and events, [`Store::complete`] takes completions in any order. The on-disk format
-//! is docs/DISK-FORMAT.md; DESIGN rules R5-R8, R12-R14, R19 and R24 say what the replica engine
+//! is docs/DISK-FORMAT.md; ARCHITECTURE rules R5-R8, R12-R14, R19 and R24 say what the replica engine
 //! relies on. `mechanism` of each part is in the header of its file.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

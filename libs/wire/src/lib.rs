@@ -1,6 +1,6 @@
 //! The framed protocol between SDC and SDS and between SDSs, and the cluster view they share.
 //!
-//! Sans-IO: bytes in, frames out. `docs/WIRE.md` has the byte diagrams and the rules; DESIGN R2, R5, R19
+//! Sans-IO: bytes in, frames out. `docs/WIRE.md` has the byte diagrams and the rules; ARCHITECTURE R2, R5, R19
 //! say why each field is in the header of every frame.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

@@ -66,19 +66,24 @@ pub fn pool_used(s: &State, hub: &HubInner, pool: PoolId) -> u64 {
     s.pool_devices(pool).map(|d| device_used(hub, d)).sum()
 }
 
-/// Bytes used on the pool's devices, for a promise of space: of a device that has not reported since this MDM started as much
-/// counts as of the others. `None`: none has.
+/// Bytes used on the pool's devices, for a promise of space. `None`: no device has reported since this MDM started.
 pub fn pool_used_for_promise(s: &State, hub: &HubInner, pool: PoolId) -> Option<u64> {
+    let used = |d: &Device| Some(hub.sds.get(&d.sds)?.devices.get(&d.id)?.used);
+    used_for_promise(s.pool_devices(pool).map(|d| (d.capacity_bytes, used(d), d.failed.is_some())))
+}
+
+/// Bytes used on devices of which there are capacity, what it reported to be used, and whether it has failed: of one that has not
+/// reported as much counts as of the others. `None`: none has.
+fn used_for_promise(devices: impl Iterator<Item = (u64, Option<u64>, bool)>) -> Option<u64> {
     let (mut used, mut heard, mut all) = (0u128, 0u128, 0u128);
-    for d in s.pool_devices(pool) {
-        let live = hub.sds.get(&d.sds).and_then(|l| l.devices.get(&d.id));
-        if let Some(l) = live {
-            used += u128::from(l.used);
-            heard += u128::from(d.capacity_bytes);
+    for (capacity, reported, failed) in devices {
+        if let Some(bytes) = reported {
+            used += u128::from(bytes);
+            heard += u128::from(capacity);
         }
         // One that has failed holds nothing that counts.
-        if live.is_some() || d.failed.is_none() {
-            all += u128::from(d.capacity_bytes);
+        if reported.is_some() || !failed {
+            all += u128::from(capacity);
         }
     }
     match heard {
@@ -252,7 +257,18 @@ pub fn event(e: &Event) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use super::{rfc3339, used_for_promise};
+
+    #[test]
+    fn a_device_that_has_not_reported_counts_like_the_others_for_a_promise() {
+        let used = |d: &[_]| used_for_promise(d.iter().copied());
+        assert_eq!(used(&[]), Some(0));
+        assert_eq!(used(&[(100, None, false)]), None, "nobody knows yet");
+        assert_eq!(used(&[(100, Some(30), false), (100, Some(50), false)]), Some(80));
+        assert_eq!(used(&[(100, Some(30), false), (200, None, false)]), Some(90));
+        assert_eq!(used(&[(100, Some(30), false), (200, None, true)]), Some(30), "it has failed");
+        assert_eq!(used(&[(u64::MAX, Some(u64::MAX), false); 3]), Some(u64::MAX));
+    }
 
     #[test]
     fn times_are_written_as_rfc_3339() {

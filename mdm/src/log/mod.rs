@@ -23,7 +23,7 @@ pub enum StoreError {
     Io { path: PathBuf, source: std::io::Error },
     #[error(
         "metadata store {path} is damaged: {what}. Nothing was changed. Move this directory away and put \
-         a backup of it in its place, or start with an empty one and recover the configuration from the data servers"
+         the newest backup of it in its place"
     )]
     Damaged { path: PathBuf, what: String },
     #[error(

@@ -1,4 +1,4 @@
-//! Configurations of placement groups (DESIGN section 4, R1, R4, R10, R11, R15, R18).
+//! Configurations of placement groups (ARCHITECTURE section 4, R1, R4, R10, R11, R15, R18).
 //!
 //! A member is *alive* if its server is up with the start number the configuration names, and *good* if
 //! its device takes writes too and the server is not leaving. Members that are not good leave the in-sync set
