@@ -89,7 +89,9 @@ fn used_for_promise(devices: impl Iterator<Item = (u64, Option<u64>, bool)>) -> 
     match heard {
         0 if all == 0 => Some(0),
         0 => None,
-        _ => Some(u64::try_from(used * all / heard).unwrap_or(u64::MAX)),
+        _ => Some(
+            used.checked_mul(all).map_or(u64::MAX, |x| (x / heard).min(u64::MAX.into()) as u64),
+        ),
     }
 }
 
