@@ -1,11 +1,10 @@
 //! Clean stop (SIGTERM): no new sequence numbers, commit what has one, ask the MDM to hand the roles over,
 //! give the grants up as the new configurations come (R18).
 
-use crate::cx::Me;
 use crate::engine::Engine;
 use crate::event::Action;
 use crate::pg::Pg;
-use quarry_wire::{PgConfig, Proposal};
+use quarry_wire::Proposal;
 
 #[derive(Default, PartialEq, Eq, Clone, Copy, Debug)]
 enum Stage {
@@ -44,13 +43,10 @@ impl HandOver {
 impl Engine {
     /// Is there a group that somebody else could lead, and we still do, or shall as soon as its configuration is durable?
     fn has_heirs(&self) -> bool {
-        let Me { sds, start } = self.me;
-        let ours = |c: &PgConfig, device| {
-            c.primary == Some(device)
-                && c.member(device).is_some_and(|m| (m.sds, m.start) == (sds, start))
-                && c.in_sync.len() > 1
+        let of = |g: &Pg| {
+            let others = g.meta.config.as_ref().is_some_and(|c| c.in_sync.len() > 1);
+            !g.dropped && others && g.leads(self.me)
         };
-        let of = |g: &Pg| !g.dropped && g.meta.config.as_ref().is_some_and(|c| ours(c, g.device));
         self.groups.iter().any(of)
     }
 

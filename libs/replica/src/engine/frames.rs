@@ -135,7 +135,7 @@ fn config_frame(cfg: &PgConfig) -> Frame {
 fn on_request(pg: &mut Pg, r: Request, cx: &mut Cx) {
     let epoch = pg.epoch();
     let h = r.h;
-    let pending = pg.meta.config.as_ref().is_some_and(|c| pg.is_primary_of(c, cx));
+    let pending = pg.leads(cx.me);
     if let Some(p) = pg.primary() {
         if p.epoch == h.epoch {
             if h.op == Op::Flush {

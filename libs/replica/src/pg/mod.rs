@@ -25,7 +25,7 @@ pub(crate) mod stream;
 pub(crate) mod sync;
 
 use crate::credit::Promise;
-use crate::cx::Cx;
+use crate::cx::{Cx, Me};
 use crate::event::{LinkId, Note};
 use crate::history::{trim, Era};
 use crate::meta::PgMeta;
@@ -153,7 +153,7 @@ impl Pg {
             self.meta.all_through = self.meta.all_through.max(state.commit_version);
             cx.store.set_all_through(self.id, self.meta.all_through);
         }
-        if self.is_primary_of(&cfg, cx) {
+        if self.is_primary_of(&cfg, cx.me) {
             let h = &mut self.meta.history;
             h.truncate(crate::history::pruned(h, state.last).len());
             if h.is_empty() || !cx.limits.planted(Bug::SeqReused) {
@@ -182,13 +182,16 @@ impl Pg {
     }
 
     /// Names this device's running process as the primary?
-    pub fn is_primary_of(&self, cfg: &PgConfig, cx: &Cx) -> bool {
-        cfg.primary == Some(self.device) && self.is_named(cfg, cx)
+    pub fn is_primary_of(&self, cfg: &PgConfig, me: Me) -> bool {
+        cfg.primary == Some(self.device)
+            && cfg
+                .member(self.device)
+                .is_some_and(|m| m.sds == me.sds && m.start == me.start && m.start != StartNo::ZERO)
     }
 
-    fn is_named(&self, cfg: &PgConfig, cx: &Cx) -> bool {
-        cfg.member(self.device)
-            .is_some_and(|m| m.sds == cx.me.sds && m.start == cx.me.start && m.start.0 != 0)
+    /// Does the stored configuration name this process as the primary, whether the role has begun or not?
+    pub fn leads(&self, me: Me) -> bool {
+        self.meta.config.as_ref().is_some_and(|c| self.is_primary_of(c, me))
     }
 
     /// Durable state changed, time passed, a frame came: do what can be done now.
@@ -209,13 +212,14 @@ impl Pg {
             Role::Primary(p) => {
                 p.turn(cx);
                 self.wake = p.wake();
-                let quiet = p.active.then_some(p.epoch);
+                if p.active {
+                    self.earlier.is_quiet_before(p.epoch);
+                }
                 let through = p.take_all_through(cx);
                 if let Some(v) = through {
                     self.meta.all_through = self.meta.all_through.max(v);
                     cx.store.set_all_through(self.id, self.meta.all_through);
                 }
-                quiet.into_iter().for_each(|e| self.is_quiet_now(e));
             }
             Role::Member(_) => self.member_turn(cx),
         }

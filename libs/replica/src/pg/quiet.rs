@@ -37,10 +37,15 @@ pub(crate) struct Earlier {
 }
 
 impl Earlier {
+    /// Nobody serves below `epoch`.
+    pub fn is_quiet_before(&mut self, epoch: Epoch) {
+        self.quiet = self.quiet.max(epoch);
+    }
+
     fn take_word(&mut self, w: GaveUp) {
         self.granted.retain(|(s, _)| *s != w.by);
         if w.quiet {
-            self.quiet = self.quiet.max(w.epoch);
+            self.is_quiet_before(w.epoch);
         }
     }
 }
@@ -54,11 +59,6 @@ impl Pg {
         let proven = self.earlier.quiet == c.epoch || cx.limits.planted(Bug::QuietUnproven);
         let right_after = c.epoch.0.checked_add(1) == Some(next.epoch.0);
         proven && right_after
-    }
-
-    /// Does the stored configuration name this process as the primary, whether the role has begun or not?
-    pub fn leads(&self, cx: &Cx) -> bool {
-        self.meta.config.as_ref().is_some_and(|c| self.is_primary_of(c, cx))
     }
 
     /// Our role as primary has ended because of `next`: whoever leads then need not wait for us.
@@ -126,10 +126,5 @@ impl Pg {
                 p.quiet_from = from;
             }
         }
-    }
-
-    /// Our role as primary is active: whoever served before it has ended.
-    pub fn is_quiet_now(&mut self, epoch: Epoch) {
-        self.earlier.quiet = self.earlier.quiet.max(epoch);
     }
 }

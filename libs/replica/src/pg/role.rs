@@ -46,7 +46,7 @@ impl Pg {
         self.mends.clear();
         match std::mem::take(&mut self.role) {
             // The role had not begun: nothing was served.
-            Role::None if self.leads(cx) => self.give_up(next, cx),
+            Role::None if self.leads(cx.me) => self.give_up(next, cx),
             Role::None | Role::Member(_) => {}
             Role::Primary(p) => {
                 p.send_back(Some(next), cx);
