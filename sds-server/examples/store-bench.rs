@@ -20,6 +20,10 @@ use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// As the daemon has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Job {
     Randwrite,
@@ -195,7 +199,12 @@ impl Bench {
 
     /// One turn of the loop, as the daemon has it.
     fn turn(&mut self, wait: bool) {
-        let now = now_boottime();
+        self.work(now_boottime());
+        self.look(wait);
+    }
+
+    /// Lets the store work and takes what comes of it.
+    fn work(&mut self, now: Nanos) {
         self.store.poll(now, &mut self.ops, &mut self.events);
         for op in std::mem::take(&mut self.ops) {
             let (file, direct) = self.target;
@@ -205,8 +214,12 @@ impl Bench {
         for e in std::mem::take(&mut self.events) {
             self.event(e);
         }
+    }
+
+    /// Hands operations to the kernel and takes what is done.
+    fn look(&mut self, wait: bool) {
         let until = if wait && self.disks.in_flight() > 0 {
-            Some(now + Duration::from_millis(100))
+            Some(now_boottime() + Duration::from_millis(100))
         } else {
             Some(Nanos::ZERO)
         };
@@ -343,6 +356,9 @@ impl Bench {
         self.away = 0;
         let mut now = start;
         while now < end && begun < self.args.requests {
+            // As a client does: what was acknowledged is followed by the next request at once.
+            self.work(now);
+            let had = begun;
             let mut open = true;
             while open
                 && self.waiting.len() + self.reads.len() < self.args.depth
@@ -354,7 +370,10 @@ impl Bench {
                 }
                 begun += u64::from(open);
             }
-            self.turn(true);
+            if begun > had {
+                self.work(now);
+            }
+            self.look(true);
             now = now_boottime();
             if let Some(at) = row_at.filter(|at| now >= *at) {
                 let h = self.histo.snapshot().since(&last.1);

@@ -125,12 +125,13 @@ impl Disks {
                 }
                 let bytes = data.iter().map(Bytes::len).sum();
                 let kind = match sync {
-                    WriteSync::None => Kind::Write,
+                    WriteSync::None | WriteSync::Behind => Kind::Write,
                     WriteSync::Own | WriteSync::All => Kind::WriteSync,
                 };
                 let token = self.token(reactor, to.device, owner, kind, bytes);
                 match sync {
                     WriteSync::None => reactor.write_vectored_at(to.file, offset, data, token),
+                    WriteSync::Behind => reactor.write_behind_at(to.file, offset, data, token),
                     WriteSync::Own => reactor.write_durable_at(to.file, offset, data, token),
                     WriteSync::All => reactor.write_then_sync(to.file, offset, data, token),
                 }

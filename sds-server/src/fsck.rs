@@ -72,7 +72,9 @@ impl Session {
                 // O_DIRECT wants aligned memory.
                 let data = vec![crate::disk::gather(&data)];
                 match sync {
-                    WriteSync::None => r.write_vectored_at(self.file, offset, data, token),
+                    WriteSync::None | WriteSync::Behind => {
+                        r.write_vectored_at(self.file, offset, data, token)
+                    }
                     WriteSync::Own | WriteSync::All => {
                         r.write_then_sync(self.file, offset, data, token)
                     }

@@ -35,7 +35,8 @@ pub struct RingConfig {
     pub max_conns: usize,
     /// Completions of file operations that a turn hands out, 1 at least. What the caller asks for next is in the
     /// kernel before it gets the others: else all operations come back together, are worked on together and go out
-    /// together, and a device that serves them one after another has nothing to do meanwhile.
+    /// together, and a device that serves them one after another has nothing to do meanwhile. What somebody waits for goes
+    /// before what nobody does ([`crate::Reactor::write_behind_at`]).
     pub disk_batch: usize,
 }
 

@@ -30,6 +30,15 @@ pub(crate) struct File {
 /// Iovec arrays kept for use again.
 const SPARE_IOV: usize = 256;
 
+/// What is asked of a write.
+enum How {
+    Plain,
+    /// Nobody waits for it.
+    Behind,
+    /// It becomes durable, in this way.
+    Synced(Stage),
+}
+
 impl Reactor {
     /// Opens and locks a file or block device. Blocks; meant for start-up and operator actions.
     /// Error `Locked` names the process that has it.
@@ -78,18 +87,24 @@ impl Reactor {
 
     /// Writes all of `data` at `offset`.
     pub fn write_at(&mut self, f: FileId, offset: u64, data: Bytes, token: u64) {
-        self.write_pieces(f, offset, Pieces::One(data), token, None);
+        self.write_pieces(f, offset, Pieces::One(data), token, How::Plain);
     }
 
     /// Writes the pieces one after another from `offset` on.
     pub fn write_vectored_at(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
-        self.write_pieces(f, offset, Pieces::Many(data), token, None);
+        self.write_pieces(f, offset, Pieces::Many(data), token, How::Plain);
+    }
+
+    /// As `write_vectored_at`, for what nobody waits for: where several operations have ended, others are told of before it
+    /// (at most four for each of these, so that it does end).
+    pub fn write_behind_at(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
+        self.write_pieces(f, offset, Pieces::Many(data), token, How::Behind);
     }
 
     /// As `write_vectored_at`, then `fdatasync`, in one linked submission; one `WriteDone` when both
     /// are done, an error if either failed. Writes completed before it starts are synced too.
     pub fn write_then_sync(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
-        self.write_pieces(f, offset, Pieces::Many(data), token, Some(Stage::Linked));
+        self.write_pieces(f, offset, Pieces::Many(data), token, How::Synced(Stage::Linked));
     }
 
     /// As `write_vectored_at`; when it is done, this write is durable. Of others it says nothing. On block devices and
@@ -98,26 +113,23 @@ impl Reactor {
     pub fn write_durable_at(&mut self, f: FileId, offset: u64, data: Vec<Bytes>, token: u64) {
         let dsync = self.files.get(f.index, f.gen).is_some_and(|file| file.dsync);
         let stage = if dsync { Stage::Durable } else { Stage::Linked };
-        self.write_pieces(f, offset, Pieces::Many(data), token, Some(stage));
+        self.write_pieces(f, offset, Pieces::Many(data), token, How::Synced(stage));
     }
 
-    /// `sync`: how it becomes durable, if it has to.
-    fn write_pieces(
-        &mut self,
-        f: FileId,
-        offset: u64,
-        data: Pieces,
-        token: u64,
-        sync: Option<Stage>,
-    ) {
-        let (total, sync_after) = (data.total(), sync.is_some());
+    fn write_pieces(&mut self, f: FileId, offset: u64, data: Pieces, token: u64, how: How) {
+        let (sync_after, behind, first) = match how {
+            How::Plain => (false, false, Stage::Write),
+            How::Behind => (false, true, Stage::Write),
+            How::Synced(stage) => (true, false, stage),
+        };
+        let total = data.total();
         let nothing = total == 0 && !sync_after;
         if nothing || !self.begin(f) {
             let result = if nothing { Ok(()) } else { Err(libc::EBADF) };
             self.ready.push(Event::WriteDone { token, result });
             return;
         }
-        let stage = if total == 0 { Stage::Sync } else { sync.unwrap_or(Stage::Write) };
+        let stage = if total == 0 { Stage::Sync } else { first };
         let op = WriteOp {
             file: f.index,
             token,
@@ -128,6 +140,7 @@ impl Reactor {
             asked: 0,
             iov: self.spare_iov.pop().unwrap_or_default(),
             sync_after,
+            behind,
             stage,
             main_result: None,
             sync_result: None,
@@ -434,21 +447,7 @@ mod tests {
             Bytes::from(vec![1; total / 2]),
             Bytes::from(vec![2; total - total / 2]),
         ]);
-        WriteOp {
-            file: 0,
-            token: 0,
-            offset: 100,
-            data,
-            total,
-            done: 0,
-            asked: 0,
-            iov: Vec::new(),
-            sync_after,
-            stage,
-            main_result: None,
-            sync_result: None,
-            retries: 0,
-        }
+        WriteOp { offset: 100, data, total, sync_after, stage, ..WriteOp::behind(0) }
     }
 
     fn complete(w: &mut WriteOp, main: i32, sync: Option<i32>) -> Next {

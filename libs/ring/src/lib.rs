@@ -21,6 +21,7 @@
 mod arena;
 mod config;
 mod disk;
+mod ended;
 mod error;
 mod event;
 mod file;

@@ -132,10 +132,35 @@ pub(crate) struct WriteOp {
     /// What the kernel reads; its heap memory does not move while the operation lives.
     pub iov: Vec<libc::iovec>,
     pub sync_after: bool,
+    /// Nobody waits for it: see `ended.rs`.
+    pub behind: bool,
     pub stage: Stage,
     pub main_result: Option<i32>,
     pub sync_result: Option<i32>,
     pub retries: u8,
+}
+
+#[cfg(test)]
+impl WriteOp {
+    /// A write that nobody waits for.
+    pub(crate) fn behind(token: u64) -> WriteOp {
+        WriteOp {
+            file: 0,
+            token,
+            offset: 0,
+            data: Pieces::Many(Vec::new()),
+            total: 0,
+            done: 0,
+            asked: 0,
+            iov: Vec::new(),
+            sync_after: false,
+            behind: true,
+            stage: Stage::Write,
+            main_result: None,
+            sync_result: None,
+            retries: 0,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 use crate::arena::Arena;
 use crate::config::{RingStats, SHUTDOWN_PATIENCE};
 use crate::disk::File;
+use crate::ended::Ended;
 use crate::listen::Listener;
 use crate::net::Conn;
 use crate::op::{split_user_data, user_data, Op, OpKind, PART_MAIN, PART_NONE, PART_SYNC};
@@ -64,8 +65,8 @@ pub struct Reactor {
     pub(crate) spare_iov: Vec<Vec<libc::iovec>>,
     /// Events for the end of this turn or of the next.
     pub(crate) ready: Vec<Event>,
-    /// Completions of file operations taken in this turn.
-    disk_taken: usize,
+    /// File operations that have ended and are to be told of.
+    pub(crate) ended: Ended,
     pub(crate) stopping: bool,
     pub(crate) stats: RingStats,
     not_send: PhantomData<*mut ()>,
@@ -111,7 +112,7 @@ impl Reactor {
             quiet: 0,
             spare_iov: Vec::new(),
             ready: Vec::new(),
-            disk_taken: 0,
+            ended: Ended::default(),
             stopping: false,
             stats: RingStats::default(),
             not_send: PhantomData,
@@ -156,7 +157,6 @@ impl Reactor {
         out: &mut Vec<Event>,
     ) -> Result<(), RingError> {
         self.stats.turns += 1;
-        self.disk_taken = 0;
         while self.round(wait_until)? {}
         self.stats.conns = self.conns.len() as u64;
         self.stats.inflight = self.ops.len() as u64;
@@ -187,6 +187,7 @@ impl Reactor {
         self.now = now_boottime();
         let before = (self.stats.cqes, self.quiet);
         self.take_completions();
+        self.tell_ended();
         if self.wake.take() {
             self.ready.push(Event::Woken);
         }
@@ -205,6 +206,7 @@ impl Reactor {
         let mut block = self.ready.is_empty()
             && self.inline_due.is_empty()
             && self.backlog.is_empty()
+            && self.ended.is_empty()
             && self.ring.completion().is_empty();
         let mut wait = None;
         if block {
@@ -240,13 +242,21 @@ impl Reactor {
         }
     }
 
-    /// Takes what is complete: of files no more than `disk_batch` a turn, the rest comes with the next ones.
+    /// Takes what is complete; file operations wait in `ended`.
     fn take_completions(&mut self) {
-        while self.disk_taken < self.cfg.disk_batch.max(1) {
+        loop {
             let next = self.ring.completion().next();
             let Some((ud, result)) = next.map(|c| (c.user_data(), c.result())) else { return };
             self.stats.cqes += 1;
             self.complete(ud, result);
+        }
+    }
+
+    /// Of file operations no more than `disk_batch` a turn, the rest comes with the next ones.
+    fn tell_ended(&mut self) {
+        for _ in 0..self.cfg.disk_batch.max(1) {
+            let Some((kind, result)) = self.ended.next() else { return };
+            self.on_disk(kind, result);
         }
     }
 
@@ -278,10 +288,7 @@ impl Reactor {
             }
             OpKind::Recv { conn, buf } => self.on_recv(conn, buf, result),
             OpKind::Send { conn } => self.on_send(conn, result),
-            disk => {
-                self.disk_taken += 1;
-                self.on_disk(disk, result);
-            }
+            disk => self.ended.put(disk, result),
         }
     }
 
@@ -334,14 +341,14 @@ impl Reactor {
             self.cancel(target);
         }
         let limit = now_boottime() + SHUTDOWN_PATIENCE;
-        while !self.ops.is_empty() && now_boottime() < limit {
+        while !(self.ops.is_empty() && self.ended.is_empty()) && now_boottime() < limit {
             self.flush_backlog();
             self.ready.clear();
             // An untold wake-up would keep us from sleeping.
             self.wake.take();
-            self.disk_taken = 0;
             self.enter(Some(limit))?;
             self.take_completions();
+            self.tell_ended();
         }
         Ok(())
     }

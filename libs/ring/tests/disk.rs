@@ -21,7 +21,8 @@ fn what_is_written_and_synced_past_the_cache_is_read_back() {
     l.r.write_vectored_at(f.id, 8192, vec![page(2), page(3), page(4)], 2);
     l.r.write_then_sync(f.id, 65_536, vec![page(5), page(6)], 3);
     l.r.write_durable_at(f.id, 131_072, vec![page(7), page(8)], 6);
-    for t in [1, 2, 3, 6] {
+    l.r.write_behind_at(f.id, 196_608, vec![page(9), page(10)], 7);
+    for t in [1, 2, 3, 6, 7] {
         assert_eq!(done(&mut l, t), Ok(0));
     }
     l.r.fdatasync(f.id, 4);
@@ -36,6 +37,8 @@ fn what_is_written_and_synced_past_the_cache_is_read_back() {
     assert_eq!([b[0], b[4096], b[8192]], [1, 0, 3]);
     let b = read(&mut l, f.id, 131_072, 8192).unwrap();
     assert_eq!([b[0], b[8191]], [7, 8]);
+    let b = read(&mut l, f.id, 196_608, 8192).unwrap();
+    assert_eq!([b[0], b[8191]], [9, 10]);
     let s = l.r.stats();
     assert_eq!(
         s.fsyncs + s.dsync_writes,

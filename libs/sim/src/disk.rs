@@ -82,7 +82,7 @@ impl Disk {
             DiskOp::Write { offset, data, sync, .. } => {
                 self.write(offset, &data);
                 match sync {
-                    WriteSync::None => {}
+                    WriteSync::None | WriteSync::Behind => {}
                     WriteSync::Own => self.sync_last(),
                     WriteSync::All => self.sync(self.completed),
                 }

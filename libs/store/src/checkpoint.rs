@@ -305,7 +305,7 @@ impl Store {
             run.written.push((w.group, w.side, w.crc));
             let offset = self.sp.layout.group_offset(w.group, w.side);
             let id = self.ops.start(OpKind::Table);
-            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::None });
+            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::Behind });
         }
         let ready =
             run.in_flight == 0 && run.queue.is_empty() && self.log.written_lsn >= run.marker_lsn;

@@ -295,7 +295,7 @@ impl Store {
             }
             self.sp.stats.destage_writes += 1;
             let id = self.ops.start(OpKind::Destage(jobs));
-            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::None });
+            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::Behind });
         }
     }
 

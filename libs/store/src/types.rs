@@ -255,6 +255,8 @@ pub enum FormatStep {
 pub enum WriteSync {
     /// Nothing.
     None,
+    /// Nothing, and nobody waits for it: that others have ended may be told first.
+    Behind,
     /// This write, and nothing besides: less than a flush where the device can do it (FUA).
     Own,
     /// It and every write completed before it: an fdatasync that starts after it has completed.

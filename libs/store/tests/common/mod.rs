@@ -224,7 +224,9 @@ impl SimDisk {
                     at += len;
                 }
                 let what = match sync {
-                    WriteSync::None => return Some((id, DiskResult::Done(Ok(())))),
+                    WriteSync::None | WriteSync::Behind => {
+                        return Some((id, DiskResult::Done(Ok(()))))
+                    }
                     WriteSync::Own => Sync::Own(before, self.done),
                     WriteSync::All => Sync::Upto(self.done),
                 };
