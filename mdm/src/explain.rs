@@ -4,6 +4,7 @@
 
 use crate::control::{degraded_bytes, unconfirmed, HubInner};
 use crate::health::{pg_health, pg_row, pool_health, suspended, waits, Health};
+use crate::slow::{self, Seen};
 use crate::state::{Device, Level, Pg, Pool, State, TaskKind, TaskState, Volume};
 use quarry_base::units::show_size;
 use quarry_base::{DeviceId, Nanos, NodeId, PgId, PoolId, SdsId, VolumeId};
@@ -51,7 +52,15 @@ struct Cx<'a> {
 }
 
 /// The explanation; `None`: there is no such object.
-pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos) -> Option<Value> {
+/// `seen`: what the clients of the volume saw, if it is about one.
+pub fn explain(
+    s: &State,
+    hub: &HubInner,
+    what: Subject,
+    groups: bool,
+    seen: Option<Seen>,
+    at: Nanos,
+) -> Option<Value> {
     let cx = Cx { s, hub, at };
     let (kind, id, name, pgs) = cx.subject(what)?;
     let bad: Vec<&Pg> = pgs
@@ -66,6 +75,9 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
     for p in pools.iter().filter_map(|p| s.pools.get(p)) {
         cx.pool(p, !bad.is_empty(), &mut w);
     }
+    let primaries = pgs.iter().filter_map(|p| Some(s.pgs.get(p)?.config.primary_member()?.sds));
+    let found = slow::look(s, hub, &primaries.collect(), seen, at);
+    found.why.into_iter().for_each(|(why, todo)| w.say(why, todo));
     let mut health = bad.iter().map(|p| pg_health(s, hub, p, at)).max().unwrap_or(Health::Ok);
     let empty = matches!(what, Subject::Pool(_)) && pgs.is_empty();
     if empty {
@@ -96,7 +108,7 @@ pub fn explain(s: &State, hub: &HubInner, what: Subject, groups: bool, at: Nanos
     Some(json!({
         "kind": kind, "id": id, "name": name, "health": health, "summary": summary, "why": w.why,
         "what_to_do": w.todo, "bytes_one_copy": single, "bytes_degraded": degraded, "eta_seconds": eta,
-        "waits_for_devices": empty, "groups": rows,
+        "waits_for_devices": empty, "timing": found.timing, "groups": rows,
     }))
 }
 

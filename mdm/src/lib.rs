@@ -15,6 +15,7 @@ mod explain;
 mod gauges;
 pub mod health;
 pub mod log;
+mod slow;
 mod stale;
 pub mod state;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! a few times a second and read when somebody scrapes.
 
 use quarry_metrics::{Counter, Family, Histo, Metrics};
+use quarry_replica::{Spell, WriteTimes};
 use quarry_ring::RingStats;
 use quarry_store::{Headroom, ScrubStats, StoreStats};
 use std::sync::{Arc, Mutex};
@@ -56,6 +57,7 @@ pub struct Published {
     pub devices: Vec<DeviceLevels>,
     /// The engine's counters by name.
     pub engine: Vec<(&'static str, u64)>,
+    pub write_times: WriteTimes,
     pub ring: RingStats,
     pub connections: usize,
     pub disk_in_flight: usize,
@@ -368,6 +370,16 @@ impl SdsMetrics {
             "Bytes of clients' requests",
             &[("read", "read_bytes"), ("write", "write_bytes")],
         );
+        self.parts(
+            "quarry_sds_write_seconds_total",
+            "Time of writes at their primary, by part: answer (arrival to answer), admit (to its place in the order), own (from there to durable here), copy (to durable on a member)",
+            |s| s.nanos as f64 / 1e9,
+        );
+        self.parts(
+            "quarry_sds_write_parts_total",
+            "Writes counted in quarry_sds_write_seconds_total, by part",
+            |s| s.count as f64,
+        );
         let p = Arc::clone(&self.published);
         self.registry.counter_fn(
             "quarry_rebuild_sent_bytes_total",
@@ -400,6 +412,23 @@ impl SdsMetrics {
 }
 
 impl SdsMetrics {
+    /// A counter of the parts of writes; `sds` is the member's number for copies, else empty.
+    fn parts(&self, name: &'static str, help: &'static str, value: fn(&Spell) -> f64) {
+        let p = Arc::clone(&self.published);
+        self.registry.counter_fn(name, help, &["part", "sds"], move || {
+            with(&p, |p| {
+                let t = &p.write_times;
+                let here = [("answer", &t.answered), ("admit", &t.admitted), ("own", &t.own)];
+                let here = here.map(|(part, s)| (vec![part.to_string(), String::new()], value(s)));
+                let copies = t
+                    .copies
+                    .iter()
+                    .map(|(sds, s)| (vec!["copy".to_string(), sds.to_string()], value(s)));
+                here.into_iter().chain(copies).collect()
+            })
+        });
+    }
+
     /// A counter by operation, from the engine's counters.
     fn by_op(
         &self,

@@ -82,7 +82,7 @@ fn a_slow_or_hanging_disk_holds_nobody_up() -> Res<()> {
         let mut cases = Cases::new();
         let mut f = Fault::new(cluster, 21, "a disk that is slow, then hangs", SLOW_BOUND);
         cases.case("row 21: every operation takes 200 ms", || {
-            f.round(spec(&uri, 21), |load| slow(load, &disk)).map(drop)
+            f.round(spec(&uri, 21), |load| slow(cluster, load, &disk)).map(drop)
         });
         cases.case("row 21: the disk hangs", || {
             f.round(spec(&uri, 121), |load| hangs(cluster, load, &disk)).map(drop)
@@ -109,7 +109,7 @@ fn gone(cluster: &Cluster, load: &Load) -> Res<()> {
     cluster.wait_health("degraded", Duration::from_secs(10))
 }
 
-fn slow(load: &Load, disk: &Disk) -> Res<()> {
+fn slow(cluster: &Cluster, load: &Load, disk: &Disk) -> Res<()> {
     let end = Instant::now() + short_or_full(8, 20);
     while Instant::now() < end {
         disk.pause(true)?;
@@ -117,6 +117,10 @@ fn slow(load: &Load, disk: &Disk) -> Res<()> {
         disk.pause(false)?;
         std::thread::sleep(Duration::from_millis(5));
     }
+    // Suspended by then, or serving on: the server is named either way.
+    let told = cluster.scli_json(["explain", "volume", "slow"])?;
+    eprintln!("  with a slow disk: {} {}", told["why"], told["timing"]);
+    ensure!(told["why"].to_string().contains("sds sds1"), "it does not name the server: {told}");
     load.run_for(Duration::from_secs(2))
 }
 

@@ -1,6 +1,6 @@
 //! Names of counters in an SDS's heartbeats that both ends know.
 
-use quarry_base::DeviceId;
+use quarry_base::{DeviceId, SdsId};
 
 /// What is told of the passes of a device's scrub that have ended since its server started.
 pub const SCRUB_ENDED: [&str; 5] =
@@ -20,6 +20,17 @@ pub fn stalled(device: DeviceId) -> String {
 /// Left out where there were none.
 pub fn disk_times(device: DeviceId) -> [String; 2] {
     [format!("device.{device}.write_median_us"), format!("device.{device}.write_recent_ops")]
+}
+
+/// What writes took in the last ten seconds at a server, as their primary: how many were answered; mean microseconds from the
+/// arrival to the answer, to their place in the order, and from there until they were durable on the primary itself. Left out
+/// where there were none.
+pub const WRITE_TIMES: [&str; 4] =
+    ["write_times.count", "write_times.mean_us", "write_times.admit_us", "write_times.own_us"];
+
+/// The same of a member: mean microseconds from the place in the order until it had reported them durable, and their number.
+pub fn copy_times(member: SdsId) -> [String; 2] {
+    [format!("copy_times.{member}.mean_us"), format!("copy_times.{member}.count")]
 }
 
 /// The counter of one of [`SCRUB_ENDED`].

@@ -15,7 +15,9 @@ mod standing;
 mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
-pub use counters::{disk_times, promised, scrub_ended, stalled, SCRUB_ENDED};
+pub use counters::{
+    copy_times, disk_times, promised, scrub_ended, stalled, SCRUB_ENDED, WRITE_TIMES,
+};
 pub use file::replace_file;
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};
 pub use messages::{Attachment, DeviceReport, FromNode, Hello, RegisteredDevice, Role, ToNode};

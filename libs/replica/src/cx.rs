@@ -7,6 +7,7 @@ use crate::links::Links;
 use crate::pg::Purpose;
 use crate::pinned::Pinned;
 use crate::stats::EngineStats;
+use crate::times::WriteTimes;
 use crate::view::View;
 use bytes::Bytes;
 use quarry_base::{Nanos, PgId, SdsId, StartNo, Version};
@@ -43,6 +44,7 @@ pub(crate) struct Cx<'a> {
     pub pinned: &'a mut Pinned,
     pub links: &'a mut Links,
     pub stats: &'a mut EngineStats,
+    pub times: &'a mut WriteTimes,
     pub tokens: &'a mut Slab<Waiting>,
     /// Appends of the device that are not durable yet, with their groups, in order.
     pub appends: &'a mut VecDeque<(AppendId, usize)>,

@@ -26,6 +26,7 @@ mod pinned;
 mod planted;
 mod reports;
 mod stats;
+mod times;
 mod view;
 
 pub use config::{EngineConfig, Limits};
@@ -37,3 +38,4 @@ pub use meta::{MetaError, PgMeta, META_VERSION};
 pub use planted::{Bug, BUGS};
 pub use reports::{haves_of, DeviceStats};
 pub use stats::EngineStats;
+pub use times::{Spell, WriteTimes};

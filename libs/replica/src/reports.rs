@@ -108,6 +108,11 @@ impl Engine {
         &self.stats
     }
 
+    /// What writes took since the engine was made.
+    pub fn write_times(&self) -> &crate::times::WriteTimes {
+        &self.times
+    }
+
     /// Forgets barriers whose numbers are committed, dropped, or not ours to commit any more.
     pub(crate) fn settle_barriers(&mut self) {
         let (groups, devices) = (&self.groups, &self.devices);

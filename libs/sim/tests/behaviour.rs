@@ -463,3 +463,43 @@ fn a_disk_that_hangs_holds_requests_back_for_a_moment_only() {
         w.finish().unwrap();
     }
 }
+
+#[test]
+fn what_writes_take_is_told_apart_by_who_takes_it() {
+    let mut c = quiet(5, 3, 3, 1);
+    (c.shape.cached, c.shape.confirm) = (false, false);
+    let mut w = World::new(5, c).unwrap();
+    after(&mut w, 3000);
+    let times = |w: &World| {
+        let engines = w.nodes.iter().filter_map(|n| n.engine.as_ref());
+        engines.map(|e| e.write_times().clone()).collect::<Vec<_>>()
+    };
+    let before = times(&w);
+    let until = w.now + 4000 * MS;
+    w.nodes[2].slow = (until, 30 * MS);
+    after(&mut w, 3500);
+    let (mut fast, mut slow) = (0, 0);
+    for (n, (now, then)) in times(&w).iter().zip(&before).enumerate() {
+        let answered = now.answered.since(&then.answered);
+        assert_eq!(now.admitted.count, now.answered.count, "each has one of both");
+        let own = now.own.since(&then.own).mean_us().unwrap_or(0);
+        assert!(
+            if n == 2 { own == 0 || own > 25_000 } else { own < 10_000 },
+            "sds{}: {own}",
+            n + 1
+        );
+        for (sds, s) in &now.copies {
+            let s = s.since(&then.copies.get(sds).copied().unwrap_or_default());
+            let Some(mean) = s.mean_us().filter(|_| s.count >= 10) else { continue };
+            println!("sds{} to sds{sds}: {} in {mean} us", n + 1, s.count);
+            assert!(if sds.0 == 3 { mean > 25_000 } else { mean < 10_000 }, "{mean}");
+            *(if sds.0 == 3 { &mut slow } else { &mut fast }) += 1;
+        }
+        // What an answer waits for is the slowest of all.
+        let all = answered.nanos / answered.count.max(1) / 1000;
+        println!("sds{}: {} answered in {all} us, own {own} us", n + 1, answered.count);
+        assert!(n != 2 || answered.count == 0 || all > 25_000);
+    }
+    assert!(fast > 0 && slow > 0, "{fast} {slow}");
+    w.finish().unwrap();
+}

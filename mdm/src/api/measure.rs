@@ -6,16 +6,20 @@ use super::spec::Route;
 use super::{render, Answer, Api};
 use crate::control::now;
 use crate::engine::unix_ms;
+use crate::slow::Seen;
 use crate::timeline::book::{Book, MAX_SECONDS};
 use crate::timeline::{Kind, Metric, Query};
 use axum::extract::{Path, Query as Q, State as Ext};
 use axum::response::IntoResponse;
 use axum::Json;
+use quarry_base::VolumeId;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
 
 /// Seconds over which present rates are taken.
 const RECENT: u64 = 5;
+/// The same for what clients saw, as servers tell of their writes.
+const LATELY: u64 = 10;
 /// How far back a timeline goes when `seconds` is not given.
 const SECONDS: u64 = 300;
 
@@ -61,6 +65,22 @@ fn rates(api: &Api, kind: Kind, id: u32) -> Value {
     let names = Metric::names(kind);
     let all: Map<String, Value> = names.iter().map(|n| (n.clone(), json!(value(n)))).collect();
     Value::Object(all)
+}
+
+/// What the clients of a volume saw in the last seconds.
+pub fn seen(api: &Api, id: VolumeId) -> Seen {
+    let at = unix_ms() / 1000;
+    let book = api.timeline.lock();
+    let value = |name: &str| {
+        let m = Metric::find(Kind::Volume, name)?;
+        book.recent(Kind::Volume, id.get(), m, at, LATELY).filter(|v| v.is_finite())
+    };
+    Seen {
+        writes: value("write_ops").unwrap_or(0.0),
+        write_seconds: value("write_latency_seconds"),
+        reads: value("read_ops").unwrap_or(0.0),
+        read_seconds: value("read_latency_seconds"),
+    }
 }
 
 async fn pool(Ext(api): Ext<Api>, Path(id): Path<String>) -> Answer {

@@ -111,9 +111,13 @@ async fn explain(
     // Groups are left out unless they are asked for: a pool may have many.
     let groups = flag(&q, "groups")?;
     let what = subject(&api, &kind, &id)?;
+    let seen = match what {
+        explain::Subject::Volume(id) => Some(super::measure::seen(&api, id)),
+        _ => None,
+    };
     let hub = api.hub.lock();
     let s = api.state.read();
-    let v = explain::explain(&s, &hub, what, groups, now());
+    let v = explain::explain(&s, &hub, what, groups, seen, now());
     Ok(Json(v.ok_or_else(|| ApiError::not_found(&kind, &id))?).into_response())
 }
 

@@ -424,9 +424,32 @@ pub const OBJECTS: &[Object] = &[
             ("bytes_degraded", "integer"),
             ("eta_seconds", "integer?"),
             ("waits_for_devices", "boolean"),
+            ("timing", "Timing?"),
             ("groups", "[PlacementGroup]"),
         ],
     ),
+    ("Timing", &[("client", "ClientTiming?"), ("servers", "[ServerTiming]")]),
+    (
+        "ClientTiming",
+        &[
+            ("writes_per_second", "number"),
+            ("write_seconds", "number?"),
+            ("reads_per_second", "number"),
+            ("read_seconds", "number?"),
+        ],
+    ),
+    (
+        "ServerTiming",
+        &[
+            ("sds", "string"),
+            ("writes", "integer"),
+            ("write_seconds", "number"),
+            ("admit_seconds", "number"),
+            ("own_seconds", "number"),
+            ("copies", "[CopyTiming]"),
+        ],
+    ),
+    ("CopyTiming", &[("sds", "string"), ("seconds", "number")]),
     ("Counters", &[("id", "integer"), ("name", "string"), ("counters", "map")]),
     ("Targets", &[("targets", "[string]"), ("labels", "map")]),
 ];

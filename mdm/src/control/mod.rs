@@ -18,7 +18,7 @@ pub use driver::{degraded_bytes, run as drive};
 pub use hub::{DeviceLive, Held, Hub, HubInner, PgLive, SdcLive, SdsLive, SyncRate};
 pub use questions::users_of;
 pub use session::{serve, Access};
-pub use sluggish::{Figures, Looks};
+pub use sluggish::{figures as disk_figures, Figures, Looks};
 pub use tasks::{attachment, left_of, unconfirmed, TaskLeft};
 pub use watch::may_still_come;
 

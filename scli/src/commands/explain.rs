@@ -30,6 +30,7 @@ fn text(v: &Value) -> String {
     };
     lines("why", words("why"));
     lines("do", words("what_to_do"));
+    lines("time", timing(v.get("timing")));
     if let Some(n) = number("bytes_one_copy") {
         out.push(format!("at risk  {} have one copy", show_size(n)));
     }
@@ -53,6 +54,39 @@ fn text(v: &Value) -> String {
         ));
     }
     out.join("\n")
+}
+
+/// Where the time of requests went, a line for the client and each server.
+fn timing(t: Option<&Value>) -> Vec<Value> {
+    let Some(t) = t.filter(|t| t.is_object()) else { return Vec::new() };
+    let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_f64);
+    let ms = |s: f64| format!("{:.1} ms", s * 1e3);
+    let mut out = Vec::new();
+    if let Some(c) = t.get("client").filter(|c| c.is_object()) {
+        let part = |what: &str| {
+            let each = number(c, &format!("{what}_seconds"))?;
+            let n = number(c, &format!("{what}s_per_second")).unwrap_or(0.0);
+            Some(format!("{n:.0} {what}s/s of {}", ms(each)))
+        };
+        let parts: Vec<String> = ["write", "read"].into_iter().filter_map(part).collect();
+        out.push(format!("at the client: {} (last 10 s)", parts.join(", ")).into());
+    }
+    for s in t.get("servers").and_then(Value::as_array).into_iter().flatten() {
+        let name = |v: &Value| v.get("sds").and_then(Value::as_str).unwrap_or("?").to_string();
+        let of = |key: &str| ms(number(s, key).unwrap_or(0.0));
+        let mut line = format!(
+            "at sds {}: {} a write; {} until it is begun, then {} until durable there",
+            name(s),
+            of("write_seconds"),
+            of("admit_seconds"),
+            of("own_seconds"),
+        );
+        for c in s.get("copies").and_then(Value::as_array).into_iter().flatten() {
+            line += &format!(", {} on {}", ms(number(c, "seconds").unwrap_or(0.0)), name(c));
+        }
+        out.push(line.into());
+    }
+    out
 }
 
 fn devices(group: &Value, key: &str) -> String {
@@ -82,6 +116,24 @@ mod tests {
         {
             assert!(t.contains(part), "{part} not in\n{t}");
         }
+    }
+
+    #[test]
+    fn an_explanation_says_where_the_time_of_requests_goes() {
+        let t = text(
+            &json!({"summary": "volume v is well", "why": [], "what_to_do": [], "health": "ok",
+            "timing": {"client": {"writes_per_second": 120.4, "write_seconds": 0.0125, "reads_per_second": 0.0},
+            "servers": [{"sds": "s1", "writes": 1200, "write_seconds": 0.0121, "admit_seconds": 0.0001,
+                "own_seconds": 0.0004, "copies": [{"sds": "s2", "seconds": 0.0119}]}]}}),
+        );
+        for part in [
+            "time     at the client: 120 writes/s of 12.5 ms (last 10 s)",
+            "at sds s1: 12.1 ms a write; 0.1 ms until it is begun, then 0.4 ms until durable there, 11.9 ms on s2",
+        ] {
+            assert!(t.contains(part), "{part} not in\n{t}");
+        }
+        let idle = json!({"summary": "volume v is well", "health": "ok", "timing": null});
+        assert_eq!(text(&idle), "volume v is well");
     }
 
     #[test]

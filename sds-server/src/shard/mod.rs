@@ -6,6 +6,7 @@
 mod actions;
 mod control;
 mod disks;
+mod lately;
 mod net;
 mod report;
 
@@ -91,6 +92,7 @@ pub struct Shard {
     paused: Vec<LinkId>,
     publish_at: Nanos,
     reported: report::Reported,
+    lately: lately::Lately,
     stage: Stage,
 }
 
@@ -184,6 +186,7 @@ impl Shard {
             paused: Vec::new(),
             publish_at,
             reported: report::Reported::default(),
+            lately: lately::Lately::default(),
             stage: Stage::Running,
         };
         Ok((shard, started))

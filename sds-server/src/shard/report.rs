@@ -126,6 +126,7 @@ impl Shard {
                 SCRUB_ENDED.iter().zip(all).enumerate().filter(|(i, (_, n))| *i == 0 || *n > 0);
             counters.extend(said.map(|(_, (what, n))| (scrub_ended(d, what), n)));
         }
+        counters.extend(self.lately.counters(self.engine.write_times()));
         let beat = FromNode::Heartbeat { applied, confirmed, pgs, devices, counters };
         if self.tx.try_send(FromShard::Send(Box::new(beat))).is_err() {
             self.metrics.limit_reached.with(&["control_queue"]).inc();
@@ -154,6 +155,7 @@ impl Shard {
         if now >= self.publish_at {
             self.publish_at = now + PUBLISH;
             self.tell_failures();
+            self.lately.mark(now, self.engine.write_times());
             self.publish(now);
         }
     }
@@ -225,6 +227,7 @@ impl Shard {
         let p = Published {
             devices,
             engine: self.engine.stats().named(),
+            write_times: self.engine.write_times().clone(),
             ring: *self.reactor.stats(),
             connections: self.links.len(),
             disk_in_flight: self.disks.in_flight(),

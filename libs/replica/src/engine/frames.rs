@@ -91,7 +91,7 @@ impl Engine {
         let Some(&g) = self.index.get(&h.pg) else {
             return self.answer_without(link, &h, out);
         };
-        self.with(g, now, out, |pg, cx| on_request(pg, Request::new(link, sdc, frame), cx));
+        self.with(g, now, out, |pg, cx| on_request(pg, Request::new(link, sdc, now, frame), cx));
     }
 
     /// A request for a group that is not here.

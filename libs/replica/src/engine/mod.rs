@@ -19,6 +19,7 @@ use crate::pinned::Pinned;
 use crate::planted::Bug;
 use crate::reports::Barrier;
 use crate::stats::EngineStats;
+use crate::times::WriteTimes;
 use crate::view::View;
 use quarry_base::{ConfigIndex, DeviceId, Nanos, PgId, SdsId, StartNo};
 use quarry_store::{AppendId, Store, StoreError};
@@ -60,6 +61,7 @@ pub struct Engine {
     pub(crate) tokens: Slab<Waiting>,
     pub(crate) links: Links,
     pub(crate) stats: EngineStats,
+    pub(crate) times: WriteTimes,
     pub(crate) proposals: u64,
     pub(crate) hand_over: HandOver,
     pub(crate) barriers: Vec<Barrier>,
@@ -84,6 +86,7 @@ impl Engine {
             tokens: Slab::new(),
             links: Links::default(),
             stats: EngineStats::default(),
+            times: WriteTimes::default(),
             proposals: 0,
             hand_over: HandOver::default(),
             barriers: Vec::new(),
@@ -166,6 +169,7 @@ impl Engine {
             pinned: &mut dev.pinned,
             links: &mut self.links,
             stats: &mut self.stats,
+            times: &mut self.times,
             tokens: &mut self.tokens,
             appends: &mut dev.appends,
             durable: dev.durable,

@@ -15,6 +15,8 @@ pub(crate) struct Sequenced {
     /// Bytes it takes of the window; 0 for a repeat that waits for its first sending.
     pub bytes: usize,
     pub counts: bool,
+    /// When the request came and when it got its number; `None`: a repeat.
+    pub times: Option<(Nanos, Nanos)>,
 }
 
 impl Primary {
@@ -61,6 +63,7 @@ impl Primary {
         if !self.active || self.sequenced.is_empty() {
             return;
         }
+        self.note_times(cx);
         let upto = self.commit.max(self.durable_everywhere(cx));
         while self.sequenced.front().is_some_and(|s| s.seq <= upto) {
             let Some(s) = self.sequenced.pop_front() else { break };
@@ -69,6 +72,10 @@ impl Primary {
                 self.window_records -= 1;
             }
             cx.stats.acks += 1;
+            if let Some((came, at)) = s.times {
+                cx.times.answered.add(came, cx.now);
+                cx.times.admitted.add(came, at);
+            }
             if self.needs_flush(&s.h, cx) {
                 cx.stats.flushes += 1;
                 self.flush_later(s.h, s.link);

@@ -46,7 +46,7 @@ impl Primary {
 
     /// Answers the request when `seq` is committed and the role is active.
     pub fn await_commit(&mut self, seq: Seq, r: &Request, cx: &mut Cx) {
-        let s = Sequenced { seq, link: r.link, h: r.h, bytes: 0, counts: false };
+        let s = Sequenced { seq, link: r.link, h: r.h, bytes: 0, counts: false, times: None };
         let at = self.sequenced.partition_point(|s| s.seq <= seq);
         self.sequenced.insert(at, s);
         self.acknowledge(cx);

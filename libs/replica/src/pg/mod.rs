@@ -12,6 +12,7 @@ pub(crate) mod locks;
 pub(crate) mod member;
 pub(crate) mod mend;
 pub(crate) mod merge;
+mod noting;
 pub(crate) mod primary;
 pub(crate) mod quiet;
 pub(crate) mod reads;

@@ -45,6 +45,8 @@ pub(crate) struct Primary {
     pub waiting: VecDeque<Request>,
     /// Writes with a number, not answered; in order of numbers.
     pub sequenced: VecDeque<Sequenced>,
+    /// The time that records took to be durable here is noted up to this one.
+    pub own_noted: Seq,
     pub window_bytes: usize,
     pub window_records: usize,
     /// When the window was last empty as a record came.
@@ -102,6 +104,7 @@ impl Primary {
             followers,
             waiting: VecDeque::new(),
             sequenced: VecDeque::new(),
+            own_noted: Seq::ZERO,
             window_bytes: 0,
             window_records: 0,
             window_since: cx.now,

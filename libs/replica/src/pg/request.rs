@@ -4,7 +4,7 @@ use crate::event::{Action, LinkId};
 use crate::links::Links;
 use crate::pg::locks::PageRange;
 use bytes::Bytes;
-use quarry_base::{ConfigIndex, SdcId, Seq, EXTENT, PAGE};
+use quarry_base::{ConfigIndex, Nanos, SdcId, Seq, EXTENT, PAGE};
 use quarry_store::Origin;
 use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 
@@ -13,6 +13,8 @@ use quarry_wire::{Frame, Header, Op, PgConfig, Status};
 pub(crate) struct Request {
     pub link: LinkId,
     pub sdc: SdcId,
+    /// When it arrived.
+    pub came: Nanos,
     pub h: Header,
     pub meta: Bytes,
     pub data: Bytes,
@@ -21,8 +23,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub fn new(link: LinkId, sdc: SdcId, f: Frame) -> Request {
-        Request { link, sdc, h: f.header, meta: f.meta, data: f.data, rounds: 0 }
+    pub fn new(link: LinkId, sdc: SdcId, came: Nanos, f: Frame) -> Request {
+        Request { link, sdc, came, h: f.header, meta: f.meta, data: f.data, rounds: 0 }
     }
 
     /// Changes content; everything else is a question, or a flush.

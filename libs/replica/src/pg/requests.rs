@@ -239,6 +239,7 @@ impl Primary {
             h: r.h,
             bytes,
             counts: true,
+            times: Some((r.came, cx.now)),
         });
         self.charges.add(version.seq, blocks);
         cx.ledger.set(cx.group, self.charges.sum());

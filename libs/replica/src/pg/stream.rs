@@ -50,6 +50,8 @@ pub(crate) struct Follower {
     unanswered: u32,
     /// Everything up to here is durable there; kept over a new stream of this epoch.
     report: Seq,
+    /// The time that records took to be durable there is noted up to this one.
+    pub noted: Seq,
     /// Commit point it was told.
     pub told: Seq,
     /// Last progress, or when something began to wait for it.
@@ -82,6 +84,7 @@ impl Follower {
             streams: 0,
             unanswered: 0,
             report: Seq::ZERO,
+            noted: Seq::ZERO,
             told: Seq::ZERO,
             heard: now,
             down_since: now,
