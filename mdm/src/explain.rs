@@ -75,8 +75,7 @@ pub fn explain(
     for p in pools.iter().filter_map(|p| s.pools.get(p)) {
         cx.pool(p, !bad.is_empty(), &mut w);
     }
-    let primaries = pgs.iter().filter_map(|p| Some(s.pgs.get(p)?.config.primary_member()?.sds));
-    let found = slow::look(s, hub, &primaries.collect(), seen, at);
+    let found = slow::look(s, hub, &pgs, seen, at);
     found.why.into_iter().for_each(|(why, todo)| w.say(why, todo));
     let mut health = bad.iter().map(|p| pg_health(s, hub, p, at)).max().unwrap_or(Health::Ok);
     let empty = matches!(what, Subject::Pool(_)) && pgs.is_empty();

@@ -1,52 +1,73 @@
 //! Where the time of requests goes: what the clients of a volume see, what servers say of the writes that they lead, what
 //! their disks take (promise 6, "slow").
 //!
-//! All figures are means of the last ten seconds, and those of servers are of everything that they do: a server does not tell
-//! its volumes apart. Concluded is only what stands out: nothing is slow by itself, a copy is slower than others.
+//! All figures are means of the last ten seconds, by device: devices of a pool are compared with each other and with no
+//! others. They are of everything in that pool: a server does not tell volumes apart. Concluded is only what stands out (nothing
+//! is slow by itself, a copy is slower than others), and where two causes look alike both are named.
 
 use crate::control::{disk_figures, Figures, HubInner};
-use crate::state::State;
-use quarry_base::{DeviceId, Nanos, SdsId};
-use quarry_control::{copy_times, WRITE_TIMES};
+use crate::state::{Ack, State};
+use quarry_base::{DeviceId, Nanos, PgId, PoolId, SdsId};
+use quarry_control::{led_times, COPIES_LEFT_OUT, COPY_TIMES, LED_TIMES};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What a server said longer ago than this is not of now.
 const FRESH: Duration = Duration::from_millis(1500);
+/// Within this time after a change of a group its requests were sent again, and their time is in no server's figures.
+const SETTLED: Duration = Duration::from_secs(15);
 /// Of fewer writes nothing is concluded.
 const FEWEST: u64 = 10;
+/// Of fewer operations of a disk nothing is concluded.
+const FEWEST_OPS: u64 = 4;
 /// Less than this is not slow, microseconds, ...
 const SLOW_US: u64 = 5_000;
 /// ... nor what is not so many times what the others take.
 const TIMES: u64 = 4;
-/// What is slow although no server is slower than the others, microseconds.
+/// What is slow although no device is slower than the others, microseconds.
 const ALL_SLOW_US: u64 = 50_000;
-/// Servers shown at most, the slowest.
+/// Mean size of a client's writes above which they are parts of several groups, bytes.
+const LARGE: f64 = 128.0 * 1024.0;
+/// Rows of primaries shown at most, the slowest.
 const SHOWN: usize = 8;
 
-/// What the clients of a volume saw lately: requests a second, and how long one takes in seconds.
+/// What the clients of a volume saw lately: requests a second, how long one takes in seconds, bytes written a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     pub writes: f64,
     pub write_seconds: Option<f64>,
+    pub write_bytes: f64,
     pub reads: f64,
     pub read_seconds: Option<f64>,
 }
 
-/// What a server says of the writes that it led.
+/// What a server says of the writes that it led on one of its devices.
 #[derive(Clone, Debug, Default)]
 struct Led {
     count: u64,
     mean_us: u64,
     admit_us: u64,
+    own_count: u64,
     own_us: u64,
-    /// Member, mean, number.
-    copies: Vec<(SdsId, u64, u64)>,
 }
 
-/// How long writes take to be durable on a server, whoever led them: mean, and how many it is of.
-type Durable = BTreeMap<SdsId, (u64, u64)>;
+/// A mean, and of how many.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    us: u64,
+    count: u64,
+}
+
+impl Mean {
+    fn join(&mut self, o: Mean) {
+        let sum =
+            u128::from(self.us) * u128::from(self.count) + u128::from(o.us) * u128::from(o.count);
+        self.count = self.count.saturating_add(o.count);
+        let us = sum.checked_div(u128::from(self.count)).unwrap_or(0);
+        self.us = u64::try_from(us).unwrap_or(u64::MAX);
+    }
+}
 
 /// Reasons with advice, and the figures.
 #[derive(Debug, Default)]
@@ -56,184 +77,237 @@ pub struct Found {
     pub timing: Value,
 }
 
-/// Looks at the writes led by `servers`; `seen` by the clients of the volume in question.
+/// Looks at the writes of some groups; `seen` by the clients of the volume in question.
 pub fn look(
     s: &State,
     hub: &HubInner,
-    servers: &BTreeSet<SdsId>,
+    pgs: &BTreeSet<PgId>,
     seen: Option<Seen>,
     at: Nanos,
 ) -> Found {
-    let all: BTreeMap<SdsId, Led> = hub
-        .sds
-        .iter()
-        .filter(|(_, l)| l.session.is_some() && at.since(l.heard) <= FRESH)
-        .filter_map(|(id, l)| Some((*id, led(s, &l.counters)?)))
-        .collect();
-    let durable = durable(&all);
-    let disks = disk_figures(hub, at);
-    let mine: BTreeMap<SdsId, &Led> =
-        all.iter().filter(|(id, _)| servers.contains(id)).map(|(id, l)| (*id, l)).collect();
-    let looked = Look { s, all: &all, durable: &durable, disks: &disks };
-    let mut why = looked.servers(&mine);
-    why.extend(mine.iter().filter_map(|(id, l)| looked.admission(*id, l)));
-    why.extend(seen.and_then(|seen| way(&mine, seen)));
-    Found { why, timing: looked.timing(&mine, seen) }
-}
-
-/// `None`: it led no writes lately.
-fn led(s: &State, counters: &BTreeMap<String, u64>) -> Option<Led> {
-    let of = |name: &str| counters.get(name).copied();
-    let [count, mean_us, admit_us, own_us] = WRITE_TIMES.map(|n| of(n).unwrap_or(0));
-    let copies = s.sds.keys().filter_map(|m| {
-        let [mean, n] = copy_times(*m);
-        Some((*m, of(&mean)?, of(&n)?))
-    });
-    (count > 0).then(|| Led { count, mean_us, admit_us, own_us, copies: copies.collect() })
-}
-
-fn durable(all: &BTreeMap<SdsId, Led>) -> Durable {
-    let mut sums: BTreeMap<SdsId, (u64, u64)> = BTreeMap::new();
-    for (id, l) in all {
-        for (sds, us, n) in l.copies.iter().copied().chain([(*id, l.own_us, l.count)]) {
-            let (sum, of) = sums.entry(sds).or_default();
-            *sum = sum.saturating_add(us.saturating_mul(n));
-            *of += n;
-        }
+    let configs = || pgs.iter().filter_map(|p| s.pgs.get(p)).map(|p| &p.config);
+    let primaries: BTreeSet<DeviceId> = configs().filter_map(|c| c.primary).collect();
+    let members: BTreeSet<DeviceId> =
+        configs().flat_map(|c| c.in_sync.iter().map(|m| m.device)).collect();
+    let told = Told::of(s, hub, at);
+    let look = Look { s, told: &told, disks: &disk_figures(hub, at) };
+    let pools: BTreeSet<PoolId> = pgs.iter().map(|p| p.pool()).collect();
+    let mut why = Vec::new();
+    for pool in pools {
+        let mine: BTreeSet<DeviceId> = s.pool_devices(pool).map(|d| d.id).collect();
+        why.extend(look.pool(&mine, &members));
     }
-    sums.retain(|_, (_, n)| *n >= FEWEST);
-    sums.into_iter().map(|(id, (sum, n))| (id, (sum / n, n))).collect()
+    let led: Vec<(DeviceId, &Led)> =
+        told.led.iter().filter(|(d, _)| primaries.contains(d)).map(|(d, l)| (*d, l)).collect();
+    why.extend(led.iter().filter_map(|(d, l)| look.admission(*d, l)));
+    let changed = |p: &PgId| hub.pgs.get(p).is_none_or(|l| at.since(l.changed) < SETTLED);
+    let cached = pgs.iter().any(|p| s.pools.get(&p.pool()).is_some_and(|p| p.ack == Ack::Cached));
+    if let Some(seen) = seen.filter(|_| !cached && !pgs.iter().any(changed)) {
+        why.extend(before(&led, seen));
+    }
+    Found { why, timing: look.timing(led, seen) }
 }
 
-/// Most of what clients wait for is not at the servers.
-fn way(mine: &BTreeMap<SdsId, &Led>, seen: Seen) -> Option<(String, String)> {
-    let count: u64 = mine.values().map(|l| l.count).sum();
-    let sum: u64 = mine.values().map(|l| l.mean_us.saturating_mul(l.count)).sum();
-    let theirs = sum.checked_div(count).filter(|_| count >= FEWEST)?;
+/// What all servers that were heard a moment ago say.
+#[derive(Default)]
+struct Told {
+    led: BTreeMap<DeviceId, Led>,
+    /// By the server that led, and the member's device.
+    copies: BTreeMap<(SdsId, DeviceId), Mean>,
+    /// Servers that tell of their slowest members only.
+    partly: BTreeSet<SdsId>,
+}
+
+impl Told {
+    fn of(s: &State, hub: &HubInner, at: Nanos) -> Told {
+        let mut told = Told::default();
+        for (id, l) in &hub.sds {
+            if l.session.is_none() || at.since(l.heard) > FRESH {
+                continue;
+            }
+            for d in s.devices.values().filter(|d| d.sds == *id) {
+                let [count, mean_us, admit_us, own_count, own_us] =
+                    LED_TIMES.map(|w| l.counters.get(&led_times(d.id, w)).copied().unwrap_or(0));
+                if count > 0 {
+                    told.led.insert(d.id, Led { count, mean_us, admit_us, own_count, own_us });
+                }
+            }
+            let from = l.counters.range(COPY_TIMES.to_string()..);
+            for (name, n) in from.take_while(|(name, _)| name.starts_with(COPY_TIMES)) {
+                let Some((device, what)) =
+                    name.strip_prefix(COPY_TIMES).and_then(|x| x.split_once('.'))
+                else {
+                    continue;
+                };
+                let Ok(device) = device.parse().map(DeviceId) else { continue };
+                let m = told.copies.entry((*id, device)).or_default();
+                match what {
+                    "mean_us" => m.us = *n,
+                    "count" => m.count = *n,
+                    _ => {}
+                }
+            }
+            told.partly.extend(l.counters.contains_key(COPIES_LEFT_OUT).then_some(*id));
+        }
+        told
+    }
+
+    /// How long writes take to be durable on a device: those that it leads, or those that others lead, whichever is longer.
+    fn durable(&self, device: DeviceId) -> Option<Mean> {
+        let own = self.led.get(&device).map(|l| Mean { us: l.own_us, count: l.own_count });
+        let of: Vec<_> = self.copies.iter().filter(|(k, _)| k.1 == device).collect();
+        let partly = of.iter().all(|(k, _)| self.partly.contains(&k.0));
+        if own.is_none() && partly && of.len() < 2 {
+            // One server that tells of the slowest only: others may find it quick.
+            return None;
+        }
+        let mut copies = Mean::default();
+        of.iter().for_each(|(_, m)| copies.join(**m));
+        // Not their mean: what it leads itself knows no network, and would hide one that is slow.
+        let both = [own.unwrap_or_default(), copies];
+        both.into_iter().filter(|m| m.count >= FEWEST).max_by_key(|m| m.us)
+    }
+}
+
+/// Much of what clients wait for is before the servers.
+fn before(led: &[(DeviceId, &Led)], seen: Seen) -> Option<(String, String)> {
+    let mut theirs = Mean::default();
+    led.iter().for_each(|(_, l)| theirs.join(Mean { us: l.mean_us, count: l.count }));
     let us = (seen.write_seconds? * 1e6) as u64;
-    let rest = us.saturating_sub(theirs);
-    (rest >= SLOW_US && rest >= us / 2).then(|| {
+    let rest = us.saturating_sub(theirs.us);
+    let large = seen.write_bytes > LARGE * seen.writes;
+    (theirs.count >= FEWEST && !large && rest >= SLOW_US && rest >= us / 2).then(|| {
         (
-            format!("a write takes {} at the client and {} at the servers: the rest is on the way between them, or the client's host is busy", ms(us), ms(theirs)),
-            "ping and `ss -ti` between the client's host and the servers; processor time there of sdc-nbd and of what uses the volume".to_string(),
+            format!("a write takes {} at the client and {} at the servers: the rest is before them: in the client's queue, on the network, or in requests that are sent again", ms(us), ms(theirs.us)),
+            "on the client's host: ping and `ss -ti` to the servers, processor time of sdc-nbd and of what uses the volume, quarry_sdc_retries_total; many writes to the same blocks wait for each other".to_string(),
         )
     })
 }
 
 struct Look<'a> {
     s: &'a State,
-    all: &'a BTreeMap<SdsId, Led>,
-    durable: &'a Durable,
+    told: &'a Told,
     disks: &'a BTreeMap<DeviceId, Figures>,
 }
 
 impl Look<'_> {
-    fn name(&self, id: SdsId) -> &str {
-        self.s.sds.get(&id).map_or("?", |x| x.name.as_str())
+    /// The server of a device.
+    fn sds(&self, device: DeviceId) -> &str {
+        let sds = self.s.devices.get(&device).and_then(|d| self.s.sds.get(&d.sds));
+        sds.map_or("?", |x| x.name.as_str())
     }
 
-    /// The slowest disk of a server: half of its operations take longer than this, microseconds.
-    fn disk(&self, id: SdsId) -> Option<(DeviceId, u64)> {
-        let own = self.s.devices.values().filter(|d| d.sds == id);
-        let told = own.filter_map(|d| Some((d.id, self.disks.get(&d.id)?)));
-        told.filter(|(_, f)| f.ops > 0).map(|(d, f)| (d, f.median_us)).max_by_key(|d| d.1)
-    }
-
-    /// Those who have copies of what `mine` lead, and are slower than the others.
-    fn servers(&self, mine: &BTreeMap<SdsId, &Led>) -> Vec<(String, String)> {
-        let copies = mine.values().flat_map(|l| l.copies.iter().map(|c| c.0));
-        let concerned: BTreeSet<SdsId> = copies.chain(mine.keys().copied()).collect();
+    /// Members that are slower than the other devices of their pool.
+    fn pool(
+        &self,
+        pool: &BTreeSet<DeviceId>,
+        members: &BTreeSet<DeviceId>,
+    ) -> Vec<(String, String)> {
+        let durable: BTreeMap<DeviceId, u64> =
+            pool.iter().filter_map(|d| Some((*d, self.told.durable(*d)?.us))).collect();
         let mut slow = Vec::new();
-        for id in &concerned {
-            let Some((us, _)) = self.durable.get(id).copied() else { continue };
-            let mut others: Vec<u64> =
-                self.durable.iter().filter(|o| o.0 != id).map(|o| o.1 .0).collect();
+        for (d, us) in durable.iter().filter(|(d, _)| members.contains(d)) {
+            let mut others: Vec<u64> = durable.iter().filter(|o| o.0 != d).map(|o| *o.1).collect();
             others.sort_unstable();
-            let Some(usual) = others.get(others.len().saturating_sub(1) / 2).copied() else {
-                continue;
-            };
-            if us >= SLOW_US && us >= usual.saturating_mul(TIMES) {
-                slow.push(self.one(*id, us, Some(usual)));
+            let Some(usual) = others.get(others.len() / 2).copied() else { continue };
+            if *us >= SLOW_US && *us >= usual.saturating_mul(TIMES) {
+                slow.push(self.one(*d, *us, usual));
             }
         }
         if slow.is_empty() {
-            let all: Vec<_> =
-                concerned.iter().filter_map(|id| Some((*id, self.durable.get(id)?.0))).collect();
-            let fastest = all.iter().min_by_key(|x| x.1).filter(|x| x.1 >= ALL_SLOW_US);
-            slow.extend(fastest.map(|(id, us)| self.one(*id, *us, None)));
+            slow.extend(pool.intersection(members).filter_map(|d| self.sender(*d, pool)));
+        }
+        if slow.is_empty() {
+            let fastest = durable.values().min().filter(|us| **us >= ALL_SLOW_US);
+            slow.extend(fastest.map(|us| {
+                (
+                    format!("writes are slow on every device of the pool: {} until one is durable on the fastest", ms(*us)),
+                    "the disks are at their limit, or share one: fewer writes, more or faster devices".to_string(),
+                )
+            }));
         }
         slow
     }
 
-    fn one(&self, id: SdsId, us: u64, others: Option<u64>) -> (String, String) {
-        let name = self.name(id);
-        let what = match others {
-            Some(o) => {
-                format!(
-                    "writes are durable on sds {name} after {}, on others after {}",
-                    ms(us),
-                    ms(o)
-                )
-            }
-            None => format!(
-                "writes are slow everywhere: durable on sds {name}, the fastest, after {}",
-                ms(us)
-            ),
-        };
-        let half = |x: u64| x.saturating_mul(2) >= us;
-        let disk = self.disk(id);
-        if let Some((d, median)) = disk.filter(|d| half(d.1)) {
-            let todo = match others {
-                Some(_) => format!("look at that disk (SMART, dmesg, who else uses it); if it stays so: scli device drain --id {d}"),
-                None => "the disks are at their limit, or share one: fewer writes, more or faster devices".to_string(),
-            };
-            let why =
-                format!("{what}: its device {d} takes {} for half of its operations", ms(median));
-            return (why, todo);
-        }
-        // Of those that it leads itself no network is in the time.
-        let own = self.all.get(&id).filter(|l| l.count >= FEWEST).map(|l| l.own_us);
-        let host = format!("what else runs on the host of sds {name}");
-        match (own, disk) {
-            (Some(own), _) if half(own) => (
-                format!("{what}; those that it leads itself, too ({}): it is one of its disks, or its host", ms(own)),
-                format!("look at its disks (quarry_device_request_seconds by device, SMART, dmesg) and at {host}"),
-            ),
-            (None, None) => (what, format!("look at its disks, its network and at {host}")),
-            (own, disk) => {
-                let local = own.or(disk.map(|d| d.1)).unwrap_or(0);
-                (
-                    format!("{what}, but its own disks take {} only: it is on the way to it, or its host", ms(local)),
-                    format!("look at the network to it (ping, `ss -ti`) and at {host}"),
-                )
-            }
-        }
-    }
-
-    /// Writes wait before they have their place in the order.
-    fn admission(&self, id: SdsId, l: &Led) -> Option<(String, String)> {
-        let waits = l.admit_us >= SLOW_US && l.admit_us >= l.mean_us / 2 && l.count >= FEWEST;
-        waits.then(|| {
+    /// A primary whose copies are late on all members alike, though its own are not: it is what they have in common.
+    fn sender(&self, device: DeviceId, pool: &BTreeSet<DeviceId>) -> Option<(String, String)> {
+        let sds = self.s.devices.get(&device)?.sds;
+        let own = self.told.led.get(&device).filter(|l| l.own_count >= FEWEST)?.own_us;
+        let copies = self.told.copies.iter().filter(|(k, m)| k.0 == sds && m.count >= FEWEST);
+        let us: Vec<u64> = copies.filter(|(k, _)| pool.contains(&k.1)).map(|(_, m)| m.us).collect();
+        let least = us.iter().copied().min().filter(|_| us.len() > 1)?;
+        (least >= SLOW_US && least >= own.saturating_mul(TIMES)).then(|| {
+            let name = self.sds(device);
             (
-                format!("at sds {}, of the {} that a write takes it waits {} before it is begun: for room in a log or on a device, or for writes of the same blocks", self.name(id), ms(l.mean_us), ms(l.admit_us)),
-                "quarry_sds_events_total there says what for: window_waits (many writes at once), log_waits (disks slower than the writes), credit_waits (a member short of space)".to_string(),
+                format!("copies of what sds {name} leads are late on all their servers alike ({} at least, {} on itself): it is the way from it, or its host", ms(least), ms(own)),
+                format!("look at the network of the host of sds {name} (ping, `ss -ti`, how full the link is) and at what else runs there"),
             )
         })
     }
 
-    fn timing(&self, mine: &BTreeMap<SdsId, &Led>, seen: Option<Seen>) -> Value {
+    fn one(&self, device: DeviceId, us: u64, usual: u64) -> (String, String) {
+        let name = self.sds(device);
+        let what = format!(
+            "writes are durable on device {device} of sds {name} after {}, on others of the pool after {}",
+            ms(us),
+            ms(usual)
+        );
+        let half = |x: u64| x.saturating_mul(2) >= us;
+        let disk = self.disks.get(&device).filter(|f| f.ops >= FEWEST_OPS).map(|f| f.median_us);
+        if let Some(median) = disk.filter(|m| half(*m)) {
+            return (
+                format!("{what}: the disk takes {} for half of its operations", ms(median)),
+                format!("look at that disk (SMART, dmesg, who else uses it); if it stays so: scli device drain --id {device}"),
+            );
+        }
+        let host = format!("what else runs on the host of sds {name}");
+        // Of those that it leads itself no network is in the time.
+        let own = self.told.led.get(&device).filter(|l| l.own_count >= FEWEST).map(|l| l.own_us);
+        match own {
+            Some(own) if half(own) => (
+                format!("{what}; those that it leads itself, too ({}): it is the disk, or the host", ms(own)),
+                format!("look at the disk (quarry_device_request_seconds, SMART, dmesg) and at {host}"),
+            ),
+            Some(own) => (
+                format!("{what}, those that it leads itself after {}: it is the way to it, or its host", ms(own)),
+                format!("look at the network to it (ping, `ss -ti`) and at {host}"),
+            ),
+            None => (
+                format!("{what}: the disk, the host, or the way to it"),
+                format!("look at the disk (quarry_device_request_seconds), the network to it (ping, `ss -ti`) and at {host}"),
+            ),
+        }
+    }
+
+    /// Writes wait before they have their place in the order.
+    fn admission(&self, device: DeviceId, l: &Led) -> Option<(String, String)> {
+        let waits = l.admit_us >= SLOW_US && l.admit_us >= l.mean_us / 2 && l.count >= FEWEST;
+        waits.then(|| {
+            (
+                format!("at sds {}, of the {} that a write takes it waits {} before it is begun: for room in a log or on a device, for writes of the same blocks, for enough copies, or for the rest of a page that it is a part of", self.sds(device), ms(l.mean_us), ms(l.admit_us)),
+                "quarry_sds_events_total there says what for: window_waits (many writes at once), log_waits (disks slower than the writes), credit_waits (a member short of space), merges (writes that are no whole pages)".to_string(),
+            )
+        })
+    }
+
+    fn timing(&self, mut led: Vec<(DeviceId, &Led)>, seen: Option<Seen>) -> Value {
         let seen = seen.filter(|x| x.write_seconds.is_some() || x.read_seconds.is_some());
-        if mine.is_empty() && seen.is_none() {
+        if led.is_empty() && seen.is_none() {
             return Value::Null;
         }
-        let mut rows: Vec<(SdsId, &Led)> = mine.iter().map(|(id, l)| (*id, *l)).collect();
-        rows.sort_by_key(|(id, l)| (std::cmp::Reverse(l.mean_us), *id));
-        let copy = |c: &(SdsId, u64, u64)| json!({"sds": self.name(c.0), "seconds": seconds(c.1)});
-        let row = |(id, l): &(SdsId, &Led)| {
+        led.sort_by_key(|(d, l)| (std::cmp::Reverse(l.mean_us), *d));
+        let row = |(d, l): &(DeviceId, &Led)| {
+            let place = self.s.devices.get(d).map(|x| (x.sds, x.pool));
+            let (sds, pool) = place.unwrap_or_default();
+            let of = self.told.copies.iter().filter(|(k, _)| k.0 == sds);
+            let same = of.filter(|(k, _)| self.s.devices.get(&k.1).is_some_and(|x| x.pool == pool));
+            let copies = same.map(
+                |(k, m)| json!({"sds": self.sds(k.1), "device": k.1, "seconds": seconds(m.us)}),
+            );
             json!({
-                "sds": self.name(*id), "writes": l.count, "write_seconds": seconds(l.mean_us),
+                "sds": self.sds(*d), "device": d, "writes": l.count, "write_seconds": seconds(l.mean_us),
                 "admit_seconds": seconds(l.admit_us), "own_seconds": seconds(l.own_us),
-                "copies": l.copies.iter().map(copy).collect::<Vec<_>>(),
+                "copies": copies.collect::<Vec<_>>(),
             })
         };
         let client = seen.map(|x| {
@@ -242,7 +316,7 @@ impl Look<'_> {
                 "reads_per_second": x.reads, "read_seconds": x.read_seconds,
             })
         });
-        json!({"client": client, "servers": rows.iter().take(SHOWN).map(row).collect::<Vec<_>>()})
+        json!({"client": client, "servers": led.iter().take(SHOWN).map(row).collect::<Vec<_>>()})
     }
 }
 

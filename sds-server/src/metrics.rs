@@ -1,6 +1,7 @@
 //! What the daemon exports. Per-I/O values are atomics touched by the shard; levels are published by it
 //! a few times a second and read when somebody scrapes.
 
+use quarry_base::DeviceId;
 use quarry_metrics::{Counter, Family, Histo, Metrics};
 use quarry_replica::{Spell, WriteTimes};
 use quarry_ring::RingStats;
@@ -372,7 +373,7 @@ impl SdsMetrics {
         );
         self.parts(
             "quarry_sds_write_seconds_total",
-            "Time of writes at their primary, by part: answer (arrival to answer), admit (to its place in the order), own (from there to durable here), copy (to durable on a member)",
+            "Time of writes at their primary, by part: answer (arrival to answer), admit (to its place in the order), own (from there to durable on the primary's device), copy (to durable on a member's)",
             |s| s.nanos as f64 / 1e9,
         );
         self.parts(
@@ -412,19 +413,20 @@ impl SdsMetrics {
 }
 
 impl SdsMetrics {
-    /// A counter of the parts of writes; `sds` is the member's number for copies, else empty.
+    /// A counter of the parts of writes, by the device that took the time: the primary's, or for copies a member's.
     fn parts(&self, name: &'static str, help: &'static str, value: fn(&Spell) -> f64) {
         let p = Arc::clone(&self.published);
-        self.registry.counter_fn(name, help, &["part", "sds"], move || {
+        self.registry.counter_fn(name, help, &["part", "device_id"], move || {
             with(&p, |p| {
                 let t = &p.write_times;
-                let here = [("answer", &t.answered), ("admit", &t.admitted), ("own", &t.own)];
-                let here = here.map(|(part, s)| (vec![part.to_string(), String::new()], value(s)));
-                let copies = t
-                    .copies
-                    .iter()
-                    .map(|(sds, s)| (vec!["copy".to_string(), sds.to_string()], value(s)));
-                here.into_iter().chain(copies).collect()
+                let row = |part: &str, id: &DeviceId, s: &Spell| {
+                    (vec![part.to_string(), id.to_string()], value(s))
+                };
+                let led = t.led.iter().flat_map(|(id, l)| {
+                    let parts = [("answer", &l.answered), ("admit", &l.admitted), ("own", &l.own)];
+                    parts.map(|(part, s)| row(part, id, s))
+                });
+                led.chain(t.copies.iter().map(|(id, s)| row("copy", id, s))).collect()
             })
         });
     }

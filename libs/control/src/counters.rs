@@ -1,6 +1,6 @@
 //! Names of counters in an SDS's heartbeats that both ends know.
 
-use quarry_base::{DeviceId, SdsId};
+use quarry_base::DeviceId;
 
 /// What is told of the passes of a device's scrub that have ended since its server started.
 pub const SCRUB_ENDED: [&str; 5] =
@@ -22,16 +22,27 @@ pub fn disk_times(device: DeviceId) -> [String; 2] {
     [format!("device.{device}.write_median_us"), format!("device.{device}.write_recent_ops")]
 }
 
-/// What writes took in the last ten seconds at a server, as their primary: how many were answered; mean microseconds from the
-/// arrival to the answer, to their place in the order, and from there until they were durable on the primary itself. Left out
-/// where there were none.
-pub const WRITE_TIMES: [&str; 4] =
-    ["write_times.count", "write_times.mean_us", "write_times.admit_us", "write_times.own_us"];
+/// What writes took in the last ten seconds that a server led on one of its devices: how many were answered; mean microseconds
+/// from the arrival to the answer, and to their place in the order; of how many the last figure is: from there until they were
+/// durable on the device. Left out where there were none.
+pub const LED_TIMES: [&str; 5] = ["count", "mean_us", "admit_us", "own_count", "own_us"];
 
-/// The same of a member: mean microseconds from the place in the order until it had reported them durable, and their number.
-pub fn copy_times(member: SdsId) -> [String; 2] {
-    [format!("copy_times.{member}.mean_us"), format!("copy_times.{member}.count")]
+/// The counter of one of [`LED_TIMES`].
+pub fn led_times(device: DeviceId, what: &str) -> String {
+    format!("led_times.{device}.{what}")
 }
+
+/// Begin of the names of [`copy_times`].
+pub const COPY_TIMES: &str = "copy_times.";
+
+/// The same of a member's device: mean microseconds from the place in the order until it had reported them durable, and their
+/// number.
+pub fn copy_times(member: DeviceId) -> [String; 2] {
+    [format!("{COPY_TIMES}{member}.mean_us"), format!("{COPY_TIMES}{member}.count")]
+}
+
+/// The counter of members' devices that are not told of, as they are quicker than those that are.
+pub const COPIES_LEFT_OUT: &str = "copies_left_out";
 
 /// The counter of one of [`SCRUB_ENDED`].
 pub fn scrub_ended(device: DeviceId, what: &str) -> String {

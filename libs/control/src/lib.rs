@@ -16,7 +16,8 @@ mod told;
 
 pub use client::{Session, SessionConfig, SessionEvent};
 pub use counters::{
-    copy_times, disk_times, promised, scrub_ended, stalled, SCRUB_ENDED, WRITE_TIMES,
+    copy_times, disk_times, led_times, promised, scrub_ended, stalled, COPIES_LEFT_OUT, COPY_TIMES,
+    LED_TIMES, SCRUB_ENDED,
 };
 pub use file::replace_file;
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};

@@ -38,4 +38,4 @@ pub use meta::{MetaError, PgMeta, META_VERSION};
 pub use planted::{Bug, BUGS};
 pub use reports::{haves_of, DeviceStats};
 pub use stats::EngineStats;
-pub use times::{Spell, WriteTimes};
+pub use times::{LedTimes, Spell, WriteTimes};

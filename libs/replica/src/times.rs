@@ -1,8 +1,9 @@
 //! Where the time of writes goes, as their primary sees it.
 //!
-//! Sums that only grow: whoever keeps two of them knows the time between. Nothing is decided by them.
+//! Sums that only grow: whoever keeps two of them knows the time between. Nothing is decided by them. By device, as devices of
+//! different kinds lie in one server, and of one pool alone can be compared.
 
-use quarry_base::{Nanos, SdsId};
+use quarry_base::{DeviceId, Nanos};
 use std::collections::BTreeMap;
 
 /// How often something took place, and the sum of the times it took.
@@ -39,15 +40,22 @@ impl Spell {
     }
 }
 
-/// Writes and zeroes of clients at their primaries in this process. What is sent again while it waits is in it once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WriteTimes {
+/// Writes and zeroes of clients at one device as the primary's. What is sent again while it waits is in it once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LedTimes {
     /// From the arrival to the answer (with `ack = cached` and FUA: to the question for the flush).
     pub answered: Spell,
-    /// From the arrival to its place in the order: what waits for room, locks or members waits here.
+    /// From the arrival to its place in the order: what waits for room, locks, pages to be read or members waits here.
     pub admitted: Spell,
-    /// From there until it was durable on the primary (`ack = cached`: written).
+    /// From there until it was durable on the device (`ack = cached`: written).
     pub own: Spell,
-    /// The same until a member that counts had reported it durable: network, its host and its disk.
-    pub copies: BTreeMap<SdsId, Spell>,
+}
+
+/// Writes that this process led.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteTimes {
+    /// By the primary's device, one of ours.
+    pub led: BTreeMap<DeviceId, LedTimes>,
+    /// By a member's device: from the place in the order until it had reported a write durable: network, its host and its disk.
+    pub copies: BTreeMap<DeviceId, Spell>,
 }

@@ -105,7 +105,7 @@ pub struct RingStats {
     pub stray_cqes: u64,
     /// Connections present, those being torn down included.
     pub conns: u64,
-    /// Operations in the kernel or waiting for it now.
+    /// Operations in the kernel, waiting for it or waiting to be told of now.
     pub inflight: u64,
 }
 

@@ -26,6 +26,10 @@ impl Ended {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.first.len() + self.behind.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_empty() && self.behind.is_empty()
     }

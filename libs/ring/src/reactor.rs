@@ -159,7 +159,7 @@ impl Reactor {
         self.stats.turns += 1;
         while self.round(wait_until)? {}
         self.stats.conns = self.conns.len() as u64;
-        self.stats.inflight = self.ops.len() as u64;
+        self.stats.inflight = (self.ops.len() + self.ended.len()) as u64;
         out.append(&mut self.ready);
         Ok(())
     }

@@ -297,6 +297,9 @@ impl Store {
     }
 
     fn write_tables(&mut self, ops: &mut Vec<DiskOp>) {
+        // Where writes wait for room in the log they wait for these.
+        let presses = self.log.refused || self.is_log_filling();
+        let sync = if presses { WriteSync::None } else { WriteSync::Behind };
         let Some(run) = self.ckpt.run.as_mut() else { return };
         while run.in_flight < TABLE_DEPTH {
             let Some(w) = run.queue.pop_if(|w| matches!(w.pages, Pages::Ready(_))) else { break };
@@ -305,7 +308,7 @@ impl Store {
             run.written.push((w.group, w.side, w.crc));
             let offset = self.sp.layout.group_offset(w.group, w.side);
             let id = self.ops.start(OpKind::Table);
-            ops.push(DiskOp::Write { id, offset, data: vec![data], sync: WriteSync::Behind });
+            ops.push(DiskOp::Write { id, offset, data: vec![data], sync });
         }
         let ready =
             run.in_flight == 0 && run.queue.is_empty() && self.log.written_lsn >= run.marker_lsn;

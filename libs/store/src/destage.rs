@@ -140,22 +140,27 @@ impl Store {
                 Pick::NoSlot => self.destage.starved.push_back((idx, key)),
             }
         }
-        self.write_merged(pages, ops);
+        // Where writes wait for room they wait for these.
+        let sync = if self.destage_presses(now) { WriteSync::None } else { WriteSync::Behind };
+        self.write_merged(pages, sync, ops);
     }
 
     /// Blocks that this turn begins at most.
     fn destage_step(&mut self, now: Nanos) -> u64 {
         let came = self.sp.last_lsn - std::mem::replace(&mut self.destage.seen, self.sp.last_lsn);
-        let presses = self.ckpt.flush_wanted()
+        match self.destage_presses(now) {
+            true => u64::MAX,
+            false => STEP + 2 * came,
+        }
+    }
+
+    /// It has to be quick, or nobody minds.
+    fn destage_presses(&self, now: Nanos) -> bool {
+        self.ckpt.flush_wanted()
             || self.log.refused
             || self.is_log_filling()
             || self.space_is_short()
-            || self.is_idle_time(now);
-        if presses {
-            u64::MAX
-        } else {
-            STEP + 2 * came
-        }
+            || self.is_idle_time(now)
     }
 
     /// Gets the sync mark into the log: a sync, then a batch that says so, itself synced.
@@ -274,7 +279,12 @@ impl Store {
         Pick::Taken
     }
 
-    pub(crate) fn write_merged(&mut self, mut pages: Pages, ops: &mut Vec<DiskOp>) {
+    pub(crate) fn write_merged(
+        &mut self,
+        mut pages: Pages,
+        sync: WriteSync,
+        ops: &mut Vec<DiskOp>,
+    ) {
         pages.sort_unstable_by_key(|p| p.0);
         let mut it = pages.into_iter().peekable();
         while let Some((offset, data, job)) = it.next() {
@@ -295,7 +305,7 @@ impl Store {
             }
             self.sp.stats.destage_writes += 1;
             let id = self.ops.start(OpKind::Destage(jobs));
-            ops.push(DiskOp::Write { id, offset, data, sync: WriteSync::Behind });
+            ops.push(DiskOp::Write { id, offset, data, sync });
         }
     }
 

@@ -17,7 +17,7 @@ use crate::read::touches;
 use crate::seal::Checks;
 use crate::space::Space;
 use crate::store::Store;
-use crate::types::{AppendId, Appended, BlockCopy, BlockKey, DiskOp, StoreEvent};
+use crate::types::{AppendId, Appended, BlockCopy, BlockKey, DiskOp, StoreEvent, WriteSync};
 use bytes::Bytes;
 use quarry_base::{PgId, Seq, Version, BLOCK, PAGE};
 use std::collections::HashMap;
@@ -153,7 +153,7 @@ impl Store {
                 self.place.list.push(w);
             }
         }
-        self.write_merged(pages, ops);
+        self.write_merged(pages, WriteSync::None, ops);
     }
 
     /// Has anything moved that an intent may wait for: batches written and synced, jobs ended, records applied, new intents?

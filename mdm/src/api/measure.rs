@@ -78,6 +78,7 @@ pub fn seen(api: &Api, id: VolumeId) -> Seen {
     Seen {
         writes: value("write_ops").unwrap_or(0.0),
         write_seconds: value("write_latency_seconds"),
+        write_bytes: value("write_bytes").unwrap_or(0.0),
         reads: value("read_ops").unwrap_or(0.0),
         read_seconds: value("read_latency_seconds"),
     }

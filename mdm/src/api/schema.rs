@@ -442,6 +442,7 @@ pub const OBJECTS: &[Object] = &[
         "ServerTiming",
         &[
             ("sds", "string"),
+            ("device", "integer"),
             ("writes", "integer"),
             ("write_seconds", "number"),
             ("admit_seconds", "number"),
@@ -449,7 +450,7 @@ pub const OBJECTS: &[Object] = &[
             ("copies", "[CopyTiming]"),
         ],
     ),
-    ("CopyTiming", &[("sds", "string"), ("seconds", "number")]),
+    ("CopyTiming", &[("sds", "string"), ("device", "integer"), ("seconds", "number")]),
     ("Counters", &[("id", "integer"), ("name", "string"), ("counters", "map")]),
     ("Targets", &[("targets", "[string]"), ("labels", "map")]),
 ];

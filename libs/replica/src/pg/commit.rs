@@ -60,10 +60,13 @@ impl Primary {
     /// Answers what is durable everywhere, in order. Only an active primary does (R18). The commit point
     /// itself moves in the turn that follows: an answer is not held up by the work that comes of it.
     pub fn acknowledge(&mut self, cx: &mut Cx) {
-        if !self.active || self.sequenced.is_empty() {
+        if self.sequenced.is_empty() {
             return;
         }
         self.note_times(cx);
+        if !self.active {
+            return;
+        }
         let upto = self.commit.max(self.durable_everywhere(cx));
         while self.sequenced.front().is_some_and(|s| s.seq <= upto) {
             let Some(s) = self.sequenced.pop_front() else { break };
@@ -72,10 +75,7 @@ impl Primary {
                 self.window_records -= 1;
             }
             cx.stats.acks += 1;
-            if let Some((came, at)) = s.times {
-                cx.times.answered.add(came, cx.now);
-                cx.times.admitted.add(came, at);
-            }
+            self.note_answer(&s, cx);
             if self.needs_flush(&s.h, cx) {
                 cx.stats.flushes += 1;
                 self.flush_later(s.h, s.link);

@@ -11,14 +11,31 @@ impl Primary {
     /// Notes what has become durable since the last time. To be called before it is answered, which forgets it.
     pub(super) fn note_times(&mut self, cx: &mut Cx) {
         let own = cx.stable(self.pg).seq;
-        cx.times.own.join(between(&self.sequenced, self.own_noted, own, cx.now));
+        let spell = between(&self.sequenced, self.own_noted, own, cx.now);
+        if spell.count > 0 {
+            cx.times.led.entry(self.device).or_default().own.join(spell);
+        }
         self.own_noted = self.own_noted.max(own);
-        for f in self.followers.iter_mut().filter(|f| f.counts()) {
-            let spell = between(&self.sequenced, f.noted, f.report(), cx.now);
+        for f in &mut self.followers {
+            let from = f.noted;
             f.noted = f.noted.max(f.report());
-            if spell.count > 0 {
-                cx.times.copies.entry(f.member.sds).or_default().join(spell);
+            // One that does not count is sent things when it suits.
+            if f.counts() {
+                let spell = between(&self.sequenced, from, f.noted, cx.now);
+                if spell.count > 0 {
+                    cx.times.copies.entry(f.member.device).or_default().join(spell);
+                }
             }
+        }
+    }
+
+    /// Notes a write that is answered.
+    pub(super) fn note_answer(&self, s: &Sequenced, cx: &mut Cx) {
+        if let Some((came, at)) = s.times {
+            let now = cx.now;
+            let led = cx.times.led.entry(self.device).or_default();
+            led.answered.add(came, now);
+            led.admitted.add(came, at);
         }
     }
 }

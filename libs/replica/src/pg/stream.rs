@@ -50,7 +50,7 @@ pub(crate) struct Follower {
     unanswered: u32,
     /// Everything up to here is durable there; kept over a new stream of this epoch.
     report: Seq,
-    /// The time that records took to be durable there is noted up to this one.
+    /// The time that records took to be durable there is noted up to this one (while it counts).
     pub noted: Seq,
     /// Commit point it was told.
     pub told: Seq,
