@@ -27,9 +27,12 @@ pub fn disk_times(device: DeviceId) -> [String; 2] {
 /// durable on the device. Left out where there were none.
 pub const LED_TIMES: [&str; 5] = ["count", "mean_us", "admit_us", "own_count", "own_us"];
 
+/// Begin of the names of [`led_times`].
+pub const LED_PREFIX: &str = "led_times.";
+
 /// The counter of one of [`LED_TIMES`].
 pub fn led_times(device: DeviceId, what: &str) -> String {
-    format!("led_times.{device}.{what}")
+    format!("{LED_PREFIX}{device}.{what}")
 }
 
 /// Begin of the names of [`copy_times`].

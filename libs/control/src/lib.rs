@@ -17,7 +17,7 @@ mod told;
 pub use client::{Session, SessionConfig, SessionEvent};
 pub use counters::{
     copy_times, disk_times, led_times, promised, scrub_ended, stalled, COPIES_LEFT_OUT, COPY_TIMES,
-    LED_TIMES, SCRUB_ENDED,
+    LED_PREFIX, LED_TIMES, SCRUB_ENDED,
 };
 pub use file::replace_file;
 pub use frame::{read_message, write_message, ControlError, MAX_MESSAGE};

@@ -297,9 +297,7 @@ impl Store {
     }
 
     fn write_tables(&mut self, ops: &mut Vec<DiskOp>) {
-        // Where writes wait for room in the log they wait for these.
-        let presses = self.log.refused || self.is_log_filling();
-        let sync = if presses { WriteSync::None } else { WriteSync::Behind };
+        let sync = self.behind();
         let Some(run) = self.ckpt.run.as_mut() else { return };
         while run.in_flight < TABLE_DEPTH {
             let Some(w) = run.queue.pop_if(|w| matches!(w.pages, Pages::Ready(_))) else { break };

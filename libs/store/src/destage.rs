@@ -140,9 +140,7 @@ impl Store {
                 Pick::NoSlot => self.destage.starved.push_back((idx, key)),
             }
         }
-        // Where writes wait for room they wait for these.
-        let sync = if self.destage_presses(now) { WriteSync::None } else { WriteSync::Behind };
-        self.write_merged(pages, sync, ops);
+        self.write_merged(pages, self.behind(), ops);
     }
 
     /// Blocks that this turn begins at most.
@@ -151,6 +149,14 @@ impl Store {
         match self.destage_presses(now) {
             true => u64::MAX,
             false => STEP + 2 * came,
+        }
+    }
+
+    /// Nobody waits for destages and table pages, unless writes wait for room in the log or for slots.
+    pub(crate) fn behind(&self) -> WriteSync {
+        match self.log.refused || self.space_is_short() {
+            true => WriteSync::None,
+            false => WriteSync::Behind,
         }
     }
 

@@ -446,11 +446,15 @@ pub const OBJECTS: &[Object] = &[
             ("writes", "integer"),
             ("write_seconds", "number"),
             ("admit_seconds", "number"),
-            ("own_seconds", "number"),
+            ("own_seconds", "number?"),
             ("copies", "[CopyTiming]"),
+            ("more_copies", "integer"),
         ],
     ),
-    ("CopyTiming", &[("sds", "string"), ("device", "integer"), ("seconds", "number")]),
+    (
+        "CopyTiming",
+        &[("sds", "string"), ("device", "integer"), ("seconds", "number"), ("writes", "integer")],
+    ),
     ("Counters", &[("id", "integer"), ("name", "string"), ("counters", "map")]),
     ("Targets", &[("targets", "[string]"), ("labels", "map")]),
 ];

@@ -72,17 +72,24 @@ fn timing(t: Option<&Value>) -> Vec<Value> {
         out.push(format!("at the client: {} (last 10 s)", parts.join(", ")).into());
     }
     for s in t.get("servers").and_then(Value::as_array).into_iter().flatten() {
-        let name = |v: &Value| v.get("sds").and_then(Value::as_str).unwrap_or("?").to_string();
-        let of = |key: &str| ms(number(s, key).unwrap_or(0.0));
+        let sds = |v: &Value| v.get("sds").and_then(Value::as_str).unwrap_or("?").to_string();
+        let device = |v: &Value| v.get("device").map(Value::to_string).unwrap_or_default();
+        let of = |key: &str| number(s, key).map_or("?".to_string(), ms);
         let mut line = format!(
-            "at sds {}: {} a write; {} until it is begun, then {} until durable there",
-            name(s),
+            "device {} of sds {}: {} a write; {} until it is begun, then {} until it is there",
+            device(s),
+            sds(s),
             of("write_seconds"),
             of("admit_seconds"),
             of("own_seconds"),
         );
         for c in s.get("copies").and_then(Value::as_array).into_iter().flatten() {
-            line += &format!(", {} on {}", ms(number(c, "seconds").unwrap_or(0.0)), name(c));
+            let t = number(c, "seconds").map_or("?".to_string(), ms);
+            line += &format!(", {t} on device {} ({})", device(c), sds(c));
+        }
+        match s.get("more_copies").and_then(Value::as_u64).unwrap_or(0) {
+            0 => {}
+            n => line += &format!(", less on {n} more"),
         }
         out.push(line.into());
     }
@@ -123,12 +130,12 @@ mod tests {
         let t = text(
             &json!({"summary": "volume v is well", "why": [], "what_to_do": [], "health": "ok",
             "timing": {"client": {"writes_per_second": 120.4, "write_seconds": 0.0125, "reads_per_second": 0.0},
-            "servers": [{"sds": "s1", "writes": 1200, "write_seconds": 0.0121, "admit_seconds": 0.0001,
-                "own_seconds": 0.0004, "copies": [{"sds": "s2", "seconds": 0.0119}]}]}}),
+            "servers": [{"sds": "s1", "device": 3, "writes": 1200, "write_seconds": 0.0121, "admit_seconds": 0.0001,
+                "own_seconds": 0.0004, "copies": [{"sds": "s2", "device": 7, "seconds": 0.0119}], "more_copies": 2}]}}),
         );
         for part in [
             "time     at the client: 120 writes/s of 12.5 ms (last 10 s)",
-            "at sds s1: 12.1 ms a write; 0.1 ms until it is begun, then 0.4 ms until durable there, 11.9 ms on s2",
+            "device 3 of sds s1: 12.1 ms a write; 0.1 ms until it is begun, then 0.4 ms until it is there, 11.9 ms on device 7 (s2), less on 2 more",
         ] {
             assert!(t.contains(part), "{part} not in\n{t}");
         }

@@ -1,0 +1,244 @@
+//! What stands out among the devices of one pool.
+//!
+//! Two kinds of evidence, never mixed: what writes take on the primary's own device, in which no network is, and what copies take
+//! between two servers that are quick by themselves. A delay of the sender's own would be in the second; so senders that are slow
+//! themselves say nothing of others.
+
+use super::{ms, Copies, Led, Reason, Told, ALL_SLOW_US, FEWEST, SLOW_US};
+use crate::control::Figures;
+use crate::state::{Ack, State};
+use quarry_base::{DeviceId, PoolId, SdsId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is not so many times what the others take does not stand out.
+const TIMES: u64 = 4;
+/// Of fewer operations of a disk nothing is concluded.
+const FEWEST_OPS: u64 = 4;
+/// Pairs named at most.
+const PAIRS: usize = 3;
+
+pub(super) struct Pool<'a> {
+    s: &'a State,
+    /// What they take on the primary's own device.
+    own: BTreeMap<DeviceId, u64>,
+    /// Median service time of their disks.
+    disk: BTreeMap<DeviceId, u64>,
+    copies: BTreeMap<(SdsId, DeviceId), Copies>,
+    partly: &'a BTreeSet<SdsId>,
+    /// What has happened to a write then.
+    done: &'static str,
+}
+
+/// Replication from one server to another.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    from: SdsId,
+    to: SdsId,
+    us: u64,
+    late: bool,
+    /// What writes take on the receiver itself is known.
+    sure: bool,
+}
+
+impl<'a> Pool<'a> {
+    pub(super) fn new(
+        s: &'a State,
+        told: &'a Told,
+        disks: &BTreeMap<DeviceId, Figures>,
+        pool: PoolId,
+    ) -> Pool<'a> {
+        let here = |d: &DeviceId| s.devices.get(d).is_some_and(|d| d.pool == Some(pool));
+        let own = told.led.iter().filter(|(d, l)| here(d) && l.own_count >= FEWEST);
+        let disk = disks.iter().filter(|(d, f)| here(d) && f.ops >= FEWEST_OPS);
+        let copies = told.copies.iter().filter(|(k, m)| here(&k.1) && m.count >= FEWEST);
+        let cached = s.pools.get(&pool).is_some_and(|p| p.ack == Ack::Cached);
+        Pool {
+            s,
+            own: own.map(|(d, l): (&DeviceId, &Led)| (*d, l.own_us)).collect(),
+            disk: disk.map(|(d, f)| (*d, f.median_us)).collect(),
+            copies: copies.map(|(k, m)| (*k, *m)).collect(),
+            partly: &told.partly,
+            done: if cached { "written" } else { "durable" },
+        }
+    }
+
+    /// `primaries` and `members` of the groups in question.
+    pub(super) fn reasons(
+        &self,
+        primaries: &BTreeSet<DeviceId>,
+        members: &BTreeSet<DeviceId>,
+    ) -> Vec<Reason> {
+        let slow = self.slow_devices();
+        let mut why: Vec<Reason> = self.by_server(&slow, members).into_values().collect();
+        why.extend(self.network(&slow, primaries, members));
+        let fastest = self.own.values().min().filter(|us| **us >= ALL_SLOW_US);
+        why.extend(fastest.filter(|_| why.is_empty()).map(|us| {
+            (
+                format!(
+                    "writes are slow on every device of the pool: {} until {} on the fastest",
+                    ms(*us),
+                    self.done
+                ),
+                "the disks are at their limit, or share one: fewer writes, more or faster devices"
+                    .to_string(),
+            )
+        }));
+        why
+    }
+
+    fn server(&self, device: DeviceId) -> Option<SdsId> {
+        self.s.devices.get(&device).map(|d| d.sds)
+    }
+
+    fn name(&self, id: SdsId) -> &str {
+        self.s.sds.get(&id).map_or("?", |x| x.name.as_str())
+    }
+
+    /// Devices that are slow themselves, with what they take and what others take.
+    fn slow_devices(&self) -> BTreeMap<DeviceId, (u64, u64)> {
+        let mut slow = outliers(&self.own);
+        // Of one that leads nothing only the disk is known; it counts if its copies are late, too.
+        for (d, x) in outliers(&self.disk) {
+            let late = self.copies.iter().any(|(k, m)| k.1 == d && m.us >= SLOW_US);
+            if late && !self.own.contains_key(&d) {
+                slow.insert(d, x);
+            }
+        }
+        slow
+    }
+
+    /// Those of `members`, a reason for each server.
+    fn by_server(
+        &self,
+        slow: &BTreeMap<DeviceId, (u64, u64)>,
+        members: &BTreeSet<DeviceId>,
+    ) -> BTreeMap<SdsId, Reason> {
+        let mut servers: BTreeMap<SdsId, Vec<DeviceId>> = BTreeMap::new();
+        for d in slow.keys().filter(|d| members.contains(d)) {
+            if let Some(sds) = self.server(*d) {
+                servers.entry(sds).or_default().push(*d);
+            }
+        }
+        let reason = |(sds, devices): (SdsId, Vec<DeviceId>)| {
+            let worst = devices.iter().max_by_key(|d| slow.get(d)).copied()?;
+            let (us, usual) = slow.get(&worst).copied()?;
+            let name = self.name(sds);
+            let known = self.own.keys().filter(|d| self.server(**d) == Some(sds)).count();
+            let all = devices.len() > 1 && devices.len() >= known;
+            let what = format!(
+                "writes are {} on device {worst} of sds {name} after {}, on other devices of the pool after {}",
+                self.done, ms(us), ms(usual)
+            );
+            let r = match (all, self.disk.get(&worst).filter(|m| m.saturating_mul(2) >= us)) {
+                (true, _) => (
+                    format!("{what}, and all its other devices are slow, too: the host, or what its disks share"),
+                    format!("look at the host of sds {name}: processor, memory, the controller of its disks"),
+                ),
+                (false, Some(m)) => (
+                    format!("{what}: the median service time of the disk is {}", ms(*m)),
+                    format!("look at that disk (SMART, dmesg, who else uses it); if it stays so, drain and replace it: scli device drain --id {worst}"),
+                ),
+                (false, None) => (
+                    format!("{what}: the disk, or the load of the host"),
+                    format!("look at the disk (quarry_device_request_seconds, SMART, dmesg) and at what else runs on the host of sds {name}"),
+                ),
+            };
+            Some((sds, r))
+        };
+        servers.into_iter().filter_map(reason).collect()
+    }
+
+    /// Pairs of servers of which both ends are quick by themselves, as far as is known.
+    fn pairs(&self, slow: &BTreeMap<DeviceId, (u64, u64)>) -> Vec<Pair> {
+        let mut senders: BTreeMap<SdsId, u64> = BTreeMap::new();
+        for (d, us) in &self.own {
+            if let Some(sds) = self.server(*d) {
+                let x = senders.entry(sds).or_default();
+                *x = (*x).max(*us);
+            }
+        }
+        let mut pairs: BTreeMap<(SdsId, SdsId), Pair> = BTreeMap::new();
+        for ((from, device), m) in &self.copies {
+            let (Some(own), Some(to)) = (senders.get(from).copied(), self.server(*device)) else {
+                continue;
+            };
+            // What a slow sender notes late, or a slow device does, is no network.
+            if own.saturating_mul(2) >= m.us.max(SLOW_US) || slow.contains_key(device) {
+                continue;
+            }
+            let there = self.own.get(device).copied();
+            let sure = there.is_some();
+            let there = there.or(self.disk.get(device).copied()).unwrap_or(0);
+            let late = m.us >= SLOW_US && m.us >= own.max(there).saturating_mul(TIMES);
+            let p =
+                pairs.entry((*from, to)).or_insert(Pair { from: *from, to, us: m.us, late, sure });
+            // One quick device of a server is enough: it is not the network to it.
+            (p.us, p.late, p.sure) = (p.us.min(m.us), p.late && late, p.sure || sure);
+        }
+        pairs.into_values().collect()
+    }
+
+    fn network(
+        &self,
+        slow: &BTreeMap<DeviceId, (u64, u64)>,
+        primaries: &BTreeSet<DeviceId>,
+        members: &BTreeSet<DeviceId>,
+    ) -> Option<Reason> {
+        let pairs = self.pairs(slow);
+        let servers = |d: &BTreeSet<DeviceId>| -> BTreeSet<SdsId> {
+            d.iter().filter_map(|d| self.server(*d)).collect()
+        };
+        let (from, to) = (servers(primaries), servers(members));
+        let mut late: Vec<Pair> = pairs
+            .iter()
+            .filter(|p| p.late && from.contains(&p.from) && to.contains(&p.to))
+            .copied()
+            .collect();
+        late.sort_by_key(|p| std::cmp::Reverse(p.us));
+        let worst = late.first().copied()?;
+        // A server that all late pairs have in common, and no quick one.
+        let touches = |p: &Pair, x: SdsId| p.from == x || p.to == x;
+        let stands_out = |x: &SdsId| {
+            late.iter().all(|p| touches(p, *x))
+                && !pairs.iter().any(|p| !p.late && touches(p, *x))
+                && !self.partly.contains(x)
+        };
+        let ends: Vec<SdsId> = [worst.from, worst.to].into_iter().filter(stands_out).collect();
+        let disks = match late.iter().all(|p| p.sure) {
+            true => "though the disks at both ends are quick",
+            false => "and what the secondaries' disks take is not known",
+        };
+        let r = if let [one] = ends.as_slice() {
+            let name = self.name(*one);
+            (
+                format!("replication between sds {name} and all others takes {}, {disks}: the network of its host, or the load there", ms(worst.us)),
+                format!("look at the network of the host of sds {name} (ping, `ss -ti`, how full the link is) and at what else runs there"),
+            )
+        } else {
+            let named = late.iter().take(PAIRS);
+            let named: Vec<String> = named
+                .map(|p| format!("{} to {} {}", self.name(p.from), self.name(p.to), ms(p.us)))
+                .collect();
+            let more = late.len().saturating_sub(PAIRS);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            (
+                format!("replication is slow ({}{more}), {disks}: the network between these servers, or the load of their hosts", named.join(", ")),
+                "look at the network between these hosts (ping, `ss -ti`, how full the links are) and at what else runs there".to_string(),
+            )
+        };
+        Some(r)
+    }
+}
+
+/// Of some figures those that are slow and many times what the others are, each with the median of the others.
+fn outliers(all: &BTreeMap<DeviceId, u64>) -> BTreeMap<DeviceId, (u64, u64)> {
+    let mut sorted: Vec<(u64, DeviceId)> = all.iter().map(|(d, us)| (*us, *d)).collect();
+    sorted.sort_unstable();
+    let middle = sorted.len().saturating_sub(2) / 2;
+    let of = |(i, (us, d)): (usize, &(u64, DeviceId))| {
+        // Without itself.
+        let usual = sorted.get(middle + usize::from(middle >= i)).map(|x| x.0)?;
+        (*us >= SLOW_US && *us >= usual.saturating_mul(TIMES)).then_some((*d, (*us, usual)))
+    };
+    sorted.iter().enumerate().filter_map(of).collect()
+}
