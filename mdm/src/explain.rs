@@ -77,6 +77,9 @@ pub fn explain(
     }
     let found = slow::look(s, hub, &pgs, seen, at);
     found.why.into_iter().for_each(|(why, todo)| w.say(why, todo));
+    if let Some((why, todo)) = found.vague.filter(|_| w.why.is_empty()) {
+        w.say(why, todo);
+    }
     let mut health = bad.iter().map(|p| pg_health(s, hub, p, at)).max().unwrap_or(Health::Ok);
     let empty = matches!(what, Subject::Pool(_)) && pgs.is_empty();
     if empty {

@@ -66,6 +66,8 @@ type Reason = (String, String);
 #[derive(Debug, Default)]
 pub struct Found {
     pub why: Vec<Reason>,
+    /// To be said if there is no other reason.
+    pub vague: Option<Reason>,
     /// `null`: nothing was written or read.
     pub timing: Value,
 }
@@ -93,16 +95,17 @@ pub fn look(
     let mut led: Vec<(DeviceId, Led)> =
         primaries.iter().filter_map(|d| Some((*d, *told.led.get(d)?))).collect();
     led.sort_by_key(|(d, l)| (std::cmp::Reverse(l.mean_us), *d));
-    why.extend(led.iter().filter_map(|(d, l)| admission(s, *d, l)));
+    why.extend(led.iter().filter_map(|(d, l)| admission(s, *d, l)).take(SHOWN));
+    let mut vague = None;
     if let Some(seen) = seen {
         let changed = |p: &PgId| hub.pgs.get(p).is_none_or(|l| at.since(l.changed) < SETTLED);
-        let all_told = led.len() == primaries.len();
-        if all_told && !pools.iter().any(cached) && !pgs.iter().any(changed) {
+        let (all_told, settled) = (led.len() == primaries.len(), !pgs.iter().any(changed));
+        if all_told && settled && !pools.iter().any(cached) {
             why.extend(before(&led, seen));
         }
-        why.extend(slow_at_all(seen).filter(|_| why.is_empty()));
+        vague = slow_at_all(seen).filter(|_| settled);
     }
-    Found { why, timing: timing(s, &told, &led, seen) }
+    Found { why, vague, timing: timing(s, &told, &led, &members, seen) }
 }
 
 /// What all servers that were heard a moment ago say.
@@ -201,7 +204,13 @@ fn admission(s: &State, device: DeviceId, l: &Led) -> Option<Reason> {
     })
 }
 
-fn timing(s: &State, told: &Told, led: &[(DeviceId, Led)], seen: Option<Seen>) -> Value {
+fn timing(
+    s: &State,
+    told: &Told,
+    led: &[(DeviceId, Led)],
+    members: &BTreeSet<DeviceId>,
+    seen: Option<Seen>,
+) -> Value {
     let seen = seen.filter(|x| x.write_seconds.is_some() || x.read_seconds.is_some());
     if led.is_empty() && seen.is_none() {
         return Value::Null;
@@ -209,7 +218,8 @@ fn timing(s: &State, told: &Told, led: &[(DeviceId, Led)], seen: Option<Seen>) -
     let row = |(d, l): &(DeviceId, Led)| {
         let (sds, pool) = s.devices.get(d).map(|x| (x.sds, x.pool)).unwrap_or_default();
         let of = told.copies.range((sds, DeviceId(0))..=(sds, DeviceId(u32::MAX)));
-        let same = of.filter(|(k, _)| s.devices.get(&k.1).is_some_and(|x| x.pool == pool));
+        let here = |d: &DeviceId| s.devices.get(d).is_some_and(|x| x.pool == pool);
+        let same = of.filter(|(k, _)| members.contains(&k.1) && here(&k.1));
         let mut copies: Vec<(DeviceId, &Copies)> = same.map(|(k, m)| (k.1, m)).collect();
         copies.sort_by_key(|(d, m)| (std::cmp::Reverse(m.us), *d));
         let more = copies.len().saturating_sub(COPIES);

@@ -1,8 +1,9 @@
 //! What stands out among the devices of one pool.
 //!
-//! Two kinds of evidence, never mixed: what writes take on the primary's own device, in which no network is, and what copies take
-//! between two servers that are quick by themselves. A delay of the sender's own would be in the second; so senders that are slow
-//! themselves say nothing of others.
+//! Two kinds of evidence, kept apart: what writes take on the primary's own device, in which no network is, judges disks and hosts;
+//! what copies take between two servers that are quick by themselves judges the network. A delay of the sender's own would be in
+//! the second; so senders that are slow themselves say nothing of others. Of a device that leads nothing, or alone does, only the
+//! disk's service time is there to compare.
 
 use super::{ms, Copies, Led, Reason, Told, ALL_SLOW_US, FEWEST, SLOW_US};
 use crate::control::Figures;
@@ -14,6 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 const TIMES: u64 = 4;
 /// Of fewer operations of a disk nothing is concluded.
 const FEWEST_OPS: u64 = 4;
+/// Of fewer copies nothing is concluded: a hiccup of a disk is not to be taken for the network.
+const FEWEST_COPIES: u64 = 100;
+/// Servers named at most.
+const SERVERS: usize = 8;
 /// Pairs named at most.
 const PAIRS: usize = 3;
 
@@ -27,6 +32,14 @@ pub(super) struct Pool<'a> {
     partly: &'a BTreeSet<SdsId>,
     /// What has happened to a write then.
     done: &'static str,
+}
+
+/// What a slow device takes, and what others take; of writes, or of the disk's operations.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Slow {
+    us: u64,
+    usual: u64,
+    disk: bool,
 }
 
 /// Replication from one server to another.
@@ -50,7 +63,7 @@ impl<'a> Pool<'a> {
         let here = |d: &DeviceId| s.devices.get(d).is_some_and(|d| d.pool == Some(pool));
         let own = told.led.iter().filter(|(d, l)| here(d) && l.own_count >= FEWEST);
         let disk = disks.iter().filter(|(d, f)| here(d) && f.ops >= FEWEST_OPS);
-        let copies = told.copies.iter().filter(|(k, m)| here(&k.1) && m.count >= FEWEST);
+        let copies = told.copies.iter().filter(|(k, m)| here(&k.1) && m.count >= FEWEST_COPIES);
         let cached = s.pools.get(&pool).is_some_and(|p| p.ack == Ack::Cached);
         Pool {
             s,
@@ -69,9 +82,13 @@ impl<'a> Pool<'a> {
         members: &BTreeSet<DeviceId>,
     ) -> Vec<Reason> {
         let slow = self.slow_devices();
-        let mut why: Vec<Reason> = self.by_server(&slow, members).into_values().collect();
+        let named = self.by_server(&slow, members).into_values();
+        let mut why: Vec<Reason> = named.take(SERVERS).collect();
         why.extend(self.network(&slow, primaries, members));
-        let fastest = self.own.values().min().filter(|us| **us >= ALL_SLOW_US);
+        // Of most devices it has to be known.
+        let told: BTreeSet<&DeviceId> = self.own.keys().chain(self.disk.keys()).collect();
+        let most = self.own.len() > 1 && self.own.len() * 2 > told.len();
+        let fastest = self.own.values().min().filter(|us| most && **us >= ALL_SLOW_US);
         why.extend(fastest.filter(|_| why.is_empty()).map(|us| {
             (
                 format!(
@@ -95,13 +112,21 @@ impl<'a> Pool<'a> {
     }
 
     /// Devices that are slow themselves, with what they take and what others take.
-    fn slow_devices(&self) -> BTreeMap<DeviceId, (u64, u64)> {
-        let mut slow = outliers(&self.own);
-        // Of one that leads nothing only the disk is known; it counts if its copies are late, too.
-        for (d, x) in outliers(&self.disk) {
-            let late = self.copies.iter().any(|(k, m)| k.1 == d && m.us >= SLOW_US);
-            if late && !self.own.contains_key(&d) {
-                slow.insert(d, x);
+    fn slow_devices(&self) -> BTreeMap<DeviceId, Slow> {
+        let own = outliers(&self.own).into_iter();
+        let mut slow: BTreeMap<DeviceId, Slow> =
+            own.map(|(d, (us, usual))| (d, Slow { us, usual, disk: false })).collect();
+        let copies = self.copies.iter().filter(|(_, m)| m.us >= SLOW_US);
+        let late: BTreeSet<DeviceId> = copies.map(|(k, _)| k.1).collect();
+        // Where what it leads cannot be compared the disk is; it counts if its writes are late, too.
+        let few = self.own.len() < 3;
+        for (d, (us, usual)) in outliers(&self.disk) {
+            let counts = match self.own.get(&d) {
+                Some(own) => few && *own >= SLOW_US,
+                None => late.contains(&d),
+            };
+            if counts {
+                slow.entry(d).or_insert(Slow { us, usual, disk: true });
             }
         }
         slow
@@ -110,9 +135,13 @@ impl<'a> Pool<'a> {
     /// Those of `members`, a reason for each server.
     fn by_server(
         &self,
-        slow: &BTreeMap<DeviceId, (u64, u64)>,
+        slow: &BTreeMap<DeviceId, Slow>,
         members: &BTreeSet<DeviceId>,
     ) -> BTreeMap<SdsId, Reason> {
+        let told: BTreeSet<&DeviceId> = self.own.keys().chain(self.disk.keys()).collect();
+        // Servers with a device that is not slow.
+        let quick = told.into_iter().filter(|d| !slow.contains_key(d));
+        let quick: BTreeSet<SdsId> = quick.filter_map(|d| self.server(*d)).collect();
         let mut servers: BTreeMap<SdsId, Vec<DeviceId>> = BTreeMap::new();
         for d in slow.keys().filter(|d| members.contains(d)) {
             if let Some(sds) = self.server(*d) {
@@ -121,21 +150,29 @@ impl<'a> Pool<'a> {
         }
         let reason = |(sds, devices): (SdsId, Vec<DeviceId>)| {
             let worst = devices.iter().max_by_key(|d| slow.get(d)).copied()?;
-            let (us, usual) = slow.get(&worst).copied()?;
+            let Slow { us, usual, disk } = slow.get(&worst).copied()?;
             let name = self.name(sds);
-            let known = self.own.keys().filter(|d| self.server(**d) == Some(sds)).count();
-            let all = devices.len() > 1 && devices.len() >= known;
-            let what = format!(
-                "writes are {} on device {worst} of sds {name} after {}, on other devices of the pool after {}",
-                self.done, ms(us), ms(usual)
-            );
+            let all = devices.len() > 1 && !quick.contains(&sds);
+            let what = match disk {
+                true => format!(
+                    "writes to device {worst} of sds {name} are late, and the median service time of its disk is {}, of other disks of the pool {}",
+                    ms(us), ms(usual)
+                ),
+                false => format!(
+                    "writes are {} on device {worst} of sds {name} after {}, on other devices of the pool after {}",
+                    self.done, ms(us), ms(usual)
+                ),
+            };
             let r = match (all, self.disk.get(&worst).filter(|m| m.saturating_mul(2) >= us)) {
                 (true, _) => (
                     format!("{what}, and all its other devices are slow, too: the host, or what its disks share"),
                     format!("look at the host of sds {name}: processor, memory, the controller of its disks"),
                 ),
                 (false, Some(m)) => (
-                    format!("{what}: the median service time of the disk is {}", ms(*m)),
+                    match disk {
+                        true => what,
+                        false => format!("{what}: the median service time of the disk is {}", ms(*m)),
+                    },
                     format!("look at that disk (SMART, dmesg, who else uses it); if it stays so, drain and replace it: scli device drain --id {worst}"),
                 ),
                 (false, None) => (
@@ -149,7 +186,7 @@ impl<'a> Pool<'a> {
     }
 
     /// Pairs of servers of which both ends are quick by themselves, as far as is known.
-    fn pairs(&self, slow: &BTreeMap<DeviceId, (u64, u64)>) -> Vec<Pair> {
+    fn pairs(&self, slow: &BTreeMap<DeviceId, Slow>) -> Vec<Pair> {
         let mut senders: BTreeMap<SdsId, u64> = BTreeMap::new();
         for (d, us) in &self.own {
             if let Some(sds) = self.server(*d) {
@@ -158,7 +195,9 @@ impl<'a> Pool<'a> {
             }
         }
         let mut pairs: BTreeMap<(SdsId, SdsId), Pair> = BTreeMap::new();
-        for ((from, device), m) in &self.copies {
+        // Of one that tells of its slowest copies only it is not known whether the others are quick.
+        let told = self.copies.iter().filter(|(k, _)| !self.partly.contains(&k.0));
+        for ((from, device), m) in told {
             let (Some(own), Some(to)) = (senders.get(from).copied(), self.server(*device)) else {
                 continue;
             };
@@ -180,7 +219,7 @@ impl<'a> Pool<'a> {
 
     fn network(
         &self,
-        slow: &BTreeMap<DeviceId, (u64, u64)>,
+        slow: &BTreeMap<DeviceId, Slow>,
         primaries: &BTreeSet<DeviceId>,
         members: &BTreeSet<DeviceId>,
     ) -> Option<Reason> {
@@ -199,9 +238,7 @@ impl<'a> Pool<'a> {
         // A server that all late pairs have in common, and no quick one.
         let touches = |p: &Pair, x: SdsId| p.from == x || p.to == x;
         let stands_out = |x: &SdsId| {
-            late.iter().all(|p| touches(p, *x))
-                && !pairs.iter().any(|p| !p.late && touches(p, *x))
-                && !self.partly.contains(x)
+            late.iter().all(|p| touches(p, *x)) && !pairs.iter().any(|p| !p.late && touches(p, *x))
         };
         let ends: Vec<SdsId> = [worst.from, worst.to].into_iter().filter(stands_out).collect();
         let disks = match late.iter().all(|p| p.sure) {
