@@ -475,3 +475,30 @@ fn slots_freed_before_a_crash_come_back_without_new_writes() {
     assert!(r.answer(t).is_ok());
     assert_eq!(r.store.stats().used_bytes, 65536);
 }
+
+#[test]
+fn destages_are_behind_until_a_write_waits_for_room_in_the_log() {
+    let begun = |o: &DiskOp, wanted: WriteSync| {
+        to_blocks(o) && matches!(o, DiskOp::Write { sync, .. } if *sync == wanted)
+    };
+    let mut r = Rig::new(small_config());
+    let mut refused = false;
+    for i in 0..4000u32 {
+        let kind = write(0, 4096 * (i * 7 % 200), &[i + 1, i + 2]);
+        if let Err(e) = r.append(PG, kind) {
+            assert_eq!(e, AppendError::LogFull);
+            refused = true;
+            break;
+        }
+        r.run(&|o| in_log(o) || is_sync(o));
+        let s = r.store.pg_state(PG).stable.seq;
+        r.store.set_commit(PG, s);
+    }
+    assert!(refused, "the log never filled");
+    assert!(r.pending.iter().any(|o| begun(o, WriteSync::Behind)), "{:?}", r.pending.len());
+    assert!(!r.pending.iter().any(|o| begun(o, WriteSync::None)), "nobody waited when these began");
+    // Now somebody does.
+    while r.one(&|o| begun(o, WriteSync::Behind)) {}
+    assert!(r.pending.iter().any(|o| begun(o, WriteSync::None)), "{:?}", r.pending.len());
+    r.run_all();
+}
